@@ -1,0 +1,1 @@
+"""From a run table to the scaling law and its figure; imports neither Ray nor the training code."""

@@ -1,0 +1,245 @@
+"""The scaling law of the paper's Fig. 21: metric = a C^-b, fitted in log space with honest intervals.
+
+With the handful of sizes such a sweep has, the intervals are Student-t with n - 2 degrees of freedom:
+at n = 4 they cover 95 %, where bootstraps cover 67 to 91 %.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from analysis.table import Cell, Excluded, Protocol, Table, Trial
+
+CONFIDENCE = 0.95
+MIN_SIZES = 3  # two points leave no degree of freedom
+UNIT = "GFLOPs (1e9 multiply-adds)"
+CONVENTIONS = (
+    "C and the generator's forward cost are in GFLOPs as the paper and DiT count them: multiply-adds / 1e9. "
+    "The run table's flops count 2 per multiply-add, so GFLOPs = flops / 2 / 1e9. "
+    "C is training compute; a point is the mean over seeds of the last evaluation, at the mean C."
+)
+
+
+def gflops(flops: float) -> float:
+    """FLOP (2 per multiply-add) -> GFLOPs in the paper's convention (multiply-adds / 1e9)."""
+    return flops / 2 / 1e9
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """value = a C^-b by least squares on logarithms; 95 % Student-t intervals, n - 2 degrees of freedom."""
+
+    a: float
+    a_low: float
+    a_high: float
+    b: float
+    b_low: float
+    b_high: float
+    n: int
+    residual_std: float  # of ln value
+    mean_log_compute: float
+    mean_log_value: float  # the line is drawn from the mean point: at C = 1, a may be too large for a float
+    log_compute_ss: float  # sum of squares of ln C about its mean
+
+    def predict(self, compute: ArrayLike) -> NDArray[np.float64]:
+        x = np.log(np.asarray(compute, dtype=np.float64))
+        return np.exp(self.mean_log_value - self.b * (x - self.mean_log_compute))
+
+    def band(self, compute: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(low, high) of the 95 % prediction interval of one new size at each C."""
+        x = np.log(np.asarray(compute, dtype=np.float64))
+        spread = np.sqrt(1 + 1 / self.n + (x - self.mean_log_compute) ** 2 / self.log_compute_ss)
+        half = _t_quantile(self.n) * self.residual_std * spread
+        centre = self.mean_log_value - self.b * (x - self.mean_log_compute)
+        with np.errstate(over="ignore"):  # one degree of freedom can make the upper end infinite
+            return np.exp(centre - half), np.exp(centre + half)
+
+
+def fit_power_law(compute: ArrayLike, value: ArrayLike) -> PowerLaw:
+    """Fit value = a C^-b to points [n], both positive; the unit of C is the caller's.
+
+    Raises ValueError for fewer than three points, or when all have the same C.
+    """
+    c, v = np.asarray(compute, dtype=np.float64), np.asarray(value, dtype=np.float64)
+    assert c.shape == v.shape and c.ndim == 1 and (c > 0).all() and (v > 0).all()
+    x, y, n = np.log(c), np.log(v), len(c)
+    if n < MIN_SIZES:
+        raise ValueError(f"a power law needs at least {MIN_SIZES} points, got {n}")
+    if np.ptp(x) == 0:
+        raise ValueError("a power law needs points at different compute, all have the same")
+    centred = x - x.mean()
+    ss = float(centred @ centred)
+    slope = float(centred @ (y - y.mean())) / ss
+    intercept = float(y.mean() - slope * x.mean())
+    residuals = y - intercept - slope * x
+    residual_std = math.sqrt(float(residuals @ residuals) / (n - 2))
+
+    t = _t_quantile(n)
+    half_b = t * residual_std / math.sqrt(ss)
+    half_a = t * residual_std * math.sqrt(1 / n + float(x.mean()) ** 2 / ss)
+    with np.errstate(over="ignore"):
+        a, a_low, a_high = np.exp([intercept, intercept - half_a, intercept + half_a]).tolist()
+    b = -slope
+    return PowerLaw(a, a_low, a_high, b, b - half_b, b + half_b, n, residual_std, float(x.mean()), float(y.mean()), ss)
+
+
+def _t_quantile(n: int) -> float:
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 2))
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """r with its 95 % Fisher-z interval; None where undefined (a constant variable; an interval at n < 4)."""
+
+    r: float | None
+    low: float | None
+    high: float | None
+
+
+def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
+    """Pearson correlation of two variables [n]."""
+    u, v = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if np.ptp(u) == 0 or np.ptp(v) == 0:
+        return Correlation(None, None, None)
+    u, v = u - u.mean(), v - v.mean()
+    r = float(np.clip(u @ v / math.sqrt((u @ u) * (v @ v)), -1, 1))
+    if len(u) < 4:
+        return Correlation(r, None, None)
+    if abs(r) == 1:
+        return Correlation(r, r, r)
+    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) / math.sqrt(len(u) - 3)
+    return Correlation(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half))
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size: means over its complete trials."""
+
+    cell: Cell
+    gflops: float  # training compute C, multiply-adds / 1e9
+    g_forward_gflops: float  # one generator forward of one sample, multiply-adds / 1e9
+    value: float
+    trials: tuple[str, ...]
+    values: tuple[float, ...]  # of each trial: the spread between training seeds
+
+
+@dataclass(frozen=True)
+class Law:
+    """The fit, what it was fitted to, and what was left out."""
+
+    fit: PowerLaw
+    measured: Protocol
+    points: tuple[Point, ...]  # by rising C
+    excluded: tuple[Excluded, ...]
+    pearson_gflops: Correlation  # value against the generator's forward GFLOPs
+    pearson_log_gflops: Correlation
+    spearman: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Strictly valid JSON: what is not finite (an end of a very wide interval) is null."""
+        fit = asdict(self.fit)
+        report: dict[str, Any] = {
+            "law": f"{self.measured.metric} = a * C^-b",
+            **{key: fit[key] for key in ("b", "b_low", "b_high", "a", "a_low", "a_high", "n")},
+            "confidence": CONFIDENCE,
+            "degrees_of_freedom": self.fit.n - 2,
+            "residual_std_log": self.fit.residual_std,
+            "pearson_gflops": self.pearson_gflops.r,
+            "pearson_gflops_low": self.pearson_gflops.low,
+            "pearson_gflops_high": self.pearson_gflops.high,
+            "pearson_log_gflops": self.pearson_log_gflops.r,
+            "pearson_log_gflops_low": self.pearson_log_gflops.low,
+            "pearson_log_gflops_high": self.pearson_log_gflops.high,
+            "spearman": self.spearman,
+            "metric": self.measured.metric,
+            "metric_n": self.measured.n,
+            "reference": self.measured.reference,
+            "protocol": self.measured.protocol,
+            "unit": UNIT,
+            "conventions": CONVENTIONS,
+            "points": [_flat(point) for point in self.points],
+            "excluded": [_flat(trial) for trial in self.excluded],
+        }
+        return {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in report.items()
+        }
+
+
+def _flat(item: Point | Excluded) -> dict[str, Any]:
+    """A point or excluded trial with its cell's columns beside the others."""
+    fields = {key: list(v) if isinstance(v, tuple) else v for key, v in vars(item).items() if key != "cell"}
+    return {**item.cell._asdict(), **fields}
+
+
+def fit_law(table: Table) -> Law:
+    """Fit the law through the table's sizes, one point each (the paper's Fig. 21).
+
+    Raises ValueError, in one line, when final evaluations were made in different ways (metric, number of
+    images, reference, protocol), or fewer than three sizes are complete.
+    """
+    trials, excluded = table.complete(), table.excluded()
+    measured = _one_protocol(trials)
+    by_cell: dict[Cell, list[Trial]] = defaultdict(list)
+    for trial in trials:
+        by_cell[trial.cell].append(trial)
+    if measured is None or len(by_cell) < MIN_SIZES:
+        found = f" ({', '.join(cell.label for cell in by_cell)})" if by_cell else ""
+        left_out = "; ".join(f"{e.trial} ({e.cell.label}): {e.reason}" for e in excluded)
+        raise ValueError(
+            f"a law needs at least {MIN_SIZES} complete sizes, this table has {len(by_cell)}{found}; "
+            f"left out: {left_out or 'none'}"
+        )
+    points = sorted((_point(cell, members) for cell, members in by_cell.items()), key=lambda p: p.gflops)
+    value = [p.value for p in points]
+    forward = np.array([p.g_forward_gflops for p in points])
+    return Law(
+        fit=fit_power_law([p.gflops for p in points], value),
+        measured=measured,
+        points=tuple(points),
+        excluded=tuple(excluded),
+        pearson_gflops=pearson(forward, value),
+        pearson_log_gflops=pearson(np.log(forward), value),
+        spearman=pearson(stats.rankdata(forward), stats.rankdata(value)).r,
+    )
+
+
+def _point(cell: Cell, trials: list[Trial]) -> Point:
+    values = tuple(t.last.value for t in trials)
+    return Point(
+        cell=cell,
+        gflops=gflops(fmean(t.last.flops for t in trials)),
+        g_forward_gflops=gflops(fmean(t.last.g_forward_flops for t in trials)),
+        value=fmean(values),
+        trials=tuple(t.name for t in trials),
+        values=values,
+    )
+
+
+def _one_protocol(trials: list[Trial]) -> Protocol | None:
+    """How the final values were measured (None without trials); ValueError when not all in the same way.
+
+    The bias of a Frechet distance depends on the number of images, the reference and the features, so a law
+    through a mixture would mean nothing.
+    """
+    example: dict[Protocol, str] = {}  # with the first trial measured so
+    for trial in trials:
+        for row in trial.final_rows():
+            example.setdefault(row.measured, trial.name)
+    if len(example) <= 1:
+        return next(iter(example), None)
+    differences = []
+    for field in Protocol._fields:
+        names: dict[str | int | None, str] = {}
+        for measured, name in example.items():
+            names.setdefault(getattr(measured, field), name)
+        if len(names) > 1:
+            values = " or ".join(f"{value!r} (as in {name})" for value, name in names.items())
+            differences.append(f"{field} is {values}")
+    raise ValueError(f"final evaluations mix protocols, fit them apart: {'; '.join(differences)}")

@@ -1,0 +1,228 @@
+"""Figures of a sweep, drawn with matplotlib's Figure alone: no pyplot, so no state is shared."""
+
+import math
+import os
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from analysis.law import Law, gflops
+from analysis.table import BROKEN, Cell, Table
+
+STYLE: Any = {  # Any: matplotlib's type for it lists every key there is
+    "font.size": 9,
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "0.92",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "gat-sweep",  # otherwise the ids in an SVG are random
+}
+# Okabe and Ito's colours; with a marker and a line style each, sizes are told apart in grey too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+LINES: tuple[Any, ...] = (
+    "-",
+    (0, (6, 1.5)),
+    (0, (3, 1, 1, 1)),
+    (0, (1.5, 1)),
+    (0, (8, 2, 1, 2)),
+    (0, (4, 3)),
+)
+LEFT_OUT: dict[str, Any] = {"color": "0.6", "linestyle": (0, (4, 2.5)), "linewidth": 0.9}
+MAX_LISTED = 5  # trials left out that the legend names
+LEGEND_WIDTH = 36  # characters
+
+
+def plot_law(table: Table, law: Law, path_without_suffix: Path) -> list[Path]:
+    """Draw training compute C against the metric (the paper's Fig. 21) as .svg and .png; return both paths.
+
+    x is C in GFLOPs (multiply-adds / 1e9), y the metric, both logarithmic: every checkpoint of every trial,
+    the law's points, its line and its 95 % prediction band. Equal input gives equal bytes.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(8.2, 4.4), layout="constrained")
+        axes = figure.add_subplot(xscale="log", yscale="log")
+        looks = _looks(law)
+        x, y = _draw_trajectories(axes, table, law, looks)
+        _draw_law(axes, law, x, y)
+        _draw_points(axes, law, looks)
+        _label(axes, law)
+        figure.legend(handles=_legend(law, looks), loc="outside right upper", handlelength=3.2)
+        return _save(figure, Path(path_without_suffix))
+
+
+def _looks(law: Law) -> dict[Cell, dict[str, Any]]:
+    """Colour, marker and line style of each of the law's sizes, cheapest generator first."""
+    looks = {}
+    for i, point in enumerate(sorted(law.points, key=lambda p: (p.g_forward_gflops, p.cell))):
+        shifted = i + i // len(COLOURS)  # a seventh size has the first one's colour with another marker
+        looks[point.cell] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "marker": MARKERS[shifted % len(MARKERS)],
+            "linestyle": LINES[shifted % len(LINES)],
+        }
+    return looks
+
+
+def _draw_trajectories(
+    axes: Axes, table: Table, law: Law, looks: dict[Cell, dict[str, Any]]
+) -> tuple[list[float], list[float]]:
+    """Draw the evaluations made as the law's were; return all (C, value) drawn, the law's points included."""
+    x, y = [p.gflops for p in law.points], [p.value for p in law.points]
+    for trial in table.trials:
+        flops, value = trial.trajectory(law.measured)
+        if len(flops) == 0:
+            continue
+        compute = np.array([gflops(f) for f in flops])
+        look: dict[str, Any] = {"marker": ".", **looks.get(trial.cell, {}), "linewidth": 0.9, "alpha": 0.75}
+        if not trial.complete:
+            look |= LEFT_OUT
+        axes.plot(compute, value, markersize=3, markevery=max(1, len(compute) // 12), zorder=2, **look)
+        if trial.last.status in BROKEN:
+            axes.plot(compute[-1], value[-1], "x", color="0.25", markersize=7, markeredgewidth=1.4, zorder=4)
+        x += compute.tolist()
+        y += value.tolist()
+    return x, y
+
+
+def _draw_law(axes: Axes, law: Law, x: list[float], y: list[float]) -> None:
+    """Set the limits from what was drawn, then add line and band over the points' range and a little more."""
+    # A band on one degree of freedom spans decades; it may widen the figure by no more than a factor of two.
+    ends = np.array([law.points[0].gflops, law.points[-1].gflops])
+    low, high = law.fit.band(ends)
+    y_low = max(min(y) / 2, min(*y, *low))
+    y_high = min(max(y) * 2, max(*y, *high))
+    axes.set_xlim(_padded(min(x), max(x)))
+    axes.set_ylim(_padded(y_low, y_high))
+
+    margin = (ends[1] / ends[0]) ** 0.08
+    compute = np.geomspace(ends[0] / margin, min(ends[1] * margin, axes.get_xlim()[1]), 200)
+    axes.plot(compute, law.fit.predict(compute), color="black", linewidth=1.5, zorder=3)
+    low, high = law.fit.band(compute)
+    bottom, top = axes.get_ylim()  # clipped, because an infinite end would not be filled
+    low, high = np.clip(low, bottom / 10, top * 10), np.clip(high, bottom / 10, top * 10)
+    axes.fill_between(compute, low, high, color="0.5", alpha=0.18, linewidth=0, zorder=1)
+
+
+def _draw_points(axes: Axes, law: Law, looks: dict[Cell, dict[str, Any]]) -> None:
+    # Labels go below and to the left, where the figure is empty: the line falls to the right, and larger
+    # models come down from above. At the left edge, and beside a point with a label there, above.
+    below, above = (-6, -6, "right", "top"), (7, 5, "left", "bottom")
+    taken: list[tuple[float, float]] = []
+    for point in law.points:
+        look = looks[point.cell]
+        x, y = axes.transAxes.inverted().transform(axes.transData.transform((point.gflops, point.value)))
+        crowded = x < 0.12 or any(abs(x - x0) < 0.09 and abs(y - y0) < 0.05 for x0, y0 in taken)
+        dx, dy, ha, va = above if crowded else below
+        if not crowded:
+            taken.append((x, y))
+        axes.plot(
+            point.gflops, point.value, look["marker"], color=look["color"], markersize=9,
+            markeredgecolor="black", markeredgewidth=1.2, zorder=5,
+        )  # fmt: skip
+        axes.annotate(
+            _plain(point.cell.label), (point.gflops, point.value),
+            xytext=(dx, dy), textcoords="offset points", ha=ha, va=va, fontweight="bold", zorder=6,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )  # fmt: skip
+
+
+def _label(axes: Axes, law: Law) -> None:
+    fit, measured = law.fit, law.measured
+    images = f"   (N = {measured.n:,} generated images)" if measured.n else ""
+    axes.set_xlabel("training compute C   (GFLOPs = $10^9$ multiply-adds)")
+    axes.set_ylabel(_plain(measured.metric) + images)
+    axes.set_title(
+        f"{_plain(measured.metric)} = {_math(fit.a, 3)} $\\cdot\\, C^{{{-fit.b:.3f}}}$\n"
+        f"exponent's 95 % interval [${-fit.b_high:.3f}$, ${-fit.b_low:.3f}$], {fit.n} sizes",
+        linespacing=1.4,
+    )
+    axes.grid(which="major")
+    _set_ticks(axes.xaxis, *axes.get_xlim())
+    _set_ticks(axes.yaxis, *axes.get_ylim())
+
+
+def _legend(law: Law, looks: dict[Cell, dict[str, Any]]) -> list[Line2D]:
+    handles = [
+        Line2D([], [], markersize=5, linewidth=1.2, label=_plain(cell.label), **look) for cell, look in looks.items()
+    ]
+    handles.append(Line2D([], [], color="black", linewidth=1.5, label="power law"))
+    handles.append(Line2D([], [], color="0.5", alpha=0.25, linewidth=8, label="95 % prediction band"))
+    if law.excluded:
+        handles.append(Line2D([], [], linestyle="none", label="left out:"))
+    for trial in law.excluded[:MAX_LISTED]:
+        text = f"{trial.trial} ({trial.cell.label}): {trial.reason}"
+        label = "\n".join(textwrap.wrap(text, LEGEND_WIDTH, max_lines=2, placeholder=" …"))
+        cross: dict[str, Any] = {"marker": "x", "markeredgecolor": "0.25"} if trial.status in BROKEN else {}
+        handles.append(Line2D([], [], markersize=5, label=_plain(label), **LEFT_OUT, **cross))
+    if len(law.excluded) > MAX_LISTED:
+        more = f"and {len(law.excluded) - MAX_LISTED} more"
+        handles.append(Line2D([], [], linestyle="none", label=more))
+    return handles
+
+
+def _set_ticks(axis: Axis, low: float, high: float) -> None:
+    """Labels a reader can use whatever the range: a bare log axis may have none within a decade."""
+    decades = math.log10(high / low)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _math(value, 6)))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(LogLocator(subs=range(2, 10)))
+    if decades < 0.6:
+        axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_minor_locator(NullLocator())
+    elif decades < 3:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    else:
+        axis.set_major_locator(LogLocator())
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    margin = max((high / low) ** 0.06, 1.05)
+    return low / margin, high * margin
+
+
+def _math(value: float, digits: int) -> str:
+    """A number for a figure: plain where that is short, else m x 10^k in matplotlib's mathematics."""
+    if not math.isfinite(value):
+        return str(value)
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    if -3 <= int(exponent) < 5:
+        return f"{value:.{digits}g}"
+    mantissa = f"{float(mantissa):g}"
+    factor = "" if mantissa == "1" else rf"{mantissa}\times "
+    return rf"${factor}10^{{{int(exponent)}}}$"
+
+
+def _plain(text: str) -> str:
+    """A user's text, verbatim: matplotlib would read dollar signs as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def _save(figure: Figure, path: Path) -> list[Path]:
+    """Write both formats whole: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    # Dates and versions in the metadata would make equal figures differ.
+    for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        target = path.with_name(f"{path.name}.{suffix}")  # with_suffix would eat a dot in the name
+        partial = target.with_name(f".{target.name}.partial")
+        figure.savefig(partial, format=suffix, metadata=metadata)
+        os.replace(partial, target)
+        written.append(target)
+    return written

@@ -1,0 +1,289 @@
+"""Reads run tables: one row per evaluation of a trial, as parquet (the sweep's) or CSV (a user's own).
+
+Floating-point operations in the table count 2 per multiply-add, everywhere.
+"""
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+# What a user's CSV must have, and what has a default when absent or blank.
+CSV_REQUIRED = ("trial", "generator_size", "step", "flops", "g_forward_flops", "metric", "value")
+CSV_OPTIONAL = (
+    "discriminator_size", "patch", "seed", "steps", "n", "reference", "protocol", "status", "reason",
+)  # fmt: skip
+# A parquet table was written by the sweep: a missing `status` or `steps` there is damage, and the default
+# "done" would turn an interrupted trial into a point of the law.
+PARQUET_REQUIRED = CSV_REQUIRED + CSV_OPTIONAL
+
+STATUSES = ("running", "done", "diverged", "failed")
+BROKEN = ("diverged", "failed")  # ended early; the last row may have no value
+
+
+class Cell(NamedTuple):
+    """What the law calls a size."""
+
+    generator_size: str
+    discriminator_size: str
+    patch: int
+
+    @property
+    def label(self) -> str:
+        """`B/2` as in the paper; both networks are named when they differ."""
+        if self.generator_size == self.discriminator_size:
+            return f"{self.generator_size}/{self.patch}"
+        return f"G {self.generator_size}, D {self.discriminator_size}, /{self.patch}"
+
+
+class Protocol(NamedTuple):
+    """How a value was measured; values of different protocols are never compared."""
+
+    metric: str
+    n: int | None  # generated images
+    reference: str
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluation, checked. `value` is NaN only when the trial diverged or failed here."""
+
+    trial: str
+    cell: Cell
+    seed: int
+    step: int
+    steps: int | None  # planned; None in a CSV without it
+    flops: float  # training FLOP so far
+    g_forward_flops: float  # FLOP of one generator forward of one sample
+    value: float
+    measured: Protocol
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of one configuration: its rows by rising step (in file order where steps are equal)."""
+
+    name: str
+    rows: tuple[Row, ...]
+
+    @property
+    def last(self) -> Row:
+        return self.rows[-1]
+
+    @property
+    def cell(self) -> Cell:
+        return self.last.cell
+
+    @property
+    def steps(self) -> int:
+        """Planned steps; without a plan the last step is taken for it."""
+        return self.last.step if self.last.steps is None else self.last.steps
+
+    @property
+    def complete(self) -> bool:
+        last = self.last
+        return last.status == "done" and last.step == self.steps and math.isfinite(last.value)
+
+    def final_rows(self) -> list[Row]:
+        """All rows with a value at the last step: more than one when several metrics were computed."""
+        return [row for row in self.rows if row.step == self.last.step and math.isfinite(row.value)]
+
+    def trajectory(self, measured: Protocol) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(flops, value), each [evaluations], of the rows measured this way and finite."""
+        rows = [r for r in self.rows if r.measured == measured and r.flops > 0 and math.isfinite(r.value)]
+        return np.array([r.flops for r in rows]), np.array([r.value for r in rows])
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A trial that is no point of the law."""
+
+    trial: str
+    cell: Cell
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """The trials of a run table, in order of first appearance."""
+
+    path: Path
+    trials: tuple[Trial, ...]
+
+    def complete(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.complete]
+
+    def excluded(self) -> list[Excluded]:
+        return [
+            Excluded(trial.name, trial.cell, trial.last.status, _why_excluded(trial))
+            for trial in self.trials
+            if not trial.complete
+        ]
+
+
+def load_table(path: Path) -> Table:
+    """Read a directory of .parquet files (one per trial), one .parquet or one .csv.
+
+    Raises ValueError, in one line, naming the file and, where one is to blame, the row, column and value.
+    Rows are counted as the user sees them: lines of a CSV (the header is line 1), from 1 in parquet.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(path.glob("*.parquet"))
+        if not files:
+            raise ValueError(f"{path}: no .parquet files in this directory")
+    elif path.is_file() and path.suffix in (".parquet", ".csv"):
+        files = [path]
+    else:
+        problem = "not a run table" if path.exists() else "no such file or directory"
+        raise ValueError(f"{path}: {problem}; give a directory of .parquet files, a .parquet or a .csv")
+
+    by_trial: dict[str, list[Row]] = defaultdict(list)
+    for file in files:
+        for row in _read_csv(file) if file.suffix == ".csv" else _read_parquet(file):
+            by_trial[row.trial].append(row)
+    if not by_trial:
+        raise ValueError(f"{path}: the table has no rows")
+    for name, rows in by_trial.items():
+        cells = sorted({row.cell for row in rows})
+        if len(cells) > 1:
+            sizes = ", ".join(cell.label for cell in cells)
+            raise ValueError(f"{path}: trial {name!r} has rows of several sizes ({sizes}); name them apart")
+        rows.sort(key=lambda row: row.step)
+    return Table(path, tuple(Trial(name, tuple(rows)) for name, rows in by_trial.items()))
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    try:
+        # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, skipinitialspace=True, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            _require(path, header, CSV_REQUIRED, f"; optional: {', '.join(CSV_OPTIONAL)}")
+            for fields in reader:
+                if not any(field.strip() for field in fields):
+                    continue
+                where = f"{path}, row {reader.line_num}"
+                if len(fields) != len(header):
+                    raise ValueError(f"{where}: {len(fields)} fields, but the header has {len(header)}")
+                yield _check(dict(zip(header, (f.strip() for f in fields), strict=True)), where)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as CSV in UTF-8: {error}") from error
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    try:
+        table = pq.ParquetFile(path).read()
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: cannot be read as parquet: {_one_line(str(error))}") from error
+    _require(path, table.column_names, PARQUET_REQUIRED)
+    for number, row in enumerate(table.select(list(PARQUET_REQUIRED)).to_pylist(), start=1):
+        yield _check(row, f"{path}, row {number}")
+
+
+def _require(path: Path, present: list[str], required: tuple[str, ...], more: str = "") -> None:
+    missing = [name for name in required if name not in present]
+    if missing:
+        need = f"required: {', '.join(required)}{more}"
+        raise ValueError(f"{path}: missing columns: {', '.join(missing)}; {need}")
+
+
+def _check(row: Mapping[str, Any], where: str) -> Row:
+    status = _text(row, "status", where, "done")
+    if status not in STATUSES:
+        raise ValueError(f"{where}: status must be one of {', '.join(STATUSES)}, got {status!r}")
+    broken = status in BROKEN
+    generator_size = _text(row, "generator_size", where)
+    cell = Cell(
+        generator_size,
+        _text(row, "discriminator_size", where, generator_size),
+        _integer(row, "patch", where, low=1, default=2),
+    )
+    measured = Protocol(
+        _text(row, "metric", where, "" if broken else None),
+        _integer(row, "n", where, low=0, default=0) or None,
+        _text(row, "reference", where, ""),
+        _text(row, "protocol", where, ""),
+    )
+    steps = _integer(row, "steps", where, low=0, default=-1)
+    return Row(
+        trial=_text(row, "trial", where),
+        cell=cell,
+        seed=_integer(row, "seed", where, low=0, default=0),
+        step=_integer(row, "step", where, low=0),
+        steps=None if steps < 0 else steps,
+        # A trial that fails before its first step has trained for nothing, and is listed all the same.
+        flops=0.0 if broken and _is_nothing(row["flops"]) else _positive(row, "flops", where),
+        g_forward_flops=_positive(row, "g_forward_flops", where),
+        value=math.nan if broken and _is_absent(row["value"]) else _positive(row, "value", where),
+        measured=measured,
+        status=status,
+        reason=_one_line(_text(row, "reason", where, "")),
+    )
+
+
+def _text(row: Mapping[str, Any], column: str, where: str, default: str | None = None) -> str:
+    value = row.get(column)
+    if value is not None and str(value).strip():
+        return str(value)
+    if default is None:
+        raise ValueError(f"{where}: {column} is empty")
+    return default
+
+
+def _float(value: Any) -> float:
+    """NaN for what is not a number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _is_nothing(value: Any) -> bool:
+    return _is_absent(value) or _float(value) == 0
+
+
+def _is_absent(value: Any) -> bool:
+    """Empty, or a number that is not finite: what a diverged trial measures."""
+    return value in (None, "") or str(value).lower().lstrip("+-") in ("nan", "inf", "infinity")
+
+
+def _positive(row: Mapping[str, Any], column: str, where: str) -> float:
+    number = _float(row[column])
+    if not 0 < number < math.inf:
+        raise ValueError(f"{where}: {column} must be a positive number, got {row[column]!r}")
+    return number
+
+
+def _integer(row: Mapping[str, Any], column: str, where: str, low: int, default: int | None = None) -> int:
+    value = row.get(column)
+    if default is not None and value in (None, ""):
+        return default
+    number = _float(value)  # through float, for the 100.0 that spreadsheets and pandas write
+    if not (math.isfinite(number) and number.is_integer() and number >= low):
+        raise ValueError(f"{where}: {column} must be a whole number of at least {low}, got {value!r}")
+    return int(number)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _why_excluded(trial: Trial) -> str:
+    last = trial.last
+    if last.status in BROKEN:
+        return last.reason or f"{last.status} at step {last.step} of {trial.steps}"
+    progress = f"unfinished: step {last.step} of {trial.steps}"
+    return f"{progress}, status {last.status}" if last.step == trial.steps else progress

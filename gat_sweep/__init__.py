@@ -1,0 +1,1 @@
+"""Scaling-law sweeps of a transformer GAN."""

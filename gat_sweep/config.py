@@ -1,0 +1,263 @@
+"""The config of one trial: validated, frozen, and everything a result depends on.
+
+A recipe (gat_sweep/recipes/*.yaml) holds the numbers of one data set and scale; a sweep file says what varies;
+`--preset` and `--set` override. `resolve` puts them together.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from gat_sweep.errors import UserError
+from gat_sweep.gat.augment import Augmentation
+from gat_sweep.gat.losses import OFFICIAL, Objective
+from gat_sweep.gat.scaling import adapted_learning_rate
+from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec
+from gat_sweep.yamlfile import Lines, nearest, read_yaml
+
+# Named bundles of overrides: the paper is the default, `official` the conventions of the released code.
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "official": {
+        "mng.mixing": "official",
+        "objective.gp_weight": OFFICIAL.gp_weight,
+        "objective.align_reduction": OFFICIAL.align_reduction,
+    },
+}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Size(_Section):
+    """One row of a ladder (Table 2)."""
+
+    width: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    heads: int = Field(gt=0)
+
+
+class Data(_Section):
+    """What is generated: latents (or pixels) of side x side x channels."""
+
+    dataset: Literal["digits", "latents"]
+    path: str | None = None  # folder of encoded latents; digits come with scikit-learn
+    side: int = Field(gt=0)
+    channels: int = Field(gt=0)
+    classes: int = Field(ge=0)  # 0: unconditional
+
+
+class Model(_Section):
+    generator: str  # a size of the ladder
+    discriminator: str
+    patch: int = Field(gt=0)
+    z_dim: int = Field(64, gt=0)
+    class_width: int = Field(2048, gt=0)
+    projector_width: int = Field(2048, gt=0)
+
+
+class Mng(_Section):
+    """Multi-level noise-perturbed guidance (section 2.3); `none` gives one level."""
+
+    schedule: Literal["exp", "linear", "none", "msg"] = "exp"
+    levels: int = Field(4, gt=1)
+    mixing: Literal["paper", "official"] = "paper"
+
+
+class Teacher(_Section):
+    """The vision foundation model of Eq. 9."""
+
+    name: str
+    width: int = Field(gt=0)
+
+
+class Train(_Section):
+    steps: int = Field(gt=0)
+    batch: int = Field(gt=1)  # images per step, over all workers
+    base_lr: float = Field(gt=0)  # Eq. 4, at base_width
+    base_width: int = Field(gt=0)
+    beta1: float = Field(0.0, ge=0, lt=1)
+    beta2: float = Field(0.99, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    clip: float = Field(1.0, gt=0)  # gradient norm; the paper is silent, the released code clips at 1
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    eval_every: int = Field(gt=0)  # steps
+    log_every: int = Field(gt=0)  # steps
+
+
+class Eval(_Section):
+    """The protocol of every number (see metrics/)."""
+
+    extractor: Literal["efficientnet_lite0", "inception_v3"]
+    samples: int = Field(gt=1)
+    resize: int = Field(gt=0)  # side of the pictures the extractor sees
+    seed: int = 0  # of the generated samples
+
+
+class Workers(_Section):
+    """What a trial runs on; not part of what it is (results do not name it)."""
+
+    count: int = Field(1, gt=0)
+    cpus: float = Field(1, gt=0)
+    gpus: float = Field(0, ge=0)
+
+
+class TrialConfig(_Section):
+    recipe: str
+    seed: int = Field(0, ge=0)
+    ladder: dict[str, Size]
+    data: Data
+    model: Model
+    mng: Mng = Mng()
+    objective: Objective = Objective()
+    augment: Augmentation = Augmentation()
+    teacher: Teacher | None = None
+    train: Train
+    eval: Eval
+    workers: Workers = Workers()
+
+    @property
+    def generator_spec(self) -> GeneratorSpec:
+        return GeneratorSpec(**self._network(self.model.generator), z_dim=self.model.z_dim)
+
+    @property
+    def discriminator_spec(self) -> DiscriminatorSpec:
+        return DiscriminatorSpec(
+            **self._network(self.model.discriminator),
+            class_width=self.model.class_width,
+            projector_width=self.model.projector_width,
+            teacher_width=self.teacher.width if self.teacher and self.objective.align_weight else 0,
+        )
+
+    @property
+    def lr_g(self) -> float:
+        return adapted_learning_rate(self.train.base_lr, self.train.base_width, self.generator_spec.width)
+
+    @property
+    def lr_d(self) -> float:
+        return adapted_learning_rate(self.train.base_lr, self.train.base_width, self.discriminator_spec.width)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two trials the same trial: everything but the machines."""
+        return self.model_dump(mode="json", exclude={"workers"})
+
+    def digest(self) -> str:
+        """Stable hash of the identity, 12 hex digits."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def _network(self, size: str) -> dict[str, int]:
+        return {
+            **self.ladder[size].model_dump(),
+            "side": self.data.side,
+            "channels": self.data.channels,
+            "patch": self.model.patch,
+            "classes": self.data.classes,
+            "levels": 1 if self.mng.schedule == "none" else self.mng.levels,
+        }
+
+
+def recipe_names() -> list[str]:
+    return sorted(f.name.removesuffix(".yaml") for f in files("gat_sweep.recipes").iterdir() if ".yaml" in f.name)
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """A recipe's values, checked against the schema of TrialConfig.
+
+    Raises UserError for an unknown name or key.
+    """
+    if name not in recipe_names():
+        raise UserError(f"unknown recipe '{name}'; {nearest(name, recipe_names())}")
+    path = Path(str(files("gat_sweep.recipes").joinpath(f"{name}.yaml")))
+    values, lines = read_yaml(path)
+    for dotted in flatten(values):
+        check_key(dotted, where=locate(path, lines, dotted))
+    return {"recipe": name, **values}
+
+
+def resolve(recipe: dict[str, Any], *overrides: Mapping[str, Any]) -> TrialConfig:
+    """A recipe with dotted overrides applied in turn, validated down to the networks' arithmetic.
+
+    Raises UserError, one line, naming the key at fault.
+    """
+    values: dict[str, Any] = json.loads(json.dumps(recipe))
+    for override in overrides:
+        for dotted, value in override.items():
+            _assign(values, dotted, value)
+    try:
+        config = TrialConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{key}: {first['msg']} (got {first['input']!r})") from None
+    for size in (config.model.generator, config.model.discriminator):
+        if size not in config.ladder:
+            raise UserError(f"recipe '{config.recipe}' has no size '{size}'; {nearest(size, config.ladder)}")
+    try:
+        _ = config.generator_spec, config.discriminator_spec
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if config.train.batch % config.workers.count:
+        raise UserError(f"train.batch {config.train.batch} is not divisible by workers.count {config.workers.count}")
+    return config
+
+
+def check_key(dotted: str, where: str = "--set") -> None:
+    """Raises UserError unless `dotted` names a value of TrialConfig."""
+    known = _known_keys()
+    if dotted.startswith("ladder."):
+        parts = dotted.split(".")
+        if len(parts) == 3 and parts[2] in Size.model_fields:
+            return
+    if dotted not in known:
+        raise UserError(f"{where}: unknown key '{dotted}'; {nearest(dotted, known)}")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def locate(path: Path, lines: Lines, dotted: str) -> str:
+    """path:line of a key, or of its nearest parent that the file spells out."""
+    parts = tuple(dotted.split("."))
+    while parts and parts not in lines:
+        parts = parts[:-1]
+    return f"{path}:{lines[parts]}" if parts else str(path)
+
+
+def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        if not isinstance(values.get(parent), dict):
+            values[parent] = {}
+        values = values[parent]
+    values[leaf] = value
+
+
+def _known_keys() -> set[str]:
+    keys: set[str] = set()
+    for name, field in TrialConfig.model_fields.items():
+        annotation = Teacher if name == "teacher" else field.annotation
+        if get_origin(annotation) is dict:
+            keys.add(name)
+        elif isinstance(annotation, type) and annotation not in (str, int, float):
+            properties = TypeAdapter(annotation).json_schema()["properties"]
+            keys.update(f"{name}.{leaf}" for leaf in properties)
+            if name == "teacher":
+                keys.add(name)
+        else:
+            keys.add(name)
+    return keys

@@ -1,0 +1,1 @@
+"""Data on disk to batches on a device."""

@@ -1,0 +1,19 @@
+"""Which images a step sees: a function of (seed, step) alone, so there is no state to save or to lose."""
+
+import numpy as np
+
+
+def batch_indices(count: int, batch: int, seed: int, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
+    """Indices [batch / world] of the images that `rank` trains on at `step`.
+
+    Epoch e is a permutation of range(count) drawn from (seed, e); steps walk through the epochs end to end.
+    The order over all ranks together does not depend on their number.
+    """
+    position = np.arange(step * batch, (step + 1) * batch)[rank * batch // world : (rank + 1) * batch // world]
+    epochs = position // count
+    indices = np.empty(len(position), dtype=np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        order = np.random.default_rng([seed, int(epoch)]).permutation(count)
+        indices[here] = order[position[here] % count]
+    return indices

@@ -1,0 +1,120 @@
+"""Differentiable augmentation of latents (Zhao et al. 2020; A.1), for all levels and passes in one go."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Probabilities and ranges; the defaults are the ones GAT was trained with."""
+
+    color: float = 0.5  # probability that brightness, saturation and contrast change, together
+    translation: float = 0.125  # largest shift, as a share of the side
+    cutout: float = 0.5  # side of the erased square, as a share of the side
+    flip: float = 0.4  # probability of a horizontal flip
+
+
+@dataclass(frozen=True)
+class AugmentDraws:
+    """What was drawn for every image, [S, B] each (S: real, fake): all levels and passes share it."""
+
+    colored: Tensor  # bool
+    brightness: Tensor  # added
+    saturation: Tensor  # factor on the distance to the mean over channels
+    contrast: Tensor  # factor on the distance to the mean over the image
+    shift_y: Tensor  # int64, rows
+    shift_x: Tensor  # int64, columns
+    flipped: Tensor  # bool
+    cut_y: Tensor  # int64, first erased row (may lie outside)
+    cut_x: Tensor  # int64, first erased column
+
+
+def draw_augmentation(
+    config: Augmentation, shape: tuple[int, int], side: int, generator: torch.Generator
+) -> AugmentDraws:
+    """Random parameters for `shape` = (S, B) images of side x side."""
+    device = generator.device
+
+    def uniform() -> Tensor:
+        return torch.rand(shape, generator=generator, device=device)
+
+    def integer(low: int, high: int) -> Tensor:
+        """From low to high, both included."""
+        return torch.randint(low, high + 1, shape, generator=generator, device=device)
+
+    shift = int(side * config.translation + 0.5)
+    cut = int(side * config.cutout + 0.5)
+    # The square's centre is uniform over the image, so squares hang over the edge as in DiffAugment.
+    first, last = -(cut // 2), side - cut % 2 - cut // 2
+    return AugmentDraws(
+        colored=uniform() < config.color,
+        brightness=uniform() - 0.5,
+        saturation=uniform() * 2,
+        contrast=uniform() + 0.5,
+        shift_y=integer(-shift, shift),
+        shift_x=integer(-shift, shift),
+        flipped=uniform() < config.flip,
+        cut_y=integer(first, last),
+        cut_x=integer(first, last),
+    )
+
+
+def augment(x: Tensor, config: Augmentation, draws: AugmentDraws) -> Tensor:
+    """Applies the draws to x [P, S, K, B, C, Y, X]; every pass and level of an image changes alike.
+
+    The means that saturation and contrast refer to are those of the clean pass's final level, so that the
+    transform is one fixed affine map per image, whatever the level.
+    """
+    side = x.shape[-1]
+    color = _color_map(x[0, :, -1], draws)
+    gain, offset = (t.unsqueeze(1) for t in color)  # over levels
+    x = x * gain + offset
+
+    # Translation and flip are one gather; what lies outside, and the cutout, are one mask.
+    position = torch.arange(side, device=x.device)
+    row = position.view(-1, 1) + draws.shift_y[..., None, None]  # [S, B, Y, 1]
+    column = position + draws.shift_x[..., None, None]  # [S, B, 1, X]
+    column = torch.where(draws.flipped[..., None, None], side - 1 - column, column)
+    inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
+    index = row.clamp(0, side - 1) * side + column.clamp(0, side - 1)
+    index = index.flatten(2)[None, :, None, :, None]  # [1, S, 1, B, 1, Y*X]
+    x = x.flatten(-2).gather(-1, index.expand(*x.shape[:-2], -1)).unflatten(-1, (side, side))
+
+    cut = int(side * config.cutout + 0.5)
+    below, right = position.view(-1, 1) - draws.cut_y[..., None, None], position - draws.cut_x[..., None, None]
+    erased = (below >= 0) & (below < cut) & (right >= 0) & (right < cut)
+    return x * (inside & ~erased)[:, None, :, None].to(x.dtype)
+
+
+def _color_map(final: Tensor, draws: AugmentDraws) -> tuple[Tensor, Tensor]:
+    """Brightness, then saturation, then contrast, as x -> gain x + offset; final [S, B, C, Y, X].
+
+    With m the mean over channels, M the mean over the image, b, s, c the draws:
+    c (s (x - m) + m - M) + M + b = (c s) x + c (1 - s) m + (1 - c) M + b.
+    """
+    b, s, c = (t[..., None, None, None] for t in (draws.brightness, draws.saturation, draws.contrast))
+    over_channels = final.mean(dim=-3, keepdim=True)
+    over_image = over_channels.mean(dim=(-2, -1), keepdim=True)
+    colored = draws.colored[..., None, None, None]
+    gain = torch.where(colored, c * s, 1.0)
+    offset = torch.where(colored, c * (1 - s) * over_channels + (1 - c) * over_image + b, 0.0)
+    return gain, offset
+
+
+def move_like(images: Tensor, draws: AugmentDraws, side: int, sample_side: int) -> Tensor:
+    """Translates and flips pictures [B, C, sample_side, sample_side] as the real latents were.
+
+    The teacher must see what the discriminator sees (section 2.5); shifts scale with the picture.
+    """
+    scale = sample_side // side
+    position = torch.arange(sample_side, device=images.device)
+    row = position.view(-1, 1) + scale * draws.shift_y[0][:, None, None]
+    column = position + scale * draws.shift_x[0][:, None, None]
+    column = torch.where(draws.flipped[0][:, None, None], sample_side - 1 - column, column)
+    inside = (row >= 0) & (row < sample_side) & (column >= 0) & (column < sample_side)
+    index = row.clamp(0, sample_side - 1) * sample_side + column.clamp(0, sample_side - 1)
+    index = index.flatten(1)[:, None].expand(-1, images.shape[1], -1)
+    moved = images.flatten(2).gather(2, index).unflatten(2, (sample_side, sample_side))
+    return moved * inside[:, None].to(images.dtype)

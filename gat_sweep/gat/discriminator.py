@@ -1,0 +1,103 @@
+"""The discriminator D (paper section 2.2, A.1)."""
+
+import torch
+from torch import Tensor, nn
+
+from gat_sweep.gat.layers import (
+    NORM_EPS,
+    Attention,
+    MappingLinear,
+    SwiGLU,
+    init_linears,
+    rope_table,
+    sincos_position_table,
+)
+from gat_sweep.gat.spec import DiscriminatorSpec
+
+LAYER_SCALE = 0.1
+
+
+class DiscriminatorBlock(nn.Module):
+    """x += ls1 Attn(norm(x)); x += ls2 FFN(norm(x)), with learned LayerScale vectors."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.RMSNorm(width, eps=NORM_EPS)
+        self.attention = Attention(width, heads)
+        self.scale1 = nn.Parameter(torch.full((width,), LAYER_SCALE))
+        self.norm2 = nn.RMSNorm(width, eps=NORM_EPS)
+        self.ffn = SwiGLU(width)
+        self.scale2 = nn.Parameter(torch.full((width,), LAYER_SCALE))
+
+    def forward(self, x_BTD: Tensor, rope: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.scale1 * self.attention(self.norm1(x_BTD), rope)
+        return x_BTD + self.scale2 * self.ffn(self.norm2(x_BTD))
+
+
+class Discriminator(nn.Module):
+    """K perturbed image levels and a class to one logit; optionally its tokens projected for alignment."""
+
+    position: Tensor
+    rope: Tensor
+
+    def __init__(self, spec: DiscriminatorSpec):
+        super().__init__()
+        self.spec = spec
+        width, patch, class_width = spec.width, spec.patch, spec.class_width
+        self.patch_embedding = nn.Conv2d(spec.levels * spec.channels, width, patch, patch)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.blocks = nn.ModuleList(DiscriminatorBlock(width, spec.heads) for _ in range(spec.depth))
+        self.head_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.head = nn.Linear(width, class_width if spec.classes else 1)
+        if spec.classes:
+            self.class_embedding = nn.Embedding(spec.classes, class_width)
+            self.class_mapping = nn.Sequential(
+                MappingLinear(class_width, class_width), nn.SiLU(), MappingLinear(class_width, class_width)
+            )
+        self.projector = None
+        if spec.teacher_width:
+            self.projector = nn.Sequential(
+                nn.Linear(width, spec.projector_width),
+                nn.SiLU(),
+                nn.Linear(spec.projector_width, spec.projector_width),
+                nn.SiLU(),
+                nn.Linear(spec.projector_width, spec.teacher_width),
+            )
+        grid = spec.side // patch
+        self.register_buffer("position", sincos_position_table(width, grid), persistent=False)
+        self.register_buffer("rope", rope_table(width // spec.heads, grid, extra_tokens=1), persistent=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Initialisation (A.1).
+
+        linears, patch embedding      Xavier-uniform, bias 0
+        class mapping                 the same, stored 100x larger, used at 0.01
+        [cls], class embedding        N(0, 0.02)
+        LayerScale                    0.1 (DiscriminatorBlock)
+        """
+        init_linears(self)
+        nn.init.normal_(self.cls_token, std=0.02)
+        if self.spec.classes:
+            nn.init.normal_(self.class_embedding.weight, std=0.02)
+
+    def forward(self, x: Tensor, y_B: Tensor | None, align_first: int = 0) -> tuple[Tensor, Tensor | None]:
+        """Logits and projected tokens.
+
+        x: [N, K*C, Y, X]. y_B: classes; when N is a multiple of B the same classes serve every group of B.
+        align_first: how many leading samples have their tokens projected for the alignment loss.
+        Returns logits [N] in float32, and tokens [align_first, 1+T, teacher_width] ([cls] first) or None.
+        """
+        x_NTD = self.patch_embedding(x).flatten(2).transpose(1, 2) + self.position
+        x_NTD = torch.cat([self.cls_token.expand(len(x_NTD), -1, -1).to(x_NTD.dtype), x_NTD], dim=1)
+        for block in self.blocks:
+            x_NTD = block(x_NTD, self.rope)
+        logits = self.head(self.head_norm(x_NTD[:, 0])).float()
+        if self.spec.classes:
+            vector = self.class_mapping(self.class_embedding(y_B)).float()
+            logits = (logits.unflatten(0, (-1, len(vector))) * vector).flatten(0, 1)
+        projected = None
+        if align_first:
+            assert self.projector is not None, "built without an alignment projector"
+            projected = self.projector(x_NTD[:align_first])
+        return logits.sum(dim=-1), projected

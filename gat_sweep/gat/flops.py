@@ -1,0 +1,68 @@
+"""FLOPs in closed form: 2 per multiply-add, matrix products only, one sample.
+
+The counts equal torch's FlopCounterMode on meta tensors (tests/test_flops.py). Elementwise work and the
+recomputation inside fused attention's backward are not counted: they are cost, not compute.
+"""
+
+from gat_sweep.gat.layers import ffn_width
+from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec
+
+
+def _block(width: int, tokens: int) -> tuple[int, int]:
+    """FLOPs of one transformer block: (linear layers, attention products)."""
+    linear = 2 * tokens * width * (3 * width + width + 3 * ffn_width(width))
+    return linear, 2 * 2 * tokens * tokens * width
+
+
+def generator_forward(spec: GeneratorSpec) -> int:
+    """One forward of G: mapping, blocks with their modulation, K outputs."""
+    d, tokens = spec.width, spec.tokens
+    mapping = 2 * d * ((2 if spec.classes else 1) * spec.z_dim + d)
+    blocks = spec.depth * (sum(_block(d, tokens)) + 2 * d * 4 * d)
+    outputs = spec.levels * (2 * d * d + 2 * tokens * d * spec.patch**2 * spec.channels)
+    return mapping + blocks + outputs
+
+
+def discriminator_parts(spec: DiscriminatorSpec) -> dict[str, int]:
+    """One forward of D, in parts that an iteration uses a different number of times."""
+    d, tokens, cw, pw = spec.width, spec.tokens, spec.class_width, spec.projector_width
+    linear, attention = _block(d, tokens + 1)
+    return {
+        "patch_embedding": 2 * tokens * spec.levels * spec.channels * spec.patch**2 * d,
+        "linear": spec.depth * linear + 2 * d * (cw if spec.classes else 1),
+        "attention": spec.depth * attention,
+        "class_vector": 2 * 2 * cw * cw if spec.classes else 0,
+        "projector": 2 * (tokens + 1) * (d * pw + pw * pw + pw * spec.teacher_width) if spec.teacher_width else 0,
+    }
+
+
+def discriminator_forward(spec: DiscriminatorSpec) -> int:
+    """One forward of D, alignment projector included."""
+    return sum(discriminator_parts(spec).values())
+
+
+def iteration(generator: GeneratorSpec, discriminator: DiscriminatorSpec) -> dict[str, int]:
+    """FLOPs per image of one training iteration (one D step and one G step), itemised.
+
+    One G forward serves both steps. A backward costs twice a forward, save that the D step needs no gradient
+    of its images; the input gradient of the G step costs a forward in the linear layers and twice a forward
+    in attention, whose weights it has none of. The class vector is computed once per call and label.
+    """
+    g = generator_forward(generator)
+    part = discriminator_parts(discriminator)
+    trunk = part["patch_embedding"] + part["linear"] + part["attention"]
+    scored = trunk + 2 * (part["linear"] + part["attention"]) + part["patch_embedding"]
+    return {
+        "g_forward": g,
+        # An unconditional mapping starts from z, which needs no gradient; a class embedding does.
+        "g_backward": 2 * g - (0 if generator.classes else 2 * generator.z_dim * generator.width),
+        "d_step_real": scored,
+        "d_step_fake": scored,
+        "d_step_penalty_real": scored,
+        "d_step_penalty_fake": scored,
+        "d_step_class_vector": 3 * part["class_vector"],
+        "d_step_alignment_projector": 3 * part["projector"],
+        "g_step_d_real": trunk + part["class_vector"],
+        "g_step_d_fake": trunk + part["class_vector"],
+        "g_step_d_input_gradient": part["patch_embedding"] + part["linear"] + 2 * part["attention"],
+    }

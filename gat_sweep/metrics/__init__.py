@@ -1,0 +1,1 @@
+"""Feature networks and distances between sets of images. Every number carries its protocol."""

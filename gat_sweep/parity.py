@@ -1,0 +1,213 @@
+"""Comparison with the authors' released code: outputs, losses and gradients of one D and one G step."""
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from gat_sweep.errors import UserError
+from gat_sweep.gat.discriminator import Discriminator
+from gat_sweep.gat.generator import Generator
+from gat_sweep.gat.losses import OFFICIAL, Draws, discriminator_losses, generator_loss
+from gat_sweep.gat.mng import make_perturb
+from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec
+
+# Our parameter names -> theirs; what is not named differs in nothing.
+OFFICIAL_NAMES_G = [
+    (r"^class_embedding\.", "y_embedder.embedding_table."),
+    (r"^mapping\.", "latent_embedder."),
+    (r"^outputs\.(\d+)\.modulation\.", r"final_layers.\1.adaLN_modulation.1."),
+    (r"^outputs\.", "final_layers."),
+    (r"\.modulation\.", ".adaLN_modulation.1."),
+    (r"\.attention\.", ".attn."),
+    (r"\.ffn\.w_in\.", ".mlp.w12."),
+    (r"\.ffn\.w_out\.", ".mlp.w3."),
+]
+OFFICIAL_NAMES_D = [
+    (r"^class_embedding\.", "y_embedder.embedding_table."),
+    (r"^class_mapping\.", "y_embedder.latent_embedder."),
+    (r"^patch_embedding\.", "x_embedder.proj."),
+    (r"^head_norm\.", "final_layer.0."),
+    (r"^head\.", "final_layer.1."),
+    (r"^projector\.", "proj."),
+    (r"\.scale1$", ".ls_attn"),
+    (r"\.scale2$", ".ls_mlp"),
+    (r"\.attention\.", ".attn."),
+    (r"\.ffn\.w_in\.", ".mlp.w12."),
+    (r"\.ffn\.w_out\.", ".mlp.w3."),
+]
+
+LIMITS = {"max_abs_output": 1e-5, "max_rel_loss": 1e-5, "max_rel_grad": 1e-4}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest differences from the reference."""
+
+    max_abs_output: float
+    max_rel_loss: float
+    max_rel_grad: float
+
+    @property
+    def passed(self) -> bool:
+        return all(value <= LIMITS[name] for name, value in asdict(self).items())
+
+
+def official_name(name: str, rules: list[tuple[str, str]]) -> str:
+    """The released code's name of one of our parameters."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def check_parity(path: Path) -> Parity:
+    """Runs our networks and losses on the weights, inputs and noises of a reference file.
+
+    Raises UserError when the file cannot be read or is not of the reference layout.
+    """
+    tensors, config, extra = _read(path)
+    try:
+        return _compare(tensors, config, extra)
+    except KeyError as error:
+        raise UserError(f"{path}: the reference lacks {error}; see docs/parity.md for the layout") from None
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, int], dict[str, int]]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a reference file (.safetensors)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    if "config" not in metadata or "d_extra" not in metadata:
+        raise UserError(f"{path}: metadata lacks 'config' and 'd_extra'; not a reference of this layout")
+    return tensors, json.loads(metadata["config"]), json.loads(metadata["d_extra"])
+
+
+def _compare(ref: dict[str, Tensor], config: dict[str, int], extra: dict[str, int]) -> Parity:
+    shared = {
+        "width": config["hidden_size"],
+        "depth": config["depth"],
+        "heads": config["num_heads"],
+        "side": config["input_size"],
+        "channels": config["in_channels"],
+        "patch": config["patch_size"],
+        "classes": config["num_classes"],
+        "levels": ref["G.levels"].shape[0],
+    }
+    generator = Generator(GeneratorSpec(**shared, z_dim=ref["z"].shape[1]))
+    discriminator = Discriminator(
+        DiscriminatorSpec(
+            **shared,
+            class_width=extra["cmap_dim"],
+            projector_width=extra["projector_dim"],
+            teacher_width=extra["teacher_dim"],
+        )
+    )
+    _load(generator, ref, "G.param.", OFFICIAL_NAMES_G)
+    _load(discriminator, ref, "D.param.", OFFICIAL_NAMES_D)
+    z, y, real = ref["z"], ref["y"], ref["real"]
+
+    # Outputs
+    fake_levels, w = generator(z, y)
+    guided = generator.sample(z, y, guidance=1.5, official_null=True)
+    levels_in = ref["D.input_levels"]
+    with torch.no_grad():
+        logits, projected = discriminator(levels_in.transpose(0, 1).flatten(1, 2), y, len(y))
+    assert projected is not None
+    outputs = [
+        (w, ref["G.w"]),
+        (fake_levels, ref["G.levels"]),
+        (guided, ref["G.guided_s1.5.final"]),
+        (logits, ref["D.logits"][:, 0]),
+        (projected[:, :1], ref["D.proj_cls"]),
+        (projected[:, 1:], ref["D.proj_patch"]),
+    ]
+    max_abs_output = max((ours - theirs).abs().max().item() for ours, theirs in outputs)
+
+    perturb = make_perturb("exp", shared["levels"], "official")
+
+    def same(x: Tensor, _: object) -> Tensor:
+        return x
+
+    # D step
+    teacher = torch.cat([ref["teacher_cls"][:, None], ref["teacher_patch"]], dim=1)
+    penalty_real = ref["D_step.gp_eps_real"].expand_as(fake_levels)
+    draws = Draws(
+        mng=torch.stack([ref["D_step.noise_real_levels"], ref["D_step.noise_fake_levels"]]),
+        penalty=torch.stack([penalty_real, ref["D_step.gp_eps_fake_levels"]]),
+    )
+    terms = discriminator_losses(discriminator, real, fake_levels.detach(), y, teacher, draws, same, perturb, OFFICIAL)
+    terms["loss_d"].mean().backward()
+    losses: list[tuple[Tensor, Tensor, Tensor | float]] = [
+        (terms["loss_d"], ref["D_step.loss"], 0.0),
+        (terms["adversarial_d"], ref["D_step.disc_loss"], 0.0),
+        (terms["penalty_real"], ref["D_step.r1_loss"], _penalty_rounding(terms["penalty_real"], terms)),
+        (terms["penalty_fake"], ref["D_step.r2_loss"], _penalty_rounding(terms["penalty_fake"], terms)),
+        (terms["alignment"], ref["D_step.z_kd_cls"] + ref["D_step.z_kd_patch"], 0.0),
+    ]
+    gradients_d = _gradients(discriminator, ref, "D_step.grad.", OFFICIAL_NAMES_D)
+
+    # G step, on D's unchanged weights as in the reference
+    discriminator.requires_grad_(False)
+    draws = Draws(mng=torch.stack([ref["G_step.noise_real_levels"], ref["G_step.noise_fake_levels"]]))
+    loss_g = generator_loss(discriminator, real, fake_levels, y, draws, same, perturb)
+    loss_g.mean().backward()
+    losses.append((loss_g, ref["G_step.loss"], 0.0))
+    gradients = [gradients_d, _gradients(generator, ref, "G_step.grad.", OFFICIAL_NAMES_G)]
+
+    max_rel_loss = max(_relative(*pair) for pair in losses)
+    max_rel_grad = max(_relative_gradients(pairs) for pairs in gradients)
+    return Parity(max_abs_output, max_rel_loss, max_rel_grad)
+
+
+def _relative(ours: Tensor, theirs: Tensor, rounding: Tensor | float) -> float:
+    """Largest relative difference beyond what rounding explains."""
+    return (((ours - theirs).abs() - rounding).clamp(min=0) / theirs.abs()).max().item()
+
+
+def _penalty_rounding(penalty: Tensor, terms: dict[str, Tensor]) -> Tensor:
+    """How far float32 logits (16 ulp through the network) can move a finite-difference penalty.
+
+    p = (delta / sigma)^2 subtracts two nearly equal logits, so its last digits are rounding in any
+    implementation, the reference's included: dp = 2 sqrt(p) d/sigma + (d/sigma)^2.
+    """
+    logit = torch.maximum(terms["logit_real"].abs().max(), terms["logit_fake"].abs().max())
+    d = 16 * torch.finfo(torch.float32).eps * logit / OFFICIAL.gp_sigma
+    return (2 * penalty.sqrt() * d + d.square()).detach()
+
+
+def _relative_gradients(pairs: list[tuple[Tensor, Tensor]]) -> float:
+    """Largest difference per tensor, relative to the tensor's largest entry.
+
+    A gradient that is zero by construction (D's head bias cancels between real and fake) holds rounding
+    only, so no tensor is measured against less than 1e-4 of the network's largest gradient.
+    """
+    floor = 1e-4 * max(theirs.abs().max().item() for _, theirs in pairs)
+    return max((ours - theirs).abs().max().item() / max(theirs.abs().max().item(), floor) for ours, theirs in pairs)
+
+
+def _load(module: nn.Module, ref: dict[str, Tensor], prefix: str, rules: list[tuple[str, str]]) -> None:
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(ref[prefix + official_name(name, rules)])
+
+
+def _gradients(
+    module: nn.Module, ref: dict[str, Tensor], prefix: str, rules: list[tuple[str, str]]
+) -> list[tuple[Tensor, Tensor]]:
+    """Pairs (ours, reference) for every parameter, and a check that the reference has no others."""
+    pairs = []
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        pairs.append((parameter.grad, ref[prefix + official_name(name, rules)]))
+    theirs = sum(name.startswith(prefix) for name in ref)
+    if theirs != len(pairs):
+        raise UserError(f"the reference holds {theirs} gradients under {prefix}*, our network {len(pairs)}")
+    return pairs

@@ -1,0 +1,61 @@
+"""What a trial costs before it runs: parameters, FLOPs, learning rates. All arithmetic, nothing is built."""
+
+from typing import Any
+
+import torch
+
+from gat_sweep.config import TrialConfig
+from gat_sweep.gat import flops
+from gat_sweep.gat.discriminator import Discriminator
+from gat_sweep.gat.generator import Generator
+
+
+def model_info(config: TrialConfig) -> dict[str, Any]:
+    """Parameters and FLOPs (2 per multiply-add, one sample) of a trial's two networks.
+
+    `*_params_paper` follows Table 2, which also counts the fixed position tables and, in G, a patch embedder
+    of the released code whose output is multiplied by zero and which we do not build.
+    """
+    g, d = config.generator_spec, config.discriminator_spec
+    with torch.device("meta"):
+        g_params = sum(p.numel() for p in Generator(g).parameters())
+        d_params = sum(p.numel() for p in Discriminator(d).parameters())
+    unused_embedder = g.patch**2 * g.channels * g.width + g.width
+    items = flops.iteration(g, d)
+    return {
+        "generator": config.model.generator,
+        "discriminator": config.model.discriminator,
+        "patch": config.model.patch,
+        "g_params": g_params,
+        "d_params": d_params,
+        "g_params_paper": g_params + g.tokens * g.width + unused_embedder,
+        "d_params_paper": d_params + d.tokens * d.width,
+        "g_forward_flops": flops.generator_forward(g),
+        "d_forward_flops": flops.discriminator_forward(d),
+        "iteration_flops": items,
+        "iteration_flops_total": sum(items.values()),
+    }
+
+
+def trial_plan(config: TrialConfig) -> dict[str, Any]:
+    """model_info, the learning rates, and the FLOPs of the whole trial."""
+    info = model_info(config)
+    total = info["iteration_flops_total"] * config.train.batch * config.train.steps
+    return {
+        **info,
+        "seed": config.seed,
+        "lr_g": config.lr_g,
+        "lr_d": config.lr_d,
+        "steps": config.train.steps,
+        "batch": config.train.batch,
+        "total_flops": total,
+    }
+
+
+def human(value: float) -> str:
+    """1.23 k, M, G, T, P, E, Z."""
+    for unit in ["", "k", "M", "G", "T", "P", "E"]:
+        if abs(value) < 1000:
+            return f"{value:.3g}{unit and ' ' + unit}"
+        value /= 1000
+    return f"{value:.3g} Z"

@@ -1,0 +1,208 @@
+"""What the commands `run`, `train` and `fit-law` do, from arguments to the last line printed."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from gat_sweep.config import TrialConfig
+from gat_sweep.data.dataset import check_dataset
+from gat_sweep.errors import UserError
+from gat_sweep.metrics.evaluate import load_reference
+from gat_sweep.metrics.features import check_extractor
+from gat_sweep.progress import Monitor
+from gat_sweep.run_table import read_rows, source_commit
+from gat_sweep.sweep import Sweep, open_run, read_run, trial_id
+from gat_sweep.train import Trial, train
+
+FINISHED = ("done", "diverged")  # a divergence is a result: running it again would only repeat it
+
+
+def run_command(
+    sweep: Sweep, home: Path, name: str, address: str | None, tracking_uri: str | None, console: Console
+) -> bool:
+    """Runs what is not finished of a sweep; True when every trial is done or diverged.
+
+    Raises UserError before anything is written when the sweep cannot run.
+    """
+    from gat_sweep import launch, tracking
+
+    trials = _trials(sweep, home, name)
+    for trial in trials:
+        check_dataset(trial.config)
+        check_extractor(trial.config.eval.extractor)
+    if address is None:
+        launch.check_feasible(sweep.trials, launch.local_resources())
+    open_run(home, name, sweep)
+    open_trials = [trial for trial in trials if final_status(trial) not in FINISHED]
+    if len(open_trials) < len(trials):
+        console.print(f"{len(trials) - len(open_trials)} of {len(trials)} trials are finished already")
+    if open_trials:
+        floor = load_reference(trials[0].config, home)
+        console.print(
+            f"{floor.metric}: two random halves of the real data are {floor.halves:.1f} apart", highlight=False
+        )
+        uri = tracking_uri or tracking.default_uri(home)
+        tracking.create_store(uri, home)
+        tags = {"gat_sweep.commit": source_commit(), "gat_sweep.reference": floor.reference}
+        tracker = tracking.Tracker(uri, home, sweep.name, name, tags)
+        status = "stopped"
+        try:
+            with Monitor(open_trials, console, lambda folders: tracker.ship(folders)[1]):
+                launch.run_sweep(open_trials, address)
+            status = "done" if all(final_status(t) == "done" for t in trials) else "failed"
+        except KeyboardInterrupt:
+            console.print(f"\nstopped; results so far are in {home / name}. The same command continues.")
+            raise
+        finally:
+            tracker.finish(status)
+            _write_json(home / name / "mlflow.json", {"uri": uri, "run_id": tracker.parent_id})
+    console.print(results_table(trials))
+    console.print(f"results  {home / name / 'table'}", soft_wrap=True, highlight=False)
+    console.print(f"samples  {home / name / 'trials'}/<trial>/samples", soft_wrap=True, highlight=False)
+    ui = "gat-sweep ui" + ("" if home == Path("runs").absolute() else f" --home {home}")
+    console.print(f"MLflow   {ui}", soft_wrap=True, highlight=False)
+    return all(final_status(trial) in FINISHED for trial in trials)
+
+
+def train_command(config: TrialConfig, home: Path, name: str, device: str | None, console: Console) -> bool:
+    """Trains one trial in this process; True when it is done."""
+    sweep = Sweep("train", "one trial", config.recipe, {trial_id(config): config})
+    (trial,) = _trials(sweep, home, name)
+    check_dataset(config)
+    check_extractor(config.eval.extractor)
+    chosen = _device(device)
+    open_run(home, name, sweep)
+    try:
+        if final_status(trial) not in FINISHED:
+            with Monitor([trial], console, lambda folders: ""):
+                train(trial, chosen)
+    except KeyboardInterrupt:
+        console.print(f"\nstopped; results so far are in {home / name}. The same command continues.")
+        raise
+    console.print(results_table([trial]))
+    console.print(f"results  {home / name}", soft_wrap=True, highlight=False)
+    return final_status(trial) == "done"
+
+
+def fit_law_command(source: str | None, home: Path, out: Path | None) -> tuple[dict[str, Any], str, list[Path]]:
+    """Fits and draws a law; (its JSON, a summary to print, the files written).
+
+    source: a run's name, a .parquet or .csv, or None for the paper's own points.
+    Raises UserError when there is nothing to fit, or the table is at fault.
+    """
+    from analysis.law import fit_law
+    from analysis.plots import plot_law
+    from analysis.table import load_table
+    from gat_sweep import paper
+
+    if source is None:
+        path, folder = None, out or Path("law-paper")
+    elif source.endswith((".parquet", ".csv")):
+        path = Path(source)
+        folder = out or path.with_suffix("").with_name(path.stem + "-law")
+    else:
+        read_run(home, source)
+        path, folder = home / source / "table", out or home / source / "law"
+        if not path.is_dir():
+            raise UserError(f"run '{source}' has no results yet; wait for its first evaluation")
+    if path is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "table3.csv"
+        paper.write_table(path, paper.FORWARDS)
+    try:
+        table = load_table(path)
+        law = fit_law(table)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    report = law.to_json()
+    if source is None:
+        report |= paper.remarks(table)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "law.json", report)
+    files = [folder / "law.json", *plot_law(table, law, folder / "law")]
+    warning = ""
+    if source and path.is_dir():
+        warning = _log_to_mlflow(home / source / "mlflow.json", files)
+    return report, summary(report) + warning, files
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The law in words."""
+    lines = [
+        f"{report['metric']} = {report['a']:.4g} C^-{report['b']:.4f}, C in {report['unit']}",
+        f"b = {report['b']:.4f}, 95 % interval [{report['b_low']:.4f}, {report['b_high']:.4f}] "
+        f"(Student t, {report['n']} sizes)",
+        f"Pearson({report['metric']}, G-forward GFLOPs) = {report['pearson_gflops']:.3f}",
+    ]
+    lines += [f"left out: {e['trial']}: {e['reason']}" for e in report["excluded"]]
+    lines += [f"b = {b:.3f} with C counted as {how}" for how, b in report.get("itemisations", {}).items()]
+    if "remark" in report:
+        lines.append(report["remark"])
+    return "\n".join(lines)
+
+
+def final_status(trial: Trial) -> str:
+    """The status of a trial's last row, "waiting" before the first."""
+    return read_rows(trial.table)[-1]["status"] if trial.table.exists() else "waiting"
+
+
+def results_table(trials: list[Trial]) -> Table:
+    """The last evaluation of every trial."""
+    table = Table(title="results", title_justify="left")
+    for name in ["trial", "status", "step", "G params", "lr G", "metric", "value", "N", "minutes"]:
+        table.add_column(name, justify="left" if name in ("trial", "status", "metric") else "right", no_wrap=True)
+    for trial in trials:
+        rows = read_rows(trial.table) if trial.table.exists() else []
+        if not rows:
+            table.add_row(trial.id, "waiting")
+            continue
+        last = rows[-1]
+        value = "" if last["value"] is None else f"{last['value']:.1f}"
+        table.add_row(
+            trial.id,
+            f"{last['status']} {last['reason']}".strip(),
+            f"{last['step']}/{last['steps']}",
+            f"{last['params_g']:,}",
+            f"{last['lr_g']:.3g}",
+            last["metric"],
+            value,
+            f"{last['n'] or ''}",
+            f"{(last['seconds'] or 0) / 60:.1f}",
+        )
+    return table
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of that name, or the best there is. Raises UserError when there is none such."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device; use cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _trials(sweep: Sweep, home: Path, name: str) -> list[Trial]:
+    return [Trial(i, name, sweep.name, config, home) for i, config in sweep.trials.items()]
+
+
+def _log_to_mlflow(record: Path, files: list[Path]) -> str:
+    """Puts the law beside the launch it was fitted to; a run without MLflow has no record."""
+    if not record.exists():
+        return ""
+    from gat_sweep.tracking import log_artifacts
+
+    where = json.loads(record.read_text(encoding="utf-8"))
+    warning = log_artifacts(where["uri"], where["run_id"], files, "law")
+    return f"\n{warning}" if warning else ""
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.with_suffix(".partial").write_text(json.dumps(value, indent=1), encoding="utf-8")
+    os.replace(path.with_suffix(".partial"), path)

@@ -1,0 +1,129 @@
+"""The result rows of a trial: their schema, and the one parquet file they live in.
+
+One row per evaluation. `analysis` reads these files and nothing else of a run.
+"""
+
+import json
+import os
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gat_sweep.config import TrialConfig
+from gat_sweep.plan import model_info
+
+SCHEMA = pa.schema(
+    [
+        ("run", pa.string()),
+        ("sweep", pa.string()),
+        ("trial", pa.string()),
+        ("recipe", pa.string()),
+        ("generator_size", pa.string()),
+        ("discriminator_size", pa.string()),
+        ("patch", pa.int64()),
+        ("seed", pa.int64()),
+        ("commit", pa.string()),
+        ("config", pa.string()),  # JSON
+        ("config_hash", pa.string()),
+        ("step", pa.int64()),
+        ("steps", pa.int64()),  # planned
+        ("images", pa.int64()),  # real images seen
+        ("flops", pa.float64()),  # of training so far, 2 per multiply-add
+        ("g_forward_flops", pa.float64()),  # one sample
+        ("d_forward_flops", pa.float64()),
+        ("flops_per_image", pa.string()),  # JSON: item of an iteration -> FLOP
+        ("params_g", pa.int64()),
+        ("params_d", pa.int64()),
+        ("lr_g", pa.float64()),
+        ("lr_d", pa.float64()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),  # null only on a row that says why there is none
+        ("n", pa.int64()),
+        ("reference", pa.string()),
+        ("protocol", pa.string()),  # JSON
+        ("status", pa.string()),  # running, done, diverged, failed
+        ("reason", pa.string()),
+        ("seconds", pa.float64()),  # of training so far, evaluation included
+        ("time", pa.string()),  # ISO 8601, UTC
+    ]
+)
+
+
+class RunTable:
+    """Rows of one trial. Every append rewrites the small file under a temporary name and renames it."""
+
+    def __init__(self, path: Path, constants: dict[str, Any]):
+        self.path, self.constants = path, constants
+        self.rows: list[dict[str, Any]] = read_rows(path) if path.exists() else []
+
+    def truncate(self, step: int) -> None:
+        """Forgets rows after `step` and rows that closed an earlier attempt: training resumes from there."""
+        self.rows = [{**row, "status": "running"} for row in self.rows if row["step"] <= step and row["value"]]
+
+    def append(self, **values: Any) -> None:
+        row = {**self.constants, **values, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        self.rows.append(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        pq.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA), partial)
+        os.replace(partial, self.path)
+
+    def close(self, status: str, reason: str, step: int, **values: Any) -> None:
+        """Says how the trial ended: on its last row when that is of the same step, else on a row of its own."""
+        if self.rows and self.rows[-1]["step"] == step:
+            values = {**self.rows.pop(), **values}
+        self.append(**{**values, "status": status, "reason": reason, "step": step})
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of one trial's file as dictionaries."""
+    return pq.read_table(path, schema=SCHEMA).to_pylist()
+
+
+def trial_constants(run: str, sweep: str, trial: str, config: TrialConfig) -> dict[str, Any]:
+    """The columns that are the same on every row of a trial."""
+    info = model_info(config)
+    return {
+        "run": run,
+        "sweep": sweep,
+        "trial": trial,
+        "recipe": config.recipe,
+        "generator_size": config.model.generator,
+        "discriminator_size": config.model.discriminator,
+        "patch": config.model.patch,
+        "seed": config.seed,
+        "commit": source_commit(),
+        "config": json.dumps(config.identity(), sort_keys=True),
+        "config_hash": config.digest(),
+        "steps": config.train.steps,
+        "g_forward_flops": float(info["g_forward_flops"]),
+        "d_forward_flops": float(info["d_forward_flops"]),
+        "flops_per_image": json.dumps(info["iteration_flops"]),
+        "params_g": info["g_params"],
+        "params_d": info["d_params"],
+        "lr_g": config.lr_g,
+        "lr_d": config.lr_d,
+    }
+
+
+@cache
+def source_commit() -> str:
+    """Commit of the running source, "+dirty" when edited since, or the version of an installed package."""
+    here = Path(__file__).resolve().parent
+    git = ["git", "-C", str(here)]
+    try:
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True)
+        if tracked.returncode == 0:
+            head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+            status = ["status", "--porcelain", "--untracked-files=no", str(here)]
+            edited = subprocess.run([*git, *status], capture_output=True, text=True)
+            return head.stdout.strip() + ("+dirty" if edited.stdout.strip() else "")
+    except FileNotFoundError:
+        pass  # no git on this machine: an installed package's version says as much
+    return f"v{version('gat-sweep')}"

@@ -1,0 +1,320 @@
+"""Ships what the trials wrote to disk to MLflow: the only file that imports mlflow.
+
+Training writes `config.json`, `journal.jsonl` and `samples/*.png` below its trial directory and knows nothing
+of MLflow. One process, the driver, follows these files and sends what is new in batches: an outage of MLflow
+only delays the points, and the sqlite store has a single writer.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read while mlflow is imported, the others at each use
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.utils import validation as limits
+from requests.exceptions import RequestException
+
+for _name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+    os.environ.pop(_name, None)  # left by an outer run, they would win over what we set
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+# With the defaults (7 retries, 120 s) a server that is down blocks for minutes; our retry is the next pass.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints what it raises as well
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+PATIENCE_S = 10.0  # after this long a failure ends the pass: the other trials might time out one by one
+OUTAGE = (MlflowException, RequestException)
+END = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
+
+
+@dataclass
+class Child:
+    """The MLflow run of a trial, and how far the trial's files have been shipped (`shipped.json`)."""
+
+    run_id: str
+    offset: int  # bytes of the journal
+    highest: dict[str, int]  # metric key -> the last step in the store
+    samples: set[str]
+    unchecked: list[str]  # keys that were in the store when we opened the run: it may be ahead of `highest`
+
+
+def default_uri(home: Path) -> str:
+    """sqlite below `home`; absolute, since MLflow resolves a relative path in each working directory anew."""
+    return f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
+
+
+def create_store(uri: str, home: Path) -> None:
+    """Create the database behind a sqlite `uri`; does nothing if it exists or if `uri` is a server.
+
+    Raises MlflowException if the database cannot be opened or was written by another version of MLflow.
+    """
+    if not uri.startswith("sqlite:"):
+        return
+    Path(home).mkdir(parents=True, exist_ok=True)
+    # Two processes that open a fresh database at once corrupt its migration.
+    with (Path(home) / "mlflow.db.lock").open("w") as lock, warnings.catch_warnings():
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        warnings.filterwarnings("ignore", "The ``noload`` loader strategy", DeprecationWarning)  # mlflow's
+        MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
+
+
+def read_journal(path: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(byte offset behind it, record) of every line from `offset` on; a last line without its end is left."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            # A killed writer leaves half a line and the resumed one appends to it: the last record is whole.
+            with suppress(ValueError):
+                yield offset, json.loads(line[line.rfind(b'{"step"') :])
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested config -> {"a.b.c": value}; everything but strings is written as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def new_points(record: dict[str, Any], highest: dict[str, int]) -> list[Metric]:
+    """The points of a journal record beyond the steps in `highest` (key -> step), which is moved on.
+
+    MLflow's only axis is an integer step, so evaluations go in twice: over steps, and over gigaFLOPs spent.
+    """
+    points = []
+    flops = record["metrics"].get("flops", math.nan)
+    for key, value in record["metrics"].items():
+        axes = {key: int(record["step"])}
+        if key.startswith(("fd_", "fid")) and math.isfinite(flops):
+            axes[f"{key}_by_gigaflops"] = int(flops / 1e9)
+        for name, step in axes.items():
+            if step > highest.get(name, -1):
+                highest[name] = step
+                points.append(Metric(name, float(value), int(record["time"] * 1000), step))
+    return points
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Empty if the file is not there or only half written."""
+    with suppress(FileNotFoundError, ValueError):
+        return json.loads(path.read_text())
+    return {}
+
+
+def _write_shipped(trial_dir: Path, child: Child) -> None:
+    state = {**vars(child), "samples": sorted(child.samples)}
+    (trial_dir / "shipped.json.tmp").write_text(json.dumps(state))
+    (trial_dir / "shipped.json.tmp").replace(trial_dir / "shipped.json")
+
+
+class Tracker:
+    """Experiment = sweep, parent run = launch, child run = trial. To be used from one thread."""
+
+    def __init__(self, uri: str, home: Path, experiment: str, launch_name: str, tags: dict[str, str]) -> None:
+        """`tags` (commit, config hash, data digest, protocol) go on the parent and on every child.
+
+        Nothing is opened yet: a server that is down must not keep a sweep from starting.
+        """
+        self.uri, self.home, self.experiment, self.launch_name = uri, Path(home), experiment, launch_name
+        self.tags = {key: str(value)[: limits.MAX_TAG_VAL_LENGTH] for key, value in tags.items()}
+        self._start_ms = int(time.time() * 1000)
+        self._client: MlflowClient | None = None
+        self._experiment_id = self._parent_id = ""
+        self._children: dict[Path, Child] = {}
+        self._sent = 0
+
+    def ship(self, trial_dirs: Iterable[Path]) -> tuple[int, str]:
+        """Send what is new below the trial directories `<home>/<run>/trials/<trial>`.
+
+        Returns the points that reached the store and one line on what did not ("" if all is well): an outage
+        is not raised, and the next pass takes up where the store stands.
+        """
+        self._sent, failures, start = 0, [], time.monotonic()
+        if outage := self._attempt(self._connect):
+            return 0, outage
+        for trial_dir in (Path(path).absolute() for path in trial_dirs):
+            if warning := self._attempt(partial(self._ship_trial, trial_dir)):
+                failures.append(f"{trial_dir.name}: {warning}")
+                self._children.pop(trial_dir, None)  # a batch may have arrived all the same: ask the store
+                if time.monotonic() - start > PATIENCE_S:
+                    break
+        more = f" (and {len(failures) - 1} more trials)" if len(failures) > 1 else ""
+        return self._sent, failures[0] + more if failures else ""
+
+    @property
+    def parent_id(self) -> str:
+        """The launch's run; "" as long as the store was never reached."""
+        return self._parent_id
+
+    def finish(self, status: str) -> str:
+        """End the parent run as "done", "failed" or "stopped"; returns a warning or ""."""
+        return self._attempt(lambda: self._connect().set_terminated(self._parent_id, END[status]))
+
+    def _attempt(self, action: Callable[[], object]) -> str:
+        try:
+            action()
+        except OUTAGE as error:
+            return f"MLflow at {self.uri}: {' '.join(str(error).split())[:200]}"
+        return ""
+
+    def _connect(self) -> MlflowClient:
+        if self._client is not None:
+            return self._client
+        create_store(self.uri, self.home)
+        client = MlflowClient(self.uri, registry_uri=self.uri)
+        # A server has its own place for artifacts.
+        root = (self.home.absolute() / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
+        old = client.get_experiment_by_name(self.experiment)
+        self._experiment_id = old.experiment_id if old else client.create_experiment(self.experiment, root)
+        parent = client.create_run(self._experiment_id, self._start_ms, self.tags, self.launch_name)
+        self._parent_id, self._client = parent.info.run_id, client
+        return client
+
+    def _ship_trial(self, trial_dir: Path) -> None:
+        client = self._connect()
+        if trial_dir not in self._children:
+            if not (config := _read_json(trial_dir / "config.json")):
+                return  # not started yet
+            self._children[trial_dir] = self._open_child(client, trial_dir, flatten(config))
+        child = self._children[trial_dir]
+        self._ship_journal(client, trial_dir, child)
+        for png in sorted((trial_dir / "samples").glob("step_*.png")):
+            if png.name not in child.samples:
+                client.log_artifact(child.run_id, str(png), "samples")
+                child.samples.add(png.name)
+                _write_shipped(trial_dir, child)
+
+    def _open_child(self, client: MlflowClient, trial_dir: Path, config: dict[str, str]) -> Child:
+        """The trial's run, found by our tags or made, below this launch, with its params."""
+        names = {"gat_sweep.trial": trial_dir.name, "gat_sweep.run": trial_dir.parent.parent.name}
+        tags = {**self.tags, **names, "mlflow.parentRunId": self._parent_id}
+        query = " and ".join(f'tags.`{key}` = "{value}"' for key, value in names.items())
+        if found := client.search_runs([self._experiment_id], query, max_results=1):
+            run = found[0]
+            client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in tags.items()], synchronous=True)
+        else:
+            run = client.create_run(self._experiment_id, tags=tags, run_name=trial_dir.name)
+        run_id, known = run.info.run_id, run.data.params
+        # Params are write-once: a second value is an error.
+        params = [Param(k, v[: limits.MAX_PARAM_VAL_LENGTH]) for k, v in config.items() if k not in known]
+        while params:
+            client.log_batch(run_id, params=params[: limits.MAX_PARAMS_TAGS_PER_BATCH], synchronous=True)
+            del params[: limits.MAX_PARAMS_TAGS_PER_BATCH]
+        state = _read_json(trial_dir / "shipped.json")
+        if state.get("run_id") != run_id:  # written for another store, or the run was deleted since
+            state = {"offset": 0, "highest": {}, "samples": []}
+        unchecked = sorted(run.data.metrics)
+        return Child(run_id, state["offset"], state["highest"], set(state["samples"]), unchecked)
+
+    def _ship_journal(self, client: MlflowClient, trial_dir: Path, child: Child) -> None:
+        journal = trial_dir / "journal.jsonl"
+        if not journal.exists() or (size := journal.stat().st_size) == child.offset:
+            return
+        if size < child.offset:
+            child.offset = 0  # the trial began anew
+        # A crash between a batch and shipped.json leaves the store ahead of the file. The steps of a key only
+        # rise and are sent in order, so the last one in the store says all. Once per trial and process.
+        for key in child.unchecked:
+            child.highest[key] = max(point.step for point in client.get_metric_history(child.run_id, key))
+        child.unchecked = []
+        end, highest, batch = child.offset, dict(child.highest), list[Metric]()
+
+        def flush() -> None:
+            if batch:
+                client.log_batch(child.run_id, metrics=batch, synchronous=True)
+                self._sent += len(batch)
+                batch.clear()
+            child.offset, child.highest = end, dict(highest)
+            _write_shipped(trial_dir, child)
+
+        for record_end, record in read_journal(journal, child.offset):
+            if "status" in record:
+                flush()
+                _set_status(client, child.run_id, record)  # the offset passes it later: twice does no harm
+            else:
+                if len(batch) + 2 * len(record["metrics"]) > limits.MAX_METRICS_PER_BATCH:  # 2 axes
+                    flush()
+                batch += new_points(record, highest)
+            end = record_end
+        flush()
+
+
+def _set_status(client: MlflowClient, run_id: str, record: dict[str, Any]) -> None:
+    status, reason = record["status"], (record.get("reason") or "")[: limits.MAX_TAG_VAL_LENGTH]
+    tags = [RunTag("gat_sweep.status", status), RunTag("gat_sweep.reason", reason)]
+    client.log_batch(run_id, tags=tags, synchronous=True)
+    if status in END:
+        client.set_terminated(run_id, END[status], int(record["time"] * 1000))
+    else:
+        client.update_run(run_id, "RUNNING")  # resumed after a failure
+
+
+def log_artifacts(uri: str, run_id: str, paths: Iterable[Path], folder: str) -> str:
+    """Puts files into `folder` of a run; returns one line on what went wrong, or ""."""
+    client = MlflowClient(uri, registry_uri=uri)
+    try:
+        for path in paths:
+            client.log_artifact(run_id, str(path), folder)
+    except OUTAGE as error:
+        return f"MLflow at {uri}: {' '.join(str(error).split())[:200]}"
+    return ""
+
+
+def serve_ui(uri: str, home: Path, port: int, host: str = "127.0.0.1") -> None:
+    """Run MLflow's UI for a sqlite store in the foreground until Ctrl-C or SIGTERM; main thread only.
+
+    MLflow asks for no password: keep `host` on loopback. Raises ValueError without a store or a free port, or
+    if the server stops by itself.
+    """
+    if not uri.startswith("sqlite:"):
+        raise ValueError(f"{uri} is a server already; open it in a browser")
+    database = Path(uri.removeprefix("sqlite:///"))
+    if not database.exists():
+        raise ValueError(f"no MLflow store at {database}; run gat-sweep run first")
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ValueError(f"cannot listen on {host}:{port} ({error}); choose another port") from error
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    command += ["--host", host, "--port", str(port), "--allowed-hosts", f"{host}:{port},localhost:{port}"]
+    command += ["--uvicorn-opts", "--log-level warning", "--artifacts-destination", "mlartifacts"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its helpers outlive SIGTERM
+    print(f"MLflow UI: http://{host}:{port} (up within half a minute; Ctrl-C stops it)", flush=True)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = subprocess.Popen(command, cwd=home, env=environment, start_new_session=True)
+    try:
+        code = server.wait()
+    except KeyboardInterrupt:
+        return
+    finally:
+        for sig in (signal.SIGTERM, signal.SIGKILL):  # the whole group: the server has workers
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(server.pid, sig)
+                server.wait(5)
+        signal.signal(signal.SIGTERM, before)
+    raise ValueError(f"the MLflow server stopped with exit code {code}")

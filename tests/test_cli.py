@@ -1,0 +1,136 @@
+"""The command line as a user meets it: what it prints, and what a mistake costs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REFERENCE
+
+from gat_sweep import cli
+
+WIDTHS = Path(__file__).parents[1] / "sweeps" / "widths.yaml"
+
+
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: object) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of a command run in this process."""
+    monkeypatch.setattr(sys, "argv", ["gat-sweep", *map(str, args)])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+@pytest.fixture
+def gat(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: call(capsys, monkeypatch, *args)
+
+
+BAD = [
+    (["plan", WIDTHS, "--recipe", "digit"], "did you mean 'digits'"),
+    (["plan", WIDTHS, "--set", "train.step=3"], "did you mean 'train.steps'"),
+    (["plan", WIDTHS, "--set", "train.steps"], "KEY=VALUE"),
+    (["plan", "nowhere.yaml"], "nowhere.yaml"),
+    (["plan", WIDTHS, "--preset", "offical"], "official"),
+    (["plan", WIDTHS, "--recipe", "digits", "--set", "data.side=9"], "patch 2 does not divide"),
+    (["run", WIDTHS, "--recipe", "digits", "--set", "ladder.S.heads=3"], "width 8 is not divisible by heads 3"),
+    (["run", WIDTHS], "data set 'latents' not found"),
+    (["run", WIDTHS, "--recipe", "digits", "--set", "workers.count=64"], "asks for 64 CPUs"),
+    (["run", WIDTHS, "--recipe", "digits", "--set", "workers.gpus=8"], "asks for 8 GPUs (1 workers), the cluster has"),
+    (["run", WIDTHS, "--recipe", "digits", "--name", "../x"], "--name"),
+    (["run", WIDTHS, "--recipe", "digits", "--seeds", "a"], "--seeds"),
+    (["train", "--recipe", "digits", "--set", "eval.extractor=inception_v3"], "eval.extractor"),
+    (["train", "--recipe", "digits", "--device", "tpu9"], "device"),
+    (["fit-law", "nothing"], "no run 'nothing'"),
+    (["fit-law", "nothing.csv"], "nothing.csv"),
+    (["fit-law"], "--paper"),
+    (["fit-law", "x", "--paper"], "--paper"),
+    (["parity", "no.safetensors"], "no such file"),
+    (["model-info", "--size", "XXL"], "no size 'XXL'"),
+    (["model-info", "--patch", "3"], "patch 3 does not divide"),
+    (["ui"], "no MLflow store"),
+    (["frobnicate"], "frobnicate"),
+]
+
+
+@pytest.mark.parametrize(("args", "words"), BAD, ids=[" ".join(map(str, a)).replace(str(WIDTHS), "w") for a, _ in BAD])
+def test_a_mistake_costs_one_line_and_writes_nothing(gat, args: list[object], words: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = gat(*args)
+    assert code == 2 and words in err, err
+    assert out == "" and len(err.splitlines()) == 1 and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_at_fault_names_the_row(gat, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    header = "trial,generator_size,step,flops,g_forward_flops,metric,value\n"
+    (tmp_path / "t.csv").write_text(header + "a,S,10,1e12,1e9,fid,20\nb,B,10,4e12,4e9,fid,-3\n")
+    code, _, err = gat("fit-law", "t.csv")
+    assert code == 2 and "t.csv" in err and "3" in err and "-3" in err
+    (tmp_path / "u.csv").write_text("trial,step\na,1\n")
+    code, _, err = gat("fit-law", "u.csv")
+    assert code == 2 and "generator_size" in err and len(err.splitlines()) == 1
+    (tmp_path / "v.csv").write_text(header + "a,S,10,1e12,1e9,fid,20\nb,B,10,4e12,4e9,fid,3\n")
+    code, _, err = gat("fit-law", "v.csv")
+    assert code == 2 and "at least 3" in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv", "u.csv", "v.csv"]
+
+
+def test_plan_and_model_info_agree_with_table_2(gat) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = gat("plan", WIDTHS, "--json")
+    trials = list(json.loads(out)["trials"].values())
+    assert code == 0 and [round(t["g_params_paper"] / 1e6, 2) for t in trials] == [29.36, 116.75, 408.75, 602.25]
+    assert [t["lr_g"] for t in trials] == pytest.approx([4e-4, 2e-4, 1.5e-4, 1.333e-4], rel=1e-3)
+    code, out, _ = gat("model-info", "--size", "S", "--patch", "2", "--json")
+    info = json.loads(out)
+    assert code == 0 and round(info["d_params_paper"] / 1e6, 2) == 39.21
+    assert info["g_forward_flops"] / 1e9 == pytest.approx(12.11, abs=0.005)
+    assert sum(info["iteration_flops"].values()) == info["iteration_flops_total"]
+    code, out, _ = gat("plan", WIDTHS, "--recipe", "digits")
+    assert code == 0 and len(re.findall(r"p2-s0-", out)) == 4
+
+
+def test_parity_exit_code_follows_the_limits(gat, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = gat("parity", REFERENCE, "--json")
+    assert code == 0 and set(json.loads(out)) == {"max_abs_output", "max_rel_loss", "max_rel_grad"}
+    from test_parity import altered
+
+    code, out, _ = gat("parity", altered(tmp_path, "G.levels", 1.01))
+    assert code == 1 and "max_abs_output" in out
+
+
+def test_the_papers_law(gat, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    code, out, _ = gat("fit-law", "--paper", "--json", "--out", tmp_path / "law")
+    law = json.loads(out)
+    assert code == 0 and 0.479 <= law["b"] <= 0.481 + 5e-4
+    assert law["b_high"] - law["b"] == pytest.approx(0.129, abs=1e-3)
+    assert law["b_low"] < 0.456 < law["b_high"] and law["pearson_gflops"] == pytest.approx(-0.918, abs=5e-4)
+    assert sorted(p.name for p in (tmp_path / "law").iterdir()) == ["law.json", "law.png", "law.svg", "table3.csv"]
+    assert json.loads((tmp_path / "law" / "law.json").read_text()) == law
+
+
+def test_train_without_ray_twice_and_from_elsewhere(tmp_path: Path, home_with_reference: Path) -> None:
+    """A real process: the first call trains, the second has nothing to do."""
+    tiny = ["train.steps=2", "train.batch=8", "train.eval_every=1", "train.log_every=1", "eval.samples=64"]
+    command = [sys.executable, "-m", "gat_sweep.cli", "train", "--recipe", "digits", "--home", "here"]
+    command += [f"--set={s}" for s in [*tiny, "eval.resize=32"]]
+    import shutil
+
+    shutil.copytree(home_with_reference / "cache", tmp_path / "here" / "cache")
+
+    def run() -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    first = run()
+    assert first.returncode == 0 and "done" in first.stdout and first.stderr == "", first.stderr
+    table = next((tmp_path / "here" / "train" / "table").iterdir())
+    before = table.read_bytes()
+    second = run()
+    assert second.returncode == 0 and "done" in second.stdout and table.read_bytes() == before

@@ -1,0 +1,89 @@
+"""Closed-form counts against torch's counter, and parameter counts against Table 2."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from gat_sweep.config import load_recipe, resolve
+from gat_sweep.gat import flops
+from gat_sweep.gat.discriminator import Discriminator
+from gat_sweep.gat.generator import Generator
+from gat_sweep.gat.losses import Draws, Objective, discriminator_losses, generator_loss
+from gat_sweep.plan import model_info
+
+SIZES = ["S", "B", "L", "XL"]
+TABLE_2 = {  # M parameters of G and D
+    "S": (29.36, 39.21),
+    "B": (116.75, 104.68),
+    "L": (408.75, 323.04),
+    "XL": (602.25, 467.68),
+}
+
+
+def paper(size: str, patch: int, recipe: str = "imagenet256", **more: object) -> object:
+    sizes = {"model.generator": size, "model.discriminator": size, "model.patch": patch}
+    return resolve(load_recipe(recipe), sizes, more)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("patch", [2, 4])
+def test_forward_counts_equal_the_counter(size: str, patch: int) -> None:
+    config = paper(size, patch)
+    g, d = config.generator_spec, config.discriminator_spec
+    with torch.device("meta"):
+        z, y = torch.empty(1, g.z_dim), torch.empty(1, dtype=torch.long)
+        x = torch.empty(1, g.levels * g.channels, g.side, g.side)
+        generator, discriminator = Generator(g), Discriminator(d)
+    with FlopCounterMode(display=False) as counter:
+        generator(z, y)
+    assert counter.get_total_flops() == flops.generator_forward(g)
+    with FlopCounterMode(display=False) as counter:
+        discriminator(x, y, 1)
+    assert counter.get_total_flops() == flops.discriminator_forward(d)
+
+
+@pytest.mark.parametrize("recipe", ["imagenet256", "digits"])
+@pytest.mark.parametrize("patch", [2, 4])
+@pytest.mark.parametrize("classes", [10, 0])
+def test_iteration_counts_equal_the_counter(recipe: str, patch: int, classes: int) -> None:
+    """A D step and a G step run on meta tensors, forward and backward, item by item summed."""
+    config = paper("S", patch, recipe, **{"data.classes": classes})
+    g, d = config.generator_spec, config.discriminator_spec
+    batch = 3
+    with torch.device("meta"):
+        generator, discriminator = Generator(g), Discriminator(d)
+        z, y = torch.empty(batch, g.z_dim), torch.empty(batch, dtype=torch.long) if classes else None
+        real = torch.empty(batch, g.channels, g.side, g.side)
+        teacher = torch.empty(batch, 1 + d.tokens, d.teacher_width) if d.teacher_width else None
+        noise = torch.empty(2, g.levels, *real.shape)
+    draws = Draws(mng=noise, penalty=noise)
+
+    def same(x: torch.Tensor, _: object) -> torch.Tensor:
+        return x
+
+    with FlopCounterMode(display=False) as counter:
+        fake, _ = generator(z, y)
+        terms = discriminator_losses(discriminator, real, fake.detach(), y, teacher, draws, same, same, Objective())
+        terms["loss_d"].mean().backward()
+        discriminator.requires_grad_(False)
+        generator_loss(discriminator, real, fake, y, draws, same, same).mean().backward()
+    assert counter.get_total_flops() == batch * sum(flops.iteration(g, d).values())
+
+
+def test_the_straight_count_is_three_and_fifteen_forwards() -> None:
+    """3 G + 15 D forwards per image, but for input gradients that are not needed and attention that costs double."""
+    config = paper("XL", 2)
+    g = flops.generator_forward(config.generator_spec)
+    d = flops.discriminator_forward(config.discriminator_spec)
+    total = sum(flops.iteration(config.generator_spec, config.discriminator_spec).values())
+    assert total == pytest.approx(3 * g + 15 * d, rel=0.02)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("patch", [2, 4])
+def test_parameters_equal_table_2(size: str, patch: int) -> None:
+    info = model_info(paper(size, patch))
+    if patch == 2:
+        assert round(info["g_params_paper"] / 1e6, 2) == TABLE_2[size][0]
+    assert round(info["d_params_paper"] / 1e6, 2) == TABLE_2[size][1]
+    assert info["g_params"] < info["g_params_paper"]

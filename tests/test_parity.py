@@ -1,0 +1,77 @@
+"""The networks, losses and gradients against the reference values of the released code."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REFERENCE
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from gat_sweep.parity import LIMITS, check_parity
+
+
+def test_outputs_losses_and_every_gradient_match() -> None:
+    result = check_parity(REFERENCE)
+    assert result.max_abs_output <= LIMITS["max_abs_output"]
+    assert result.max_rel_loss <= LIMITS["max_rel_loss"]
+    assert result.max_rel_grad <= LIMITS["max_rel_grad"]
+    assert result.passed
+
+
+def altered(tmp_path: Path, key: str, factor: float) -> Path:
+    """The reference with one tensor scaled."""
+    with safe_open(REFERENCE, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    tensors[key] = tensors[key] * factor
+    save_file(tensors, tmp_path / "altered.safetensors", metadata)
+    return tmp_path / "altered.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("key", "figure"),
+    [
+        ("G.levels", "max_abs_output"),
+        ("D.proj_patch", "max_abs_output"),
+        ("D_step.r1_loss", "max_rel_loss"),
+        ("D_step.z_kd_patch", "max_rel_loss"),
+        ("G_step.loss", "max_rel_loss"),
+        ("D_step.grad.blocks.2.ls_mlp", "max_rel_grad"),
+        ("G_step.grad.latent_embedder.0.bias", "max_rel_grad"),
+    ],
+)
+def test_one_percent_off_anywhere_is_seen_where_it_is(tmp_path: Path, key: str, figure: str) -> None:
+    result = check_parity(altered(tmp_path, key, 1.01))
+    exceeded = [name for name, limit in LIMITS.items() if getattr(result, name) > limit]
+    assert exceeded == [figure]
+
+
+def test_a_changed_weight_changes_everything(tmp_path: Path) -> None:
+    result = check_parity(altered(tmp_path, "G.param.blocks.0.attn.qkv.weight", 1.01))
+    assert result.max_abs_output > 1e-5 and result.max_rel_grad > 1e-4
+
+
+def test_missing_files_and_foreign_files_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "text.safetensors").write_text("hello")
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with safe_open(REFERENCE, framework="pt") as file:
+        some = {name: file.get_tensor(name) for name in list(file.keys())[:20]}
+        save_file(some, tmp_path / "part.safetensors", file.metadata())
+    for name, word in [("no", "no such"), ("text", "readable"), ("foreign", "metadata"), ("part", "lacks")]:
+        with pytest.raises(ValueError, match=word) as error:
+            check_parity(tmp_path / f"{name}.safetensors")
+        assert "\n" not in str(error.value)
+
+
+def test_the_preset_is_the_objective_that_parity_runs() -> None:
+    from conftest import tiny_config
+
+    from gat_sweep.config import PRESETS, load_recipe, resolve
+    from gat_sweep.gat.losses import OFFICIAL
+
+    config = resolve(load_recipe("digits"), PRESETS["official"])
+    assert config.objective == OFFICIAL and config.mng.mixing == "official"
+    assert tiny_config().objective != OFFICIAL
+    assert json.loads(config.model_dump_json())["objective"]["gp_weight"] == 0.05

@@ -1,0 +1,88 @@
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from analysis.law import fit_law
+from analysis.plots import _math, _set_ticks, plot_law
+from analysis.table import Table, load_table
+
+HEADER = "trial,generator_size,step,steps,flops,g_forward_flops,metric,value,n,status,reason"
+COST = {"S": 12.11e9, "B": 46.00e9, "L": 161.3e9, "XL": 237.1e9}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    """Four sizes, two seeds, five evaluations each; the second L diverges half way, the second XL is cut."""
+    rng = np.random.default_rng(0)
+    lines = [HEADER]
+    for size, g in COST.items():
+        for seed in (0, 1):
+            for step in range(20, 101, 20):
+                flops = 60 * g * 512 * step
+                value = 6e5 * (60 * g * 512 * 100 / 2e9) ** -0.48 * (100 / step) * np.exp(rng.normal(0, 0.02))
+                broken = (size, seed, step) == ("L", 1, 60)
+                status = "diverged" if broken else "done" if step == 100 else "running"
+                reason = "costs $5 and $6" if broken else ""
+                lines.append(
+                    f"{size}{seed},{size},{step},100,{flops},{g},fd_efficientnet_lite0,"
+                    f"{'' if broken else value},5000,{status},{reason}"
+                )
+                if broken or (size, seed, step) == ("XL", 1, 40):
+                    break
+    path = tmp_path / "results.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return load_table(path)
+
+
+def test_the_figure_says_what_it_shows_and_is_reproducible(table: Table, tmp_path: Path) -> None:
+    law = fit_law(table)
+    svg, png = plot_law(table, law, tmp_path / "figures" / "law.v1")
+    assert (svg.name, png.name) == ("law.v1.svg", "law.v1.png")
+    assert sorted(svg.parent.iterdir()) == [png, svg]  # no partial files
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+    text = svg.read_text()
+    said = "\n".join(re.findall(r"<!-- (.*?) -->", text, flags=re.DOTALL))  # matplotlib's comment per text
+    assert "fd_efficientnet_lite0   (N = 5,000 generated images)" in said
+    assert "multiply-adds" in said and "95 % prediction band" in said and "4 sizes" in said
+    assert f"{-law.fit.b:.3f}" in said and f"{-law.fit.b_low:.3f}" in said
+    assert all(f"\n{label}\n" in said for label in ("S/2", "B/2", "L/2", "XL/2"))
+    assert "L1 (L/2): costs" in said and "XL1 (XL/2): unfinished: step 40 of" in said
+    assert "FID" not in said and "<dc:date>" not in text
+
+    again, _ = plot_law(table, law, tmp_path / "again")
+    assert again.read_bytes() == svg.read_bytes()
+
+
+def test_sizes_at_almost_equal_compute(tmp_path: Path) -> None:
+    # The exponent is so large that a, the band's end and the interval's are beyond floating point.
+    points = [("S", 1e18, 90), ("B", 1.01e18, 40), ("L", 1.02e18, 30)]
+    rows = [f"{s},{s},1,1,{flops},1e9,fd,{v},," for s, flops, v in points]
+    path = tmp_path / "equal.csv"
+    path.write_text("\n".join([HEADER.removesuffix(",reason"), *rows]) + "\n")
+    table = load_table(path)
+    law = fit_law(table)
+    assert math.isinf(law.fit.a) and law.to_json()["a"] is None
+    assert 20 < law.fit.predict(1.01e18 / 2e9) < 90
+    assert all(path.stat().st_size > 0 for path in plot_law(table, law, tmp_path / "equal"))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.93, 0.99), (9.1, 12.0), (3.0, 20.0), (7.0, 300.0), (1e6, 1e13)])
+def test_an_axis_of_any_range_has_labels(low: float, high: float) -> None:
+    axes = Figure().add_subplot(yscale="log")
+    axes.set_ylim(low, high)
+    _set_ticks(axes.yaxis, low, high)
+    seen = [tick for tick in axes.yaxis.get_majorticklocs() if low <= tick <= high]
+    labels = {_math(tick, 6) for tick in seen}
+    assert 3 <= len(labels) == len(seen) <= 10
+    assert isinstance(axes.yaxis.get_minor_formatter(), NullFormatter)
+
+
+def test_numbers_of_a_figure() -> None:
+    assert [_math(v, 6) for v in (0.95, 20.0, 5000.0)] == ["0.95", "20", "5000"]
+    assert _math(1e9, 6) == "$10^{9}$" and _math(352000.0, 3) == r"$3.52\times 10^{5}$"

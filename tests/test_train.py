@@ -1,0 +1,181 @@
+"""The training loop without Ray: a pulse end to end, determinism, resume, divergence, two workers."""
+
+import json
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import tiny_config, tiny_trial
+
+from gat_sweep import train as training
+from gat_sweep.gat import flops
+from gat_sweep.run_table import SCHEMA
+from gat_sweep.train import Trial, record_failure, train
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def home(tmp_path: Path, home_with_reference: Path) -> Path:
+    shutil.copytree(home_with_reference / "cache", tmp_path / "cache")
+    return tmp_path
+
+
+def rows(trial: Trial) -> list[dict[str, Any]]:
+    table = pq.read_table(trial.table)
+    assert table.schema.equals(SCHEMA)
+    return table.to_pylist()
+
+
+def state(trial: Trial, step: int) -> dict[str, Any]:
+    return torch.load(trial.folder / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
+
+
+def tensors(value: Any, path: str = "") -> dict[str, torch.Tensor]:
+    """All tensors of a nested state, by path."""
+    if isinstance(value, torch.Tensor):
+        return {path: value}
+    if not isinstance(value, dict):
+        return {}
+    return {k: t for key, item in value.items() for k, t in tensors(item, f"{path}/{key}").items()}
+
+
+def assert_same_state(a: Trial, b: Trial, step: int) -> None:
+    ours, theirs = tensors(state(a, step)), tensors(state(b, step))
+    assert ours.keys() == theirs.keys() and len(ours) > 300
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different
+
+
+def test_a_pulse_leaves_everything_it_promises(home: Path) -> None:
+    trial = tiny_trial(home)
+    outcome = train(trial, CPU)
+    assert (outcome.status, outcome.step) == ("done", 4)
+    first, last = rows(trial)
+    assert (first["step"], first["status"], last["step"], last["status"]) == (2, "running", 4, "done")
+    assert last["metric"] == "fd_efficientnet_lite0" and 0 < last["value"] < float("inf")
+    assert (last["images"], last["n"], last["seed"]) == (32, 64, 0)
+    config = trial.config
+    per_image = sum(flops.iteration(config.generator_spec, config.discriminator_spec).values())
+    assert last["flops"] == per_image * 32 and sum(json.loads(last["flops_per_image"]).values()) == per_image
+    assert json.loads(last["config"]) == config.identity() and last["config_hash"] == config.digest()
+    assert last["reference"].startswith("digits:1797:") and json.loads(last["protocol"])["n"] == 64
+    assert sorted(p.name for p in (trial.folder / "samples").iterdir()) == ["step_00000002.png", "step_00000004.png"]
+    journal = [json.loads(line) for line in (trial.folder / "journal.jsonl").read_text().splitlines()]
+    assert journal[0]["status"] == "running" and journal[-1]["status"] == "done"
+    assert [j["step"] for j in journal if "loss_d" in j.get("metrics", {})] == [1, 2, 3, 4]
+
+
+def test_training_is_deterministic_and_the_seed_matters(home: Path) -> None:
+    a, b, c = (tiny_trial(home, name, seed=seed) for name, seed in [("a", 0), ("b", 0), ("c", 1)])
+    for trial in (a, b, c):
+        train(trial, CPU)
+    assert_same_state(a, b, 4)
+    assert [r["value"] for r in rows(a)] == [r["value"] for r in rows(b)] != [r["value"] for r in rows(c)]
+
+
+def test_a_cut_run_continues_bit_for_bit(home: Path) -> None:
+    """Stopped after the checkpoint of step 2, and killed so that a line was half-written."""
+    straight, cut = tiny_trial(home, "straight"), tiny_trial(home, "cut")
+    train(straight, CPU)
+    outcome = train(cut, CPU, stop=lambda: (cut.folder / "checkpoints" / "step_00000002.pt").exists())
+    assert (outcome.status, outcome.step) == ("running", 2)
+    with open(cut.folder / "journal.jsonl", "a") as journal:
+        journal.write('{"step": 3, "metr')
+    assert train(cut, CPU).status == "done"
+    assert_same_state(straight, cut, 4)
+    same = ["step", "value", "status", "flops", "images"]
+    assert [[r[k] for k in same] for r in rows(straight)] == [[r[k] for k in same] for r in rows(cut)]
+
+
+def test_rows_after_the_checkpoint_are_not_counted_twice(home: Path) -> None:
+    """Killed between the row of step 4 and its checkpoint: step 4 is evaluated again, and stands once."""
+    trial = tiny_trial(home)
+    train(trial, CPU)
+    (trial.folder / "checkpoints" / "step_00000004.pt").unlink()
+    train(trial, CPU)
+    assert [(r["step"], r["status"]) for r in rows(trial)] == [(2, "running"), (4, "done")]
+
+
+def test_a_non_finite_gradient_stops_the_trial_before_the_update(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = tiny_trial(home)
+    real_losses = training.discriminator_losses
+    calls = []
+
+    def poisoned(*args: Any) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        terms = real_losses(*args)
+        return terms | {"loss_d": terms["loss_d"] * float("nan")} if len(calls) == 4 else terms
+
+    monkeypatch.setattr(training, "discriminator_losses", poisoned)
+    outcome = train(trial, CPU)
+    assert (outcome.status, outcome.step) == ("diverged", 3)
+    assert "gradient norm of D is nan at step 3" in outcome.reason
+    first, last = rows(trial)
+    assert (first["step"], first["status"]) == (2, "running") and first["value"] is not None
+    assert (last["step"], last["status"], last["value"]) == (3, "diverged", None)
+    assert not (trial.folder / "checkpoints" / "step_00000003.pt").exists()
+
+
+def test_a_failed_trial_leaves_a_row_that_says_so(home: Path) -> None:
+    trial = tiny_trial(home)
+    record_failure(trial, "out of memory")
+    (row,) = rows(trial)
+    assert (row["status"], row["reason"], row["value"], row["generator_size"]) == ("failed", "out of memory", None, "S")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"mng__schedule": "none"},
+        {"mng__schedule": "msg"},
+        {"mng__schedule": "linear"},
+        {"mng__mixing": "official", "objective__gp_weight": 0.05},
+        {"data__classes": 0},
+        {"model__patch": 4, "model__generator": "B"},
+        {"train__precision": "bfloat16"},
+    ],
+)
+def test_every_variant_trains(home: Path, overrides: dict[str, Any]) -> None:
+    trial = tiny_trial(home, train__steps=2, **overrides)
+    assert train(trial, CPU).status == "done"
+
+
+# ---------------------------------------------------------------- two workers
+
+
+def _worker(rank: int, world: int, trial: Trial, file: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    train(trial, CPU)
+    dist.destroy_process_group()
+
+
+def test_two_workers_give_the_number_that_one_gives(home: Path, tmp_path: Path) -> None:
+    """Two processes train one model; the evaluation of its weights equals that of one worker."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    context = multiprocessing.get_context("spawn")
+    trial = tiny_trial(home, workers__count=2)
+    workers = [context.Process(target=_worker, args=(rank, 2, trial, tmp_path / "store")) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    assert [(r["step"], r["images"], r["status"]) for r in rows(trial)] == [(2, 16, "running"), (4, 32, "done")]
+
+    from gat_sweep.data.dataset import load_dataset
+    from gat_sweep.gat.generator import Generator
+    from gat_sweep.metrics.evaluate import Evaluator
+
+    config = tiny_config()
+    ema = Generator(config.generator_spec)
+    ema.load_state_dict(state(trial, 4)["ema"])
+    alone = Evaluator(config, load_dataset(config.data), home, CPU, 0, 1).distance(ema)
+    assert alone.value == rows(trial)[-1]["value"]
