@@ -9,6 +9,7 @@ Shapes: B batch, K levels, C channels, T tokens, D width; `levels` is a list of 
 """
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -106,6 +107,10 @@ def unit(x: Tensor) -> Tensor:
 class Generator(nn.Module):
     """Section 2.2 and Eq. 1."""
 
+    position: Tensor
+    angles: Tensor
+    style_mean: Tensor
+
     def __init__(self, spec: Any):
         super().__init__()
         self.spec, width, grid = spec, spec.width, spec.side // spec.patch
@@ -153,10 +158,14 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Section 2.2: logit by projection on the class vector, and the tokens for the alignment loss."""
+    """Section 2.2: logit by projection on the class vector, and the tokens projected for the alignment loss."""
+
+    position: Tensor
+    angles: Tensor
 
     def __init__(self, spec: Any):
         super().__init__()
+        self.spec = spec
         width, cw, pw, grid = spec.width, spec.class_width, spec.projector_width, spec.side // spec.patch
         self.patch_embedding = nn.Conv2d(spec.levels * spec.channels, width, spec.patch, spec.patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -165,6 +174,7 @@ class Discriminator(nn.Module):
         if spec.classes:
             self.class_embedding = nn.Embedding(spec.classes, cw)
             self.class_mapping = nn.Sequential(SlowLinear(cw, cw), nn.SiLU(), SlowLinear(cw, cw))
+        self.projector = None
         if spec.teacher_width:
             self.projector = nn.Sequential(
                 nn.Linear(width, pw), nn.SiLU(), nn.Linear(pw, pw), nn.SiLU(), nn.Linear(pw, spec.teacher_width)
@@ -173,14 +183,14 @@ class Discriminator(nn.Module):
         angles = rope_angles(width // spec.heads, grid)
         self.register_buffer("angles", torch.cat([torch.zeros_like(angles[:1]), angles]), persistent=False)
 
-    def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor | None]:
         x = self.patch_embedding(x).flatten(2).transpose(1, 2) + self.position
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
         for block in self.blocks:
             x = checkpoint(block, x, self.angles, use_reentrant=False)
         head = self.head(self.head_norm(x[:, 0])).float()
         logits = head.sum(1) if y is None else (head * self.class_mapping(self.class_embedding(y)).float()).sum(1)
-        return logits, x
+        return logits, self.projector(x) if self.projector is not None else None
 
 
 def augment(levels: list[Tensor], final: Tensor, config: Any, draws: Any, side: int) -> list[Tensor]:
@@ -235,8 +245,9 @@ class Straightforward:
 
     def __init__(self, config: Any, generator: nn.Module, discriminator: nn.Module, device: torch.device):
         self.config = config
-        self.generator, self.ema = (Generator(config.generator_spec).to(device) for _ in range(2))
-        self.discriminator = Discriminator(config.discriminator_spec).to(device)
+        with device:
+            self.generator, self.ema = Generator(config.generator_spec), Generator(config.generator_spec)
+            self.discriminator = Discriminator(config.discriminator_spec)
         for ours, theirs in [
             (self.generator, generator),
             (self.ema, generator),
@@ -247,7 +258,8 @@ class Straightforward:
         options: dict[str, Any] = {"betas": (t.beta1, t.beta2), "eps": t.eps, "weight_decay": 0.0}
         self.optimizer_g = torch.optim.AdamW(self.generator.parameters(), lr=config.lr_g, **options)
         self.optimizer_d = torch.optim.AdamW(self.discriminator.parameters(), lr=config.lr_d, **options)
-        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=t.precision == "bfloat16")
+        low = t.precision == "bfloat16"
+        self.autocast = torch.autocast(device.type, torch.bfloat16) if low else nullcontext()
 
     def score(self, levels: list[Tensor], final: Tensor, y: Tensor | None, draws: Any, side: int) -> tuple[Tensor, Any]:
         """D of one input: augmented, perturbed, concatenated."""
@@ -259,6 +271,18 @@ class Straightforward:
         self, real: Tensor, y: Tensor | None, z: Tensor, teacher: Tensor | None, draws_d: Any, draws_g: Any
     ) -> dict[str, Tensor]:
         """One iteration; returns per-image losses [B]."""
+        losses, w = self.steps(real, y, z, teacher, draws_d, draws_g)
+        self.averages(w, y)
+        return losses
+
+    def parts(self) -> list[Any]:
+        """Everything with a state_dict that an iteration changes."""
+        return [self.generator, self.ema, self.discriminator, self.optimizer_g, self.optimizer_d]
+
+    def steps(
+        self, real: Tensor, y: Tensor | None, z: Tensor, teacher: Tensor | None, draws_d: Any, draws_g: Any
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """D step, then G step; the losses, and the styles w [B, D] of the fakes."""
         objective, levels = self.config.objective, self.config.generator_spec.levels
         reals = [real] * levels
 
@@ -275,7 +299,7 @@ class Straightforward:
             loss_d = loss_d + objective.gp_weight * ((d_real - d_real_e) / objective.gp_sigma) ** 2
             loss_d = loss_d + objective.gp_weight * ((d_fake - d_fake_e) / objective.gp_sigma) ** 2
             if teacher is not None:
-                distance = 1 - F.cosine_similarity(self.discriminator.projector(tokens).float(), teacher, dim=-1)
+                distance = 1 - F.cosine_similarity(tokens.float(), teacher, dim=-1)
                 loss_d = loss_d + objective.align_weight * distance.mean(1)
         self.optimizer_d.zero_grad()
         loss_d.mean().backward()
@@ -295,13 +319,13 @@ class Straightforward:
         self.discriminator.requires_grad_(True)
         nn.utils.clip_grad_norm_(self.generator.parameters(), self.config.train.clip)
         self.optimizer_g.step()
+        return {"loss_d": loss_d.detach(), "loss_g": loss_g.detach()}, w.detach()
 
-        # running averages: of the weights, and of w per class
-        with torch.no_grad():
-            for average, parameter in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
-                average.lerp_(parameter, 1 - self.config.train.ema_decay)
-            labels = torch.zeros(len(z), dtype=torch.long, device=z.device) if y is None else y
-            for label in labels.unique():
-                mean = self.generator.style_mean[label]
-                mean.lerp_(w[labels == label].float().mean(0), 0.005)
-        return {"loss_d": loss_d.detach(), "loss_g": loss_g.detach()}
+    @torch.no_grad()
+    def averages(self, w: Tensor, y: Tensor | None) -> None:
+        """EMA of G's weights, and the running mean of w per class."""
+        for average, parameter in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
+            average.lerp_(parameter, 1 - self.config.train.ema_decay)
+        labels = torch.zeros(len(w), dtype=torch.long, device=w.device) if y is None else y
+        for label in labels.unique():
+            self.generator.style_mean[label].lerp_(w[labels == label].float().mean(0), 0.005)

@@ -110,14 +110,10 @@ def run(
 @click.option("--device", default=None, help="cpu, cuda, cuda:1; cuda when there is one, unless given.")
 def train(recipe: str, preset: str, settings: tuple[str, ...], home: Path, name: str, device: str | None) -> None:
     """Train one trial here, without Ray and MLflow."""
-    from gat_sweep.config import load_recipe, resolve
     from gat_sweep.run import train_command
-    from gat_sweep.sweep import PRESETS
 
     _check_name(name)
-    if preset not in PRESETS:
-        raise UserError(f"unknown preset '{preset}'; there are: {', '.join(PRESETS)}")
-    config = resolve(load_recipe(recipe), PRESETS[preset], _settings(settings))
+    config = _config(recipe, preset, settings)
     if not train_command(config, home.absolute(), name, device, _console()):
         sys.exit(1)
 
@@ -169,26 +165,74 @@ def model_info(
     size: str | None, patch: int | None, recipe: str, preset: str, settings: tuple[str, ...], as_json: bool
 ) -> None:
     """Parameters and FLOPs of the networks and of one training iteration."""
-    from gat_sweep.config import PRESETS, load_recipe, resolve
     from gat_sweep.plan import human
     from gat_sweep.plan import model_info as info_of
 
-    if preset not in PRESETS:
-        raise UserError(f"unknown preset '{preset}'; there are: {', '.join(PRESETS)}")
     chosen: dict[str, Any] = {"model.generator": size, "model.discriminator": size} if size else {}
     if patch is not None:
         chosen["model.patch"] = patch
-    info = info_of(resolve(load_recipe(recipe), PRESETS[preset], _settings(settings), chosen))
+    info = info_of(_config(recipe, preset, settings, chosen))
     if as_json:
         _print_json(info)
         return
     for key, value in info.items():
-        if key == "iteration_flops":
+        if key == "iteration_flops_rounded":
+            click.echo("iteration, FLOP per image in whole forwards:")
+            for item, count in value.items():
+                click.echo(f"  {item:28} {human(count):>8}")
+        elif key == "iteration_flops":
             click.echo("iteration, FLOP per image (2 per multiply-add):")
             for item, count in value.items():
                 click.echo(f"  {item:28} {human(count):>8}  {100 * count / info['iteration_flops_total']:5.1f} %")
         else:
             click.echo(f"{key:22} {value:,}" if isinstance(value, int) else f"{key:22} {value}")
+
+
+@cli.command()
+@click.option("--size", "sizes", multiple=True, help="Size of both networks; repeat for several.")
+@click.option("--batch", type=int, default=None, help="Images per step; the recipe's unless given.")
+@click.option("--iterations", type=click.IntRange(min=3), default=10, show_default=True, help="Timed pairs of steps.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all of them unless given.")
+@click.option("--device", default=None, help="cpu, cuda, cuda:1; cuda when there is one, unless given.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the JSON to this file.")
+@config_options
+@json_option
+def bench(
+    sizes: tuple[str, ...],
+    batch: int | None,
+    iterations: int,
+    threads: int | None,
+    device: str | None,
+    out: Path | None,
+    recipe: str,
+    preset: str,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Time the training step beside a straightforward one, on the same noise.
+
+    Precision, compilation and everything else are config values: --set train.precision=float32,
+    --set workers.compile=true.
+    """
+    from gat_sweep.run import bench_command
+
+    chosen: dict[str, Any] = {"workers.count": 1}
+    if batch is not None:
+        chosen["train.batch"] = batch
+    configs = [
+        _config(
+            recipe, preset, settings, chosen, {"model.generator": size, "model.discriminator": size} if size else {}
+        )
+        for size in sizes or ("",)
+    ]
+    results = bench_command(configs, device, threads, iterations, Console(stderr=True))
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        _print_json(results)
+        return
+    for result in results:
+        _print_bench(result)
 
 
 @cli.command()
@@ -241,6 +285,40 @@ def _console() -> Console:
 
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1))
+
+
+def _config(recipe: str, preset: str, settings: tuple[str, ...], *more: dict[str, Any]) -> Any:
+    """One trial's config from the command line; `more` is put in before --set."""
+    from gat_sweep.config import PRESETS, load_recipe, resolve
+
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset '{preset}'; there are: {', '.join(PRESETS)}")
+    return resolve(load_recipe(recipe), PRESETS[preset], *more, _settings(settings))
+
+
+def _print_bench(result: dict[str, Any]) -> None:
+    from gat_sweep.plan import human
+
+    title = f"{result['recipe']} {result['size']}/{result['patch']}, batch {result['batch']}, {result['precision']}"
+    title += ", compiled" if result["compiled"] else ""
+    table = Table(title=title, title_justify="left")
+    for name in ["", "ms/step", "min", "max", "images/s", "FLOP/image", "FLOP/s", "MFU", "peak memory"]:
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for name in ["engine", "straightforward"]:
+        row = result[name]
+        times = [f"{1000 * row[key]:.1f}" for key in ("seconds_median", "seconds_min", "seconds_max")]
+        counts = [human(row["flops_per_image"]), human(row["flops_per_second"])]
+        memory = f"{row['peak_bytes'] / 2**20:,.0f} MiB"
+        table.add_row(name, *times, f"{row['images_per_second']:.4g}", *counts, f"{100 * row['mfu']:.0f} %", memory)
+    _console().print(table)
+    quartiles = f"{result['ratio_low']:.2f} to {result['ratio_high']:.2f}"
+    click.echo(f"ratio {result['ratio']:.2f} (quartiles {quartiles}); losses differ by {result['loss_difference']:.1e}")
+    ceiling = human(result["ceiling_flops_per_second"])
+    loader = result["loader_images_per_second"] / result["engine"]["images_per_second"]
+    click.echo(
+        f"matrix-multiply ceiling {ceiling}FLOP/s; the loader delivers {loader:.0f} times what the step consumes"
+    )
+    click.echo("  ".join(f"{key} {value}" for key, value in result["hardware"].items()))
 
 
 def _settings(settings: tuple[str, ...]) -> dict[str, Any]:

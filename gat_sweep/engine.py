@@ -1,10 +1,14 @@
 """One GAN iteration: both networks, their optimizers, their running averages, and the step that moves them.
 
-The training loop and the benchmark run this same object. Nothing in `iterate` waits for the device: what it
-returns are tensors, and a non-finite gradient freezes every weight from that step on (`first_bad_step`).
+The training loop and the benchmark run this same object. `iterate` never waits for the device: what it returns
+are tensors, and a non-finite gradient freezes every weight from that step on until `trouble` is asked.
 """
 
 import copy
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,18 +16,22 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gat_sweep.config import TrialConfig
+from gat_sweep.errors import UserError
 from gat_sweep.gat.augment import AugmentDraws, augment, draw_augmentation
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.ema import update_ema, update_style_mean
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.losses import Draws, discriminator_losses, generator_loss
+from gat_sweep.gat.memory import Memory
 from gat_sweep.gat.mng import make_perturb
+from gat_sweep.plan import memory_plan
 
 
 class Engine:
     """Networks and optimizers of a trial on one device.
 
     world: how many processes share a batch; above one, gradients are averaged over the process group.
+    Raises UserError when the trial does not fit the device's memory, or no compiler is there for workers.compile.
     """
 
     def __init__(self, config: TrialConfig, device: torch.device, world: int = 1):
@@ -36,11 +44,25 @@ class Engine:
         self.optimizer_d = _adamw(self.discriminator, config.lr_d, config)
         self.perturb = make_perturb(config.mng.schedule, config.generator_spec.levels, config.mng.mixing, device)
         self.bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16")
-        self.call_g: nn.Module = self.generator
-        self.call_d: nn.Module = self.discriminator
+        self.memory = worker_memory(config, device, config.train.batch // world)
+        self.generator.checkpointed = self.memory.checkpointed
+        # After a non-finite gradient norm: nothing moves any more, and the norms stay as they were.
+        self._stopped = torch.zeros((), dtype=torch.bool, device=device)
+        self._norms = torch.zeros(2, device=device)  # of D and G
+        self._finished = torch.zeros((), dtype=torch.int64, device=device)  # whole iterations
+        self._call_g: nn.Module = self.generator
+        self._call_d: nn.Module = self.discriminator
         if world > 1:
-            self.call_g = DistributedDataParallel(self.generator, broadcast_buffers=False)
-            self.call_d = DistributedDataParallel(self.discriminator, broadcast_buffers=False)
+            # A static graph and gradients that live in the buckets: one averaging per network and step.
+            options: dict[str, Any] = {
+                "broadcast_buffers": False,
+                "gradient_as_bucket_view": True,
+                "static_graph": True,
+            }
+            self._call_g = DistributedDataParallel(self.generator, **options)
+            self._call_d = DistributedDataParallel(self.discriminator, **options)
+        if config.workers.compile:
+            _compile_blocks(self.generator, self.discriminator, device)
 
     def parts(self) -> dict[str, Any]:
         """Everything with a state_dict that training changes."""
@@ -54,44 +76,92 @@ class Engine:
 
         real [B, C, Y, X], y [B] or None, z [B, z_dim], teacher [B, 1+T, W] or None.
         """
-        config = self.config
+        config, batch = self.config, len(real)
         with self.bf16:
-            fake_levels, w = self.call_g(z, y)  # one forward serves both steps
-            terms = discriminator_losses(
-                self.call_d,
-                real,
-                fake_levels.detach(),
-                y,
-                teacher,
-                draws_d,
-                self._augment,
-                self.perturb,
-                config.objective,
-            )
-        terms["loss_d"].mean().backward()
-        terms["grad_norm_d"] = self._update(self.discriminator, self.optimizer_d)
+            fake_levels, w = self._call_g(z, y)  # one forward serves both steps
+        # G's graph ends here; the G step hands it the gradient of its images, summed over the chunks.
+        fakes = fake_levels.detach().requires_grad_()
+
+        terms: dict[str, list[Tensor]] = {}
+        for images in self._chunks(batch):
+            with self._averaged(self._call_d, images.stop == batch):
+                with self.bf16:
+                    part = discriminator_losses(
+                        self._call_d,
+                        real[images],
+                        fakes[:, images].detach(),
+                        None if y is None else y[images],
+                        None if teacher is None else teacher[images],
+                        draws_d.part(images),
+                        self._augment,
+                        self.perturb,
+                        config.objective,
+                    )
+                (part["loss_d"].sum() / batch).backward()
+            for name, value in part.items():
+                terms.setdefault(name, []).append(value.detach())
+        self._update(0, self.discriminator, self.optimizer_d)
 
         self.discriminator.requires_grad_(False)
-        with self.bf16:
-            loss_g = generator_loss(
-                self.discriminator, real, fake_levels, y, draws_g, self._augment, self.perturb
-            )
-        loss_g.mean().backward()
+        for images in self._chunks(batch):
+            with self.bf16:
+                loss_g = generator_loss(
+                    self.discriminator,
+                    real[images],
+                    fakes[:, images],
+                    None if y is None else y[images],
+                    draws_g.part(images),
+                    self._augment,
+                    self.perturb,
+                )
+            (loss_g.sum() / batch).backward()
+            terms.setdefault("loss_g", []).append(loss_g.detach())
         self.discriminator.requires_grad_(True)
-        terms["loss_g"] = loss_g
-        terms["grad_norm_g"] = self._update(self.generator, self.optimizer_g)
+        fake_levels.backward(fakes.grad)
+        self._update(1, self.generator, self.optimizer_g)
+        self._finished += ~self._stopped
         update_style_mean(self.generator, w.detach(), y)
         update_ema(self.ema, self.generator, config.train.ema_decay)
-        return {name: term.detach() for name, term in terms.items()}
+        norms = {"grad_norm_d": self._norms[0].clone(), "grad_norm_g": self._norms[1].clone()}
+        return {name: torch.cat(values) for name, values in terms.items()} | norms
+
+    def trouble(self) -> tuple[int, str, float] | None:
+        """(iterations that went well, network, its gradient norm) once a norm was not finite; waits for the device."""
+        if not self._stopped.item():
+            return None
+        norm_d, norm_g = self._norms.tolist()
+        network, norm = ("G", norm_g) if torch.isfinite(self._norms[0]) else ("D", norm_d)
+        return int(self._finished.item()), network, norm
+
+    def _chunks(self, batch: int) -> Iterator[slice]:
+        for start in range(0, batch, self.memory.chunk):
+            yield slice(start, min(start + self.memory.chunk, batch))
+
+    @contextmanager
+    def _averaged(self, network: nn.Module, last: bool) -> Iterator[None]:
+        """Gradients cross the network once a step, with the last chunk."""
+        if last or not isinstance(network, DistributedDataParallel):
+            yield
+        else:
+            with network.no_sync():
+                yield
 
     def _augment(self, x: Tensor, draws: AugmentDraws) -> Tensor:
         return augment(x, self.config.augment, draws)
 
-    def _update(self, network: nn.Module, optimizer: torch.optim.AdamW) -> Tensor:
-        norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.train.clip)
+    def _update(self, which: int, network: nn.Module, optimizer: torch.optim.AdamW) -> None:
+        """Clips by the norm over the whole network and steps, unless a norm was not finite, now or before.
+
+        Fused AdamW divides by `grad_scale` and passes over a step with `found_inf` on the device itself, which
+        spares the clipping a pass over the gradients and the loop a wait.
+        """
+        norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
+        self._norms[which] = torch.where(self._stopped, self._norms[which], norm)
+        self._stopped |= ~torch.isfinite(norm)
+        optimizer.grad_scale = (norm / self.config.train.clip).clamp(min=1.0)  # type: ignore[attr-defined]
+        optimizer.found_inf = self._stopped.float()  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return norm
 
 
 def draw(config: TrialConfig, batch: int, random: torch.Generator, penalty: bool) -> Draws:
@@ -109,6 +179,30 @@ def draw(config: TrialConfig, batch: int, random: torch.Generator, penalty: bool
         penalty_noise = torch.stack([noise(1).expand_as(fake), fake])
     draws = draw_augmentation(config.augment, (2, batch), spec.side, random)
     return Draws(mng=mng, penalty=penalty_noise, augment=draws)
+
+
+def worker_memory(config: TrialConfig, device: torch.device, batch: int) -> Memory:
+    """How `batch` images fit this worker's memory. Raises UserError when they do not."""
+    if config.workers.memory_gib is not None:
+        available = config.workers.memory_gib * 2**30
+    elif device.type == "cuda":
+        available = torch.cuda.get_device_properties(device).total_memory
+    else:
+        share = min(1.0, config.workers.cpus / (os.cpu_count() or 1))
+        available = share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return memory_plan(config, batch, device.type == "cpu", available)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _compile_blocks(generator: Generator, discriminator: Discriminator, device: torch.device) -> None:
+    """Compiles one block of each network for all of them: start-up does not grow with depth."""
+    if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        raise UserError("workers.compile needs a C++ compiler; install g++ or set workers.compile=false")
+    torch.compiler.reset()  # another trial's shapes, in a worker that runs several, count towards its limit
+    for block in [*generator.blocks, *discriminator.blocks]:
+        block.compile(dynamic=False)
 
 
 def _adamw(network: nn.Module, rate: float, config: TrialConfig) -> torch.optim.AdamW:

@@ -8,6 +8,21 @@ from gat_sweep.config import TrialConfig
 from gat_sweep.gat import flops
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
+from gat_sweep.gat.memory import Memory, fit_memory
+
+
+def parameter_counts(config: TrialConfig) -> tuple[int, int]:
+    """Parameters of G and D."""
+    with torch.device("meta"):
+        networks = Generator(config.generator_spec), Discriminator(config.discriminator_spec)
+    g, d = (sum(p.numel() for p in network.parameters()) for network in networks)
+    return g, d
+
+
+def memory_plan(config: TrialConfig, batch: int, plain_attention: bool, available: float) -> Memory:
+    """How a worker fits `batch` images into `available` bytes; ValueError when it cannot (gat/memory.py)."""
+    specs = config.generator_spec, config.discriminator_spec
+    return fit_memory(*specs, *parameter_counts(config), batch, config.train.precision, plain_attention, available)
 
 
 def model_info(config: TrialConfig) -> dict[str, Any]:
@@ -17,9 +32,7 @@ def model_info(config: TrialConfig) -> dict[str, Any]:
     of the released code whose output is multiplied by zero and which we do not build.
     """
     g, d = config.generator_spec, config.discriminator_spec
-    with torch.device("meta"):
-        g_params = sum(p.numel() for p in Generator(g).parameters())
-        d_params = sum(p.numel() for p in Discriminator(d).parameters())
+    g_params, d_params = parameter_counts(config)
     unused_embedder = g.patch**2 * g.channels * g.width + g.width
     items = flops.iteration(g, d)
     return {
@@ -32,6 +45,7 @@ def model_info(config: TrialConfig) -> dict[str, Any]:
         "d_params_paper": d_params + d.tokens * d.width,
         "g_forward_flops": flops.generator_forward(g),
         "d_forward_flops": flops.discriminator_forward(d),
+        "iteration_flops_rounded": flops.round_counts(g, d),
         "iteration_flops": items,
         "iteration_flops_total": sum(items.values()),
     }

@@ -15,11 +15,9 @@ from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluate import load_reference
 from gat_sweep.metrics.features import check_extractor
 from gat_sweep.progress import Monitor
-from gat_sweep.run_table import read_rows, source_commit
+from gat_sweep.run_table import FINISHED, final_status, read_rows, source_commit
 from gat_sweep.sweep import Sweep, open_run, read_run, trial_id
-from gat_sweep.train import Trial, train
-
-FINISHED = ("done", "diverged")  # a divergence is a result: running it again would only repeat it
+from gat_sweep.train import Trial, keep_freed_memory, train
 
 
 def run_command(
@@ -38,7 +36,7 @@ def run_command(
     if address is None:
         launch.check_feasible(sweep.trials, launch.local_resources())
     open_run(home, name, sweep)
-    open_trials = [trial for trial in trials if final_status(trial) not in FINISHED]
+    open_trials = [trial for trial in trials if final_status(trial.table) not in FINISHED]
     if len(open_trials) < len(trials):
         console.print(f"{len(trials) - len(open_trials)} of {len(trials)} trials are finished already")
     if open_trials:
@@ -54,7 +52,7 @@ def run_command(
         try:
             with Monitor(open_trials, console, lambda folders: tracker.ship(folders)[1]):
                 launch.run_sweep(open_trials, address)
-            status = "done" if all(final_status(t) == "done" for t in trials) else "failed"
+            status = "done" if all(final_status(t.table) == "done" for t in trials) else "failed"
         except KeyboardInterrupt:
             console.print(f"\nstopped; results so far are in {home / name}. The same command continues.")
             raise
@@ -66,7 +64,7 @@ def run_command(
     console.print(f"samples  {home / name / 'trials'}/<trial>/samples", soft_wrap=True, highlight=False)
     ui = "gat-sweep ui" + ("" if home == Path("runs").absolute() else f" --home {home}")
     console.print(f"MLflow   {ui}", soft_wrap=True, highlight=False)
-    return all(final_status(trial) in FINISHED for trial in trials)
+    return all(final_status(trial.table) in FINISHED for trial in trials)
 
 
 def train_command(config: TrialConfig, home: Path, name: str, device: str | None, console: Console) -> bool:
@@ -78,7 +76,7 @@ def train_command(config: TrialConfig, home: Path, name: str, device: str | None
     chosen = _device(device)
     open_run(home, name, sweep)
     try:
-        if final_status(trial) not in FINISHED:
+        if final_status(trial.table) not in FINISHED:
             with Monitor([trial], console, lambda folders: ""):
                 train(trial, chosen)
     except KeyboardInterrupt:
@@ -86,7 +84,34 @@ def train_command(config: TrialConfig, home: Path, name: str, device: str | None
         raise
     console.print(results_table([trial]))
     console.print(f"results  {home / name}", soft_wrap=True, highlight=False)
-    return final_status(trial) == "done"
+    return final_status(trial.table) == "done"
+
+
+def bench_command(
+    configs: list[TrialConfig], device: str | None, threads: int | None, iterations: int, console: Console
+) -> list[dict[str, Any]]:
+    """Times the engine beside the straightforward step for each config; progress goes to the console.
+
+    Raises UserError when there is no such device, a config does not fit it, or the two steps disagree.
+    """
+    from benchmarks.step import compare
+
+    chosen = _device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if chosen.type == "cpu":
+        keep_freed_memory()
+    results = []
+    for config in configs:
+
+        def say(text: str, size: str = config.model.generator) -> None:
+            console.print(f"{size}: {text}", highlight=False)
+
+        try:
+            results.append(compare(config, chosen, iterations, say).to_json())
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    return results
 
 
 def fit_law_command(source: str | None, home: Path, out: Path | None) -> tuple[dict[str, Any], str, list[Path]]:
@@ -144,11 +169,6 @@ def summary(report: dict[str, Any]) -> str:
     if "remark" in report:
         lines.append(report["remark"])
     return "\n".join(lines)
-
-
-def final_status(trial: Trial) -> str:
-    """The status of a trial's last row, "waiting" before the first."""
-    return read_rows(trial.table)[-1]["status"] if trial.table.exists() else "waiting"
 
 
 def results_table(trials: list[Trial]) -> Table:

@@ -8,7 +8,6 @@ Imports neither Ray nor MLflow. It writes files below the trial's folder, and ot
 and the rows of `<run>/table/<trial>.parquet`.
 """
 
-import copy
 import ctypes
 import json
 import os
@@ -21,20 +20,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from PIL import Image
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from gat_sweep.checkpoint import load_checkpoint, save_checkpoint
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset
 from gat_sweep.data.sampler import batch_indices
+from gat_sweep.engine import Engine, draw
 from gat_sweep.gat import flops
-from gat_sweep.gat.augment import AugmentDraws, augment, draw_augmentation
-from gat_sweep.gat.discriminator import Discriminator
-from gat_sweep.gat.ema import update_ema, update_style_mean
-from gat_sweep.gat.generator import Generator
-from gat_sweep.gat.losses import Draws, discriminator_losses, generator_loss
-from gat_sweep.gat.mng import make_perturb
 from gat_sweep.metrics.evaluate import Evaluator
 from gat_sweep.run_table import RunTable, trial_constants
 
@@ -77,42 +70,23 @@ def train(trial: Trial, device: torch.device, stop: Callable[[], bool] = lambda:
     """
     config = trial.config
     if device.type == "cpu":
-        _keep_freed_memory()
+        keep_freed_memory()
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     dataset = check_dataset(config)
     latents, labels = dataset.latents.to(device), dataset.labels.to(device)
 
-    # ---------------------------------------------------------------- networks and optimizers
-    torch.manual_seed(config.seed)
-    generator = Generator(config.generator_spec).to(device)
-    discriminator = Discriminator(config.discriminator_spec).to(device)
-    ema = copy.deepcopy(generator).requires_grad_(False)
-    optimizer_g = _adamw(generator, config.lr_g, config)
-    optimizer_d = _adamw(discriminator, config.lr_d, config)
-    perturb = make_perturb(config.mng.schedule, config.generator_spec.levels, config.mng.mixing, device)
-
-    def augmented(x: Tensor, draws: AugmentDraws) -> Tensor:
-        return augment(x, config.augment, draws)
+    engine = Engine(config, device, world)
 
     # ---------------------------------------------------------------- resume
-    state: dict[str, Any] = {
-        "generator": generator,
-        "discriminator": discriminator,
-        "ema": ema,
-        "optimizer_g": optimizer_g,
-        "optimizer_d": optimizer_d,
-    }
     found = load_checkpoint(trial.folder / "checkpoints", device)
     step, seconds = 0, 0.0
     if found:
         step, saved = found
-        for name, part in state.items():
+        for name, part in engine.parts().items():
             part.load_state_dict(saved[name])
         seconds = saved["seconds"]
-    evaluated = saved_at = step
+    began = evaluated = saved_at = step
 
-    ddp_g: nn.Module = DistributedDataParallel(generator, broadcast_buffers=False) if world > 1 else generator
-    ddp_d: nn.Module = DistributedDataParallel(discriminator, broadcast_buffers=False) if world > 1 else discriminator
     evaluator = Evaluator(config, dataset, trial.home, device, rank, world)
     recorder = Recorder(trial, step) if rank == 0 else None
     if recorder and step == 0:
@@ -121,9 +95,7 @@ def train(trial: Trial, device: torch.device, stop: Callable[[], bool] = lambda:
     random = torch.Generator(device)
     images_per_rank = config.train.batch // world
     spec = config.generator_spec
-    image_shape = (images_per_rank, spec.channels, spec.side, spec.side)
     flops_per_step = sum(flops.iteration(spec, config.discriminator_spec).values()) * config.train.batch
-    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16")
     logged: dict[str, Tensor] = {}  # sums since the last log, kept on the device
     logged_steps = 0
     window_start, window_step = time.perf_counter(), step
@@ -136,30 +108,46 @@ def train(trial: Trial, device: torch.device, stop: Callable[[], bool] = lambda:
             "seconds": time.perf_counter() - started,
         }
 
-    def diverged(network: str, norm: Tensor) -> Outcome:
-        """Gradients are averaged over ranks, so every rank gets here at the same step, before the update."""
-        reason = f"gradient norm of {network} is {norm.item()} at step {step}"
-        if recorder:
-            recorder.close("diverged", reason, step, progress())
-        return Outcome("diverged", step, reason)
-
     while True:
         last = step == config.train.steps
+        evaluates = last or step % config.train.eval_every == 0
+        logs = last or step % config.train.log_every == 0
+
+        # ------------------------------------------------------------ diverged?
+        # Gradients are averaged over ranks, so every rank sees the same norms. Asking waits for the device; after
+        # a norm that is not finite no weight moves, so it can be asked late.
+        if (evaluates or logs) and (trouble := engine.trouble()):
+            finished, network, norm = trouble
+            step = began + finished
+            reason = f"gradient norm of {network} is {norm} at step {step}"
+            if recorder:
+                recorder.close("diverged", reason, step, progress())
+            return Outcome("diverged", step, reason)
+
+        # ------------------------------------------------------------ log
+        if logs and logged_steps:
+            if recorder:
+                now = time.perf_counter()
+                means = {name: value.item() / logged_steps for name, value in logged.items()}
+                rate = (step - window_step) * config.train.batch / (now - window_start)
+                recorder.journal(step, {**means, "images_per_second": rate, **progress()})
+                window_start, window_step = now, step
+            logged, logged_steps = {}, 0
 
         # ------------------------------------------------------------ evaluate
-        if step > evaluated and (last or step % config.train.eval_every == 0):
-            result = evaluator.distance(ema)
+        if evaluates and step > evaluated:
+            result = evaluator.distance(engine.ema)
             evaluated = step
             if recorder:
                 recorder.evaluation(step, result.__dict__, progress())
-                recorder.samples(step, evaluator.samples(ema, 0, GRID * GRID))
+                recorder.samples(step, evaluator.samples(engine.ema, 0, GRID * GRID))
             window_start, window_step = time.perf_counter(), step
 
         # ------------------------------------------------------------ save
         if step > saved_at and evaluated == step:
             saved_at = step
             if recorder:
-                parts = {name: part.state_dict() for name, part in state.items()}
+                parts = {name: part.state_dict() for name, part in engine.parts().items()}
                 save_checkpoint(trial.folder / "checkpoints", step, {**parts, "seconds": progress()["seconds"]})
 
         # ------------------------------------------------------------ stop?
@@ -177,49 +165,13 @@ def train(trial: Trial, device: torch.device, stop: Callable[[], bool] = lambda:
         real, y = latents[index], labels[index] if config.data.classes else None
         z = torch.randn(images_per_rank, spec.z_dim, generator=random, device=device)
 
-        with bf16:
-            fake_levels, w = ddp_g(z, y)  # one forward serves both steps
-            draws = _draw(config, image_shape, random, penalty=True)
-            terms = discriminator_losses(
-                ddp_d, real, fake_levels.detach(), y, None, draws, augmented, perturb, config.objective
-            )
-        terms["loss_d"].mean().backward()
-        norm_d = nn.utils.clip_grad_norm_(discriminator.parameters(), config.train.clip)
-
-        if not torch.isfinite(norm_d):
-            return diverged("D", norm_d)
-        optimizer_d.step()
-        optimizer_d.zero_grad(set_to_none=True)
-
-        discriminator.requires_grad_(False)
-        with bf16:
-            draws = _draw(config, image_shape, random, penalty=False)
-            loss_g = generator_loss(discriminator, real, fake_levels, y, draws, augmented, perturb)
-        loss_g.mean().backward()
-        discriminator.requires_grad_(True)
-        norm_g = nn.utils.clip_grad_norm_(generator.parameters(), config.train.clip)
-        if not torch.isfinite(norm_g):
-            return diverged("G", norm_g)
-        optimizer_g.step()
-        optimizer_g.zero_grad(set_to_none=True)
-        update_style_mean(generator, w.detach(), y)
-        update_ema(ema, generator, config.train.ema_decay)
-        step += 1
-
-        # ------------------------------------------------------------ log
-        scalars = {name: value.detach().mean() for name, value in terms.items()}
-        scalars |= {"loss_g": loss_g.detach().mean(), "grad_norm_d": norm_d, "grad_norm_g": norm_g}
-        for name, value in scalars.items():
-            logged[name] = logged[name] + value if name in logged else value
+        draws_d = draw(config, images_per_rank, random, penalty=True)
+        draws_g = draw(config, images_per_rank, random, penalty=False)
+        terms = engine.iterate(real, y, z, None, draws_d, draws_g)
+        for name, value in terms.items():
+            logged[name] = logged[name] + value.mean() if name in logged else value.mean()
         logged_steps += 1
-        if step % config.train.log_every == 0 or step == config.train.steps:
-            if recorder:
-                now = time.perf_counter()
-                means = {name: value.item() / logged_steps for name, value in logged.items()}
-                rate = (step - window_step) * config.train.batch / (now - window_start)
-                recorder.journal(step, {**means, "images_per_second": rate, **progress()})
-                window_start, window_step = now, step
-            logged, logged_steps = {}, 0
+        step += 1
 
 
 class Recorder:
@@ -283,42 +235,19 @@ def _columns(progress: dict[str, float]) -> dict[str, Any]:
     return {"images": int(progress["images"]), "flops": progress["flops"], "seconds": progress["seconds"]}
 
 
-def _adamw(network: nn.Module, rate: float, config: TrialConfig) -> torch.optim.AdamW:
-    t = config.train
-    return torch.optim.AdamW(
-        network.parameters(), lr=rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=0.0, fused=True
-    )
-
-
-def _draw(config: TrialConfig, shape: tuple[int, int, int, int], random: torch.Generator, penalty: bool) -> Draws:
-    """The random numbers of one D step (with penalty noise) or G step, for (real, fake)."""
-    levels = config.generator_spec.levels
-
-    def noise(*leading: int) -> Tensor:
-        return torch.randn(*leading, *shape, generator=random, device=random.device)
-
-    mng = noise(2, levels)
-    penalty_noise = None
-    if penalty:
-        fake = noise(levels)
-        penalty_noise = torch.stack([noise(1).expand_as(fake), fake])
-    draws = draw_augmentation(config.augment, (2, shape[0]), shape[-1], random)
-    return Draws(mng=mng, penalty=penalty_noise, augment=draws)
-
-
 def _mix(seed: int, step: int, rank: int) -> int:
     """One 63-bit seed from three numbers, different for every (seed, step, rank) that can occur."""
     return (seed * 1_000_003 + step) * 65_537 + rank & (2**63 - 1)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Lets glibc reuse a step's buffers instead of returning them to the kernel, which zeroes them again each time.
 
     Half of a small step on CPU is page faults otherwise. Elsewhere than on glibc there is nothing to set.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: its largest value
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no allocation of its own mapping, however large
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from conftest import tiny_config, tiny_trial
 
-from gat_sweep import train as training
+from gat_sweep import engine
 from gat_sweep.gat import flops
 from gat_sweep.run_table import SCHEMA
 from gat_sweep.train import Trial, record_failure, train
@@ -104,8 +104,9 @@ def test_rows_after_the_checkpoint_are_not_counted_twice(home: Path) -> None:
 
 
 def test_a_non_finite_gradient_stops_the_trial_before_the_update(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trial = tiny_trial(home)
-    real_losses = training.discriminator_losses
+    """Found at the next look, two steps late, and reported where it was."""
+    trial = tiny_trial(home, train__steps=8, train__log_every=3)
+    real_losses = engine.discriminator_losses
     calls = []
 
     def poisoned(*args: Any) -> dict[str, torch.Tensor]:
@@ -113,7 +114,7 @@ def test_a_non_finite_gradient_stops_the_trial_before_the_update(home: Path, mon
         terms = real_losses(*args)
         return terms | {"loss_d": terms["loss_d"] * float("nan")} if len(calls) == 4 else terms
 
-    monkeypatch.setattr(training, "discriminator_losses", poisoned)
+    monkeypatch.setattr(engine, "discriminator_losses", poisoned)
     outcome = train(trial, CPU)
     assert (outcome.status, outcome.step) == ("diverged", 3)
     assert "gradient norm of D is nan at step 3" in outcome.reason

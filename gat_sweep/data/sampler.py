@@ -1,5 +1,7 @@
 """Which images a step sees: a function of (seed, step) alone, so there is no state to save or to lose."""
 
+from functools import lru_cache
+
 import numpy as np
 
 
@@ -14,6 +16,10 @@ def batch_indices(count: int, batch: int, seed: int, step: int, rank: int = 0, w
     indices = np.empty(len(position), dtype=np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        order = np.random.default_rng([seed, int(epoch)]).permutation(count)
-        indices[here] = order[position[here] % count]
+        indices[here] = _order(count, seed, int(epoch))[position[here] % count]
     return indices
+
+
+@lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(count)

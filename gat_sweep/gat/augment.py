@@ -1,6 +1,6 @@
 """Differentiable augmentation of latents (Zhao et al. 2020; A.1), for all levels and passes in one go."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ class AugmentDraws:
     flipped: Tensor  # bool
     cut_y: Tensor  # int64, first erased row (may lie outside)
     cut_x: Tensor  # int64, first erased column
+
+    def part(self, images: slice) -> "AugmentDraws":
+        """The draws of some of the B images."""
+        return AugmentDraws(**{field.name: getattr(self, field.name)[:, images] for field in fields(self)})
 
 
 def draw_augmentation(

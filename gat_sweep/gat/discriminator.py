@@ -8,7 +8,9 @@ from gat_sweep.gat.layers import (
     Attention,
     MappingLinear,
     SwiGLU,
+    in_float32,
     init_linears,
+    rms_norm,
     rope_table,
     sincos_position_table,
 )
@@ -29,9 +31,11 @@ class DiscriminatorBlock(nn.Module):
         self.ffn = SwiGLU(width)
         self.scale2 = nn.Parameter(torch.full((width,), LAYER_SCALE))
 
-    def forward(self, x_BTD: Tensor, rope: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.scale1 * self.attention(self.norm1(x_BTD), rope)
-        return x_BTD + self.scale2 * self.ffn(self.norm2(x_BTD))
+    def forward(self, x_BTD: Tensor, rope: Tensor, readers: int | None = None) -> Tensor:
+        """readers: how many leading tokens to return, all unless given."""
+        h_BTD = self.attention(rms_norm(x_BTD) * self.norm1.weight, rope, readers)
+        x_BTD = x_BTD[:, :readers] + self.scale1 * h_BTD
+        return x_BTD + self.scale2 * self.ffn(rms_norm(x_BTD) * self.norm2.weight)
 
 
 class Discriminator(nn.Module):
@@ -90,14 +94,21 @@ class Discriminator(nn.Module):
         """
         x_NTD = self.patch_embedding(x).flatten(2).transpose(1, 2) + self.position
         x_NTD = torch.cat([self.cls_token.expand(len(x_NTD), -1, -1).to(x_NTD.dtype), x_NTD], dim=1)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             x_NTD = block(x_NTD, self.rope)
-        logits = self.head(self.head_norm(x_NTD[:, 0])).float()
-        if self.spec.classes:
-            vector = self.class_mapping(self.class_embedding(y_B)).float()
-            logits = (logits.unflatten(0, (-1, len(vector))) * vector).flatten(0, 1)
+        # Of the last block's tokens only [cls] is read, but for the samples that are aligned.
+        last, aligned_NTD = self.blocks[-1], x_NTD[:align_first]
+        cls_ND = last(x_NTD[align_first:], self.rope, readers=1)[:, 0]
+        if align_first:
+            aligned_NTD = last(aligned_NTD, self.rope)
+            cls_ND = torch.cat([aligned_NTD[:, 0], cls_ND])
+        with in_float32(x):  # the penalties are differences of nearly equal logits
+            logits = self.head(rms_norm(cls_ND.float()) * self.head_norm.weight)
+            if self.spec.classes:
+                vector = self.class_mapping(self.class_embedding(y_B))
+                logits = (logits.unflatten(0, (-1, len(vector))) * vector).flatten(0, 1)
         projected = None
         if align_first:
             assert self.projector is not None, "built without an alignment projector"
-            projected = self.projector(x_NTD[:align_first])
+            projected = self.projector(aligned_NTD)
         return logits.sum(dim=-1), projected

@@ -24,25 +24,31 @@ def generator_forward(spec: GeneratorSpec) -> int:
 
 
 def discriminator_parts(spec: DiscriminatorSpec) -> dict[str, int]:
-    """One forward of D, in parts that an iteration uses a different number of times."""
+    """One forward of D, in parts that an iteration uses a different number of times.
+
+    `unread_*` is what the last block spends on tokens other than [cls], which only the alignment loss reads:
+    their queries, attention outputs and FFN.
+    """
     d, tokens, cw, pw = spec.width, spec.tokens, spec.class_width, spec.projector_width
     linear, attention = _block(d, tokens + 1)
     return {
         "patch_embedding": 2 * tokens * spec.levels * spec.channels * spec.patch**2 * d,
         "linear": spec.depth * linear + 2 * d * (cw if spec.classes else 1),
         "attention": spec.depth * attention,
+        "unread_linear": 2 * tokens * d * (d + d + 3 * ffn_width(d)),
+        "unread_attention": 2 * 2 * tokens * (tokens + 1) * d,
         "class_vector": 2 * 2 * cw * cw if spec.classes else 0,
         "projector": 2 * (tokens + 1) * (d * pw + pw * pw + pw * spec.teacher_width) if spec.teacher_width else 0,
     }
 
 
 def discriminator_forward(spec: DiscriminatorSpec) -> int:
-    """One forward of D, alignment projector included."""
-    return sum(discriminator_parts(spec).values())
+    """One forward of D with all its tokens, alignment projector included."""
+    return sum(count for name, count in discriminator_parts(spec).items() if not name.startswith("unread"))
 
 
 def iteration(generator: GeneratorSpec, discriminator: DiscriminatorSpec) -> dict[str, int]:
-    """FLOPs per image of one training iteration (one D step and one G step), itemised.
+    """FLOPs per image of one training iteration (one D step and one G step) as the engine runs it, itemised.
 
     One G forward serves both steps. A backward costs twice a forward, save that the D step needs no gradient
     of its images; the input gradient of the G step costs a forward in the linear layers and twice a forward
@@ -50,19 +56,33 @@ def iteration(generator: GeneratorSpec, discriminator: DiscriminatorSpec) -> dic
     """
     g = generator_forward(generator)
     part = discriminator_parts(discriminator)
-    trunk = part["patch_embedding"] + part["linear"] + part["attention"]
-    scored = trunk + 2 * (part["linear"] + part["attention"]) + part["patch_embedding"]
+    linear, attention = part["linear"] - part["unread_linear"], part["attention"] - part["unread_attention"]
+    forward = part["patch_embedding"] + linear + attention
+    scored = 2 * part["patch_embedding"] + 3 * (linear + attention)
+    aligned = 2 * part["patch_embedding"] + 3 * (part["linear"] + part["attention"])
     return {
         "g_forward": g,
         # An unconditional mapping starts from z, which needs no gradient; a class embedding does.
         "g_backward": 2 * g - (0 if generator.classes else 2 * generator.z_dim * generator.width),
-        "d_step_real": scored,
+        "d_step_real": aligned if discriminator.teacher_width else scored,
         "d_step_fake": scored,
         "d_step_penalty_real": scored,
         "d_step_penalty_fake": scored,
         "d_step_class_vector": 3 * part["class_vector"],
         "d_step_alignment_projector": 3 * part["projector"],
-        "g_step_d_real": trunk + part["class_vector"],
-        "g_step_d_fake": trunk + part["class_vector"],
-        "g_step_d_input_gradient": part["patch_embedding"] + part["linear"] + 2 * part["attention"],
+        "g_step_d_real": forward + part["class_vector"],
+        "g_step_d_fake": forward + part["class_vector"],
+        "g_step_d_input_gradient": part["patch_embedding"] + linear + 2 * attention,
     }
+
+
+def round_counts(generator: GeneratorSpec, discriminator: DiscriminatorSpec) -> dict[str, int]:
+    """FLOPs per image of an iteration in whole forwards, a backward counted as two.
+
+    straightforward, 5 G + 20 D: fakes generated for either step (1 + 3), every block computed again (+ 1); in the
+    D step four inputs (3 each) computed again (+ 4), in the G step real (1), fake (1), its
+    input gradient (1) and again (+ 1).
+    shared, 3 G + 15 D: the same without anything done twice.
+    """
+    g, d = generator_forward(generator), discriminator_forward(discriminator)
+    return {"straightforward_5g_20d": 5 * g + 20 * d, "shared_3g_15d": 3 * g + 15 * d}

@@ -3,13 +3,14 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gat_sweep.gat.layers import (
-    NORM_EPS,
     Attention,
     MappingLinear,
     SwiGLU,
     init_linears,
+    rms_norm,
     rope_table,
     second_moment_norm,
     sincos_position_table,
@@ -22,7 +23,7 @@ STYLE_MEAN_DECAY = 0.995
 
 def scaled_norm(x_BTD: Tensor, scale_BD: Tensor) -> Tensor:
     """RMSNorm without affine, then times (1 + scale): the de-normalisation by w."""
-    return F.rms_norm(x_BTD, x_BTD.shape[-1:], eps=NORM_EPS) * (1 + scale_BD[:, None])
+    return rms_norm(x_BTD) * (1 + scale_BD[:, None])
 
 
 class GeneratorBlock(nn.Module):
@@ -62,6 +63,7 @@ class Generator(nn.Module):
     def __init__(self, spec: GeneratorSpec):
         super().__init__()
         self.spec = spec
+        self.checkpointed = 0  # how many leading blocks the backward pass computes again, to save memory
         width, z_dim, classes = spec.width, spec.z_dim, spec.classes
         grid = spec.side // spec.patch
         self.class_embedding = nn.Embedding(classes, z_dim) if classes else None
@@ -122,7 +124,10 @@ class Generator(nn.Module):
         image = None
         levels = []
         for i, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, silu_w_BD, self.rope)
+            if i < self.checkpointed and torch.is_grad_enabled():
+                x_BTD = checkpoint(block, x_BTD, silu_w_BD, self.rope, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, silu_w_BD, self.rope)
             if (i + 1) % stage == 0:
                 out = self.unpatchify(self.outputs[i // stage](x_BTD, silu_w_BD).float())
                 image = out if image is None else image + out

@@ -1,11 +1,15 @@
 """Layers shared by the generator and the discriminator (paper section 2.2, A.1)."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 ROPE_THETA = 10000.0
 NORM_EPS = 1e-6
+QK_NORM_EPS = torch.finfo(torch.float32).eps  # torch's own choice, and the released code's
 
 
 def ffn_width(width: int) -> int:
@@ -43,21 +47,58 @@ def rope_table(head_dim: int, grid: int, extra_tokens: int = 0) -> Tensor:
     return torch.polar(torch.ones_like(table), table)
 
 
-def rotate(x_BHTE: Tensor, rope: Tensor) -> Tensor:
-    """Rotates adjacent pairs of float32 heads; one complex product is several times faster than its real parts."""
-    pairs = torch.view_as_complex(x_BHTE.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rope).flatten(-2)
+class _RMSNorm(torch.autograd.Function):
+    """x / rms(x) with its gradient written out, in half the passes over memory of the composed operation."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = (norm.square() / x.shape[-1] + eps).rsqrt()
+        y = x * inverse
+        ctx.save_for_backward(y, inverse)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (grad,) = grads
+        y, inverse = ctx.saved_tensors
+        mean = (grad * y).mean(dim=-1, keepdim=True)
+        return torch.addcmul(grad, y, mean, value=-1).mul_(inverse), None
+
+
+def rms_norm(x: Tensor, eps: float = NORM_EPS) -> Tensor:
+    """x divided by the root of its mean square over the last dimension, without affine."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # no fused kernel there
+        return _RMSNorm.apply(x, eps)
+    return F.rms_norm(x, x.shape[-1:], eps=eps)
+
+
+def rotate(x_BTSHE: Tensor, rope: Tensor) -> Tensor:
+    """Rotates adjacent pairs of float32 heads; rope [T, 1, 1, E / 2].
+
+    Eagerly one complex product, several times faster than its real parts; the compiler fuses only real parts.
+    """
+    pairs = x_BTSHE.unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        cos, sin = torch.view_as_real(rope).unbind(-1)
+        even, odd = pairs.unbind(-1)
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * rope).flatten(-2)
 
 
 def attend(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(E)) v.
+    """softmax(q k^T) v; the scale is in q.
 
-    On CPU the fused kernel takes about twice the time of plain products at the few tokens of a small recipe.
+    On CPU plain products beat the fused kernel up to a few hundred tokens (docs/performance.md).
     """
-    if q_BHTE.device.type == "cpu" and q_BHTE.shape[2] <= 64:
-        scores = (q_BHTE * q_BHTE.shape[-1] ** -0.5) @ k_BHTE.transpose(-1, -2)
-        return scores.softmax(dim=-1) @ v_BHTE
-    return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE)
+    if q_BHTE.device.type == "cpu" and k_BHTE.shape[2] <= 512:
+        return (q_BHTE @ k_BHTE.transpose(-1, -2)).softmax(dim=-1) @ v_BHTE
+    return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, scale=1.0)
+
+
+def in_float32(x: Tensor) -> AbstractContextManager[object]:
+    """No autocast on the device of x (which the meta device does not know)."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 class MappingLinear(nn.Linear):
@@ -79,23 +120,39 @@ def second_moment_norm(x: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with qk-norm and axial RoPE; x_BTD -> [B, T, D]."""
+    """Multi-head self-attention with qk-norm and axial RoPE; x_BTD -> [B, T, D], or [B, readers, D].
+
+    readers: how many leading tokens are read afterwards; the others then serve as keys and values only.
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.RMSNorm(width // heads)
-        self.k_norm = nn.RMSNorm(width // heads)
+        self.q_norm = nn.RMSNorm(width // heads, eps=QK_NORM_EPS)  # hold weights; _rotated applies them
+        self.k_norm = nn.RMSNorm(width // heads, eps=QK_NORM_EPS)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BTD: Tensor, rope: Tensor) -> Tensor:
-        qkv_BTD = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1))
-        q_BHTE, k_BHTE, v_BHTE = qkv_BTD.permute(2, 0, 3, 1, 4).unbind(0)
-        # Norm and rotation run in float32; attention in the dtype of v (bf16 under autocast).
-        q_BHTE = rotate(self.q_norm(q_BHTE.float()), rope).to(v_BHTE.dtype)
-        k_BHTE = rotate(self.k_norm(k_BHTE.float()), rope).to(v_BHTE.dtype)
+    def forward(self, x_BTD: Tensor, rope: Tensor, readers: int | None = None) -> Tensor:
+        width = x_BTD.shape[-1]
+        scale = (width // self.heads) ** -0.5
+        q_gain, k_gain = self.q_norm.weight * scale, self.k_norm.weight
+        if readers is None:
+            qk_BTSD, v_BTD = self.qkv(x_BTD).unflatten(-1, (3, -1)).split([2, 1], dim=2)
+            q_BHTE, k_BHTE = self._rotated(qk_BTSD, torch.stack([q_gain, k_gain]), rope).unbind(0)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q_BTSD = F.linear(x_BTD[:, :readers], weight[:width], bias[:width]).unsqueeze(2)
+            k_BTSD, v_BTD = F.linear(x_BTD, weight[width:], bias[width:]).unflatten(-1, (2, -1)).split(1, dim=2)
+            q_BHTE = self._rotated(q_BTSD, q_gain[None], rope[:readers])[0]
+            k_BHTE = self._rotated(k_BTSD, k_gain[None], rope)[0]
+        v_BHTE = v_BTD.squeeze(2).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return self.proj(attend(q_BHTE, k_BHTE, v_BHTE).transpose(1, 2).flatten(2))
+
+    def _rotated(self, x_BTSD: Tensor, gain_SE: Tensor, rope: Tensor) -> Tensor:
+        """qk-norm and RoPE of S kinds (q, k) at once, in float32 -> [S, B, H, T, E] in the dtype that came."""
+        x_BTSHE = rms_norm(x_BTSD.unflatten(-1, (self.heads, -1)).float(), QK_NORM_EPS) * gain_SE[:, None]
+        return rotate(x_BTSHE, rope[:, None, None]).to(x_BTSD.dtype).permute(2, 0, 3, 1, 4)
 
 
 class SwiGLU(nn.Module):

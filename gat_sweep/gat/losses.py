@@ -41,6 +41,14 @@ class Draws:
     penalty: Tensor | None = None  # [S, K, B, C, Y, X]; the real side has the same at every level
     augment: AugmentDraws | None = None
 
+    def part(self, images: slice) -> "Draws":
+        """The draws of some of the B images."""
+        return Draws(
+            mng=self.mng[:, :, images],
+            penalty=None if self.penalty is None else self.penalty[:, :, images],
+            augment=None if self.augment is None else self.augment.part(images),
+        )
+
 
 def relativistic_loss(better: Tensor, worse: Tensor) -> Tensor:
     """f(worse - better), f = softplus, same-index pairs (Eq. 5 and 6): low when `better` scores higher."""

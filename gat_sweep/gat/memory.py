@@ -1,0 +1,99 @@
+"""Bytes in closed form: what a worker must hold during an iteration, and how to make it fit.
+
+The constants are counted from what autograd saves of our blocks (tests/test_memory.py measures them again).
+A compiled block saves less, so the model is an upper bound there.
+"""
+
+from dataclasses import dataclass
+
+from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
+
+SAVED = {"float32": 91.0, "bfloat16": 54.0}  # bytes that one block saves per token and channel
+HEADROOM = 0.9  # of a device's memory; the rest is for workspaces and fragments
+SMALLEST_CHUNK = 8  # pairs per call of D below which recomputing G's blocks is the better way to save memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one worker, and the two choices that set them.
+
+    chunk: (real, fake) pairs per call of D; gradients accumulate over the calls of a step.
+    checkpointed: blocks of G that are computed again in the backward pass.
+    """
+
+    weights: int  # both networks, gradients, AdamW's moments, EMA, low-precision copies
+    activations_g: int
+    activations_d: int
+    chunk: int
+    checkpointed: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.activations_g + self.activations_d
+
+
+def block_bytes(spec: NetworkSpec, tokens: int, precision: str, plain_attention: bool) -> float:
+    """What autograd saves of one block, bytes per image."""
+    scores = spec.heads * tokens * (2 if precision == "bfloat16" else 4) if plain_attention else 0
+    return tokens * (SAVED[precision] * spec.width + scores)
+
+
+def iteration_memory(
+    generator: GeneratorSpec,
+    discriminator: DiscriminatorSpec,
+    params_g: int,
+    params_d: int,
+    batch: int,
+    precision: str,
+    plain_attention: bool,
+    chunk: int,
+    checkpointed: int,
+) -> Memory:
+    """Peak bytes of an iteration on `batch` images, for given choices.
+
+    One pair is four inputs of D in the D step: real and fake, clean and noised.
+    """
+    low = 2 if precision == "bfloat16" else 0
+    weights = params_g * (4 + 4 + 8 + 4 + low) + params_d * (4 + 4 + 8 + low)
+    block_g = block_bytes(generator, generator.tokens, precision, plain_attention)
+    block_d = block_bytes(discriminator, discriminator.tokens + 1, precision, plain_attention)
+    inputs_g = 4 * generator.tokens * generator.width * checkpointed  # what a checkpointed block keeps
+    live = block_g if checkpointed else 0  # the one being computed again
+    per_image = (generator.depth - checkpointed) * block_g + inputs_g + live
+    return Memory(
+        weights=weights,
+        activations_g=int(batch * per_image),
+        activations_d=int(4 * chunk * discriminator.depth * block_d),
+        chunk=chunk,
+        checkpointed=checkpointed,
+    )
+
+
+def fit_memory(
+    generator: GeneratorSpec,
+    discriminator: DiscriminatorSpec,
+    params_g: int,
+    params_d: int,
+    batch: int,
+    precision: str,
+    plain_attention: bool,
+    available: float,
+) -> Memory:
+    """The cheapest choices that fit `available` bytes: chunks of D cost nothing, checkpoints of G a forward each.
+
+    Raises ValueError, with both numbers, when nothing fits.
+    """
+    chunks = [n for n in range(batch, 0, -1) if batch % n == 0]  # equal chunks: one compiled shape
+    usual = [n for n in chunks if n >= min(SMALLEST_CHUNK, batch)]
+    choices = [(chunk, k) for k in range(generator.depth + 1) for chunk in usual]
+    choices += [(chunk, generator.depth) for chunk in chunks if chunk not in usual]
+    for chunk, k in choices:
+        memory = iteration_memory(
+            generator, discriminator, params_g, params_d, batch, precision, plain_attention, chunk, k
+        )
+        if memory.total <= HEADROOM * available:
+            return memory
+    raise ValueError(
+        f"a worker needs {memory.total / 2**30:.1f} GiB for its {batch} images and may use "
+        f"{HEADROOM * available / 2**30:.1f} GiB; use more workers (workers.count) or a smaller train.batch"
+    )

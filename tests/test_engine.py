@@ -1,0 +1,211 @@
+"""One iteration: against the straightforward step, in chunks, recomputed, frozen, without waiting for the device."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_config
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.straightforward import Straightforward
+from gat_sweep.config import TrialConfig, load_recipe, resolve
+from gat_sweep.engine import Engine, draw, worker_memory
+from gat_sweep.errors import UserError
+from gat_sweep.gat.discriminator import DiscriminatorBlock
+from gat_sweep.gat.generator import GeneratorBlock
+from gat_sweep.gat.layers import rope_table
+from gat_sweep.gat.memory import block_bytes, fit_memory, iteration_memory
+from gat_sweep.gat.spec import GeneratorSpec
+
+CPU = torch.device("cpu")
+TEACHER = {"teacher__name": "a", "teacher__width": 24}
+
+
+def inputs(config: TrialConfig, seed: int = 0) -> tuple[Any, ...]:
+    """A batch, its teacher tokens and the random numbers of an iteration."""
+    random = torch.Generator().manual_seed(seed)
+    spec, batch = config.generator_spec, config.train.batch
+    real = torch.randn(batch, spec.channels, spec.side, spec.side, generator=random)
+    y = torch.randint(0, spec.classes, (batch,), generator=random) if spec.classes else None
+    z = torch.randn(batch, spec.z_dim, generator=random)
+    width = config.discriminator_spec.teacher_width
+    teacher = torch.randn(batch, 1 + spec.tokens, width, generator=random) if width else None
+    return real, y, z, teacher, draw(config, batch, random, True), draw(config, batch, random, False)
+
+
+def largest_difference(a: torch.nn.Module, b: torch.nn.Module) -> float:
+    """Relative to each tensor's largest entry, or to a tenth of a step where there is less."""
+    ours, theirs = dict(a.named_parameters()), dict(b.named_parameters())
+    assert ours.keys() == theirs.keys()
+    return max((ours[k] - theirs[k]).abs().max().item() / max(theirs[k].abs().max().item(), 1e-3) for k in ours)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, TEACHER, {"data__classes": 0}, {"data__channels": 3, "model__patch": 4, "augment__color": 1.0, **TEACHER}],
+)
+def test_the_engine_takes_the_straightforward_step(overrides: dict[str, Any]) -> None:
+    """Losses, and the weights they lead to, equal those of an implementation that shares no code."""
+    config = tiny_config(augment__flip=0.4, objective__gp_weight=0.1, train__eps=1e-3, **overrides)
+    engine = Engine(config, CPU)
+    plain = Straightforward(config, engine.generator, engine.discriminator, CPU)
+    for iteration in range(2):
+        batch = inputs(config, iteration)
+        ours, theirs = engine.iterate(*batch), plain.step(*batch)
+        for name in ["loss_d", "loss_g"]:
+            assert torch.allclose(ours[name], theirs[name], rtol=[1e-4, 1e-3][iteration], atol=1e-6)
+    # AdamW normalises gradients; eps is large here so that rounding of tiny ones is not blown up.
+    assert largest_difference(engine.generator, plain.generator) < 5e-4
+    assert largest_difference(engine.discriminator, plain.discriminator) < 5e-4
+    assert largest_difference(engine.ema, plain.ema) < 5e-4
+    assert torch.allclose(engine.generator.style_mean, plain.generator.style_mean, rtol=1e-4, atol=1e-6)
+
+
+def one_iteration(chunk: int, checkpointed: int, **overrides: Any) -> tuple[Engine, dict[str, Tensor]]:
+    config = tiny_config(train__eps=1e-3, **TEACHER, **overrides)
+    engine = Engine(config, CPU)
+    object.__setattr__(engine.memory, "chunk", chunk)
+    engine.generator.checkpointed = checkpointed
+    return engine, engine.iterate(*inputs(config))
+
+
+@pytest.mark.parametrize(("chunk", "checkpointed"), [(4, 0), (3, 2), (1, 4)])
+def test_chunks_and_recomputation_change_memory_and_nothing_else(chunk: int, checkpointed: int) -> None:
+    """Real and fake of a pair stay together; the last chunk may be smaller."""
+    whole, terms = one_iteration(8, 0)
+    parts, same = one_iteration(chunk, checkpointed)
+    for name in terms:
+        assert torch.allclose(terms[name], same[name], rtol=1e-4, atol=1e-6), name
+    assert largest_difference(whole.generator, parts.generator) < 1e-4
+    assert largest_difference(whole.discriminator, parts.discriminator) < 1e-4
+
+
+@pytest.mark.parametrize("poisoned", ["real", "z"])
+def test_after_a_non_finite_norm_nothing_moves(poisoned: str) -> None:
+    """Not in that iteration and not in any later one; the report says which, and after how many good ones."""
+    config = tiny_config()
+    engine = Engine(config, CPU)
+    engine.iterate(*inputs(config, 0))
+    assert engine.trouble() is None
+    before = {k: v.clone() for part in ("generator", "discriminator") for k, v in _state(engine, part).items()}
+    real, y, z, *rest = inputs(config, 1)
+    if poisoned == "real":
+        real[0, 0, 0, 0] = float("nan")
+    else:
+        engine.generator.outputs[0].linear.weight.register_hook(lambda grad: grad * float("inf"))
+        before = None  # D is allowed to move before G's gradient fails
+    generator = {k: v.clone() for k, v in _state(engine, "generator").items() if "style_mean" not in k}
+    engine.iterate(real, y, z, *rest)
+    after_d = {k: v.clone() for k, v in _state(engine, "discriminator").items()}
+    engine.iterate(*inputs(config, 2))
+    finished, network, norm = engine.trouble() or (None, None, 0.0)
+    assert (finished, network) == (1, "D" if poisoned == "real" else "G") and not torch.isfinite(torch.tensor(norm))
+    assert all(torch.equal(v, _state(engine, "discriminator")[k]) for k, v in after_d.items())
+    assert all(torch.equal(v, _state(engine, "generator")[k]) for k, v in generator.items())
+    if before:
+        assert all(torch.equal(v, before[k]) for k, v in after_d.items() if k in before)
+
+
+def _state(engine: Engine, part: str) -> dict[str, Tensor]:
+    return {f"{part}.{k}": v for k, v in engine.parts()[part].state_dict().items()}
+
+
+class Waits(TorchDispatchMode):
+    """Lists the operations that copy a value from the device to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(word in str(func) for word in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")):
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_iteration_never_waits_for_the_device() -> None:
+    config = tiny_config(augment__flip=0.4, augment__color=0.5, **TEACHER)
+    engine = Engine(config, CPU)
+    batch = inputs(config)
+    engine.iterate(*batch)  # optimizers make their state
+    with Waits() as waits:
+        engine.iterate(*batch)
+        assert waits.found == []
+        engine.trouble()
+    assert waits.found != []
+
+
+# ---------------------------------------------------------------- memory
+
+
+def saved_bytes(forward: Any, constants: list[Tensor]) -> int:
+    """Bytes of the distinct buffers autograd keeps; weights and their low-precision copies not among them."""
+    known = {t.untyped_storage().data_ptr() for t in constants}
+    shapes = {shape for t in constants for shape in (tuple(t.shape), tuple(t.shape)[::-1])}
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in known and tuple(t.shape) not in shapes:
+            kept[storage.data_ptr()] = (storage.nbytes(), t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        forward()
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("width", "heads", "grid"), [(128, 4, 8), (384, 6, 16)])
+def test_the_memory_model_counts_what_autograd_saves(precision: str, width: int, heads: int, grid: int) -> None:
+    batch = 3
+    spec = GeneratorSpec(width, 4, heads, 2 * grid, 4, 2, 10, 4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        for block, tokens, extra in [(GeneratorBlock, grid**2, 0), (DiscriminatorBlock, grid**2 + 1, 1)]:
+            layer, rope = block(width, heads), rope_table(width // heads, grid, extra)
+            x = torch.randn(batch, tokens, width, requires_grad=True)
+            style = [torch.randn(batch, width, requires_grad=True)] if block is GeneratorBlock else []
+
+            def forward(layer: Any = layer, x: Tensor = x, style: Any = style, rope: Tensor = rope) -> Tensor:
+                return layer(x, *style, rope)
+
+            found = saved_bytes(forward, [*layer.parameters(), rope])
+            assert block_bytes(spec, tokens, precision, True) == pytest.approx(found / batch, rel=0.05)
+
+
+def test_memory_is_fitted_by_the_cheapest_means_first() -> None:
+    """Ample: one call. Less: chunks, which are free. Less still: G's blocks again. Nothing fits: both numbers."""
+    config = resolve(load_recipe("imagenet256"), {"model.generator": "L", "model.discriminator": "L"})
+    specs, counts = (config.generator_spec, config.discriminator_spec), (408_000_000, 323_000_000)
+
+    def fit(gib: float) -> Any:
+        return fit_memory(*specs, *counts, 64, "bfloat16", False, gib * 2**30)
+
+    ample, chunked, recomputed = fit(400), fit(80), fit(32)
+    assert (ample.chunk, ample.checkpointed) == (64, 0)
+    assert chunked.chunk < 64 and chunked.checkpointed == 0
+    assert recomputed.chunk >= 8 and 0 < recomputed.checkpointed <= 24
+    for memory, gib in [(ample, 400), (chunked, 80), (recomputed, 32)]:
+        assert memory.total <= 0.9 * gib * 2**30
+    one_less = iteration_memory(*specs, *counts, 64, "bfloat16", False, 8, recomputed.checkpointed - 1)
+    assert one_less.total > 0.9 * 32 * 2**30
+    with pytest.raises(ValueError, match=r"needs \d+\.\d GiB .* may use 9\.0 GiB"):
+        fit(10)
+
+
+def test_a_trial_too_big_for_its_worker_is_refused_in_one_line() -> None:
+    config = tiny_config(workers__memory_gib=1e-5)
+    with pytest.raises(UserError, match="use more workers"):
+        worker_memory(config, CPU, config.train.batch)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_losses() -> None:
+    config = tiny_config(**TEACHER)
+    plain, compiled = Engine(config, CPU), Engine(tiny_config(workers__compile=True, **TEACHER), CPU)
+    for iteration in range(2):
+        batch = inputs(config, iteration)
+        ours, theirs = compiled.iterate(*batch), plain.iterate(*batch)
+        for name in ours:
+            assert torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5), name
