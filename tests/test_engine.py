@@ -54,7 +54,8 @@ def test_the_engine_takes_the_straightforward_step(overrides: dict[str, Any]) ->
         batch = inputs(config, iteration)
         ours, theirs = engine.iterate(*batch), plain.step(*batch)
         for name in ["loss_d", "loss_g"]:
-            assert torch.allclose(ours[name], theirs[name], rtol=[1e-4, 1e-3][iteration], atol=1e-6)
+            # a penalty is the square of a difference of nearly equal logits: its rounding is theirs / sigma
+            assert torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=[3e-4, 2e-3][iteration])
     # AdamW normalises gradients; eps is large here so that rounding of tiny ones is not blown up.
     assert largest_difference(engine.generator, plain.generator) < 5e-4
     assert largest_difference(engine.discriminator, plain.discriminator) < 5e-4
