@@ -1,4 +1,6 @@
-"""A sweep on Ray: Tune schedules the trials, each trial is a Ray Train worker group that runs train().
+"""A sweep on Ray: Tune schedules packs of trials, each pack is a Ray Train worker group that runs train() on them.
+
+A pack is one trial, or several small ones: a worker takes half a minute to start, a small trial not much longer.
 
 The only file that imports ray. Workers leave files (see train.py); nothing but a trial's end comes back
 through Ray, so what was recorded does not depend on who was alive to receive it.
@@ -12,8 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gat_sweep.config import TrialConfig, Workers
 from gat_sweep.errors import UserError
+from gat_sweep.gat import flops
+from gat_sweep.run_table import FINISHED, final_status
 from gat_sweep.train import Trial, record_failure, train
 
 # Read by Ray at import or at start; set before either.
@@ -28,7 +34,15 @@ RAY_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
 }
 MAX_DRIVERS = 64  # trials at once, whatever the cluster's size
-WORKER_RESTARTS = 1  # after a worker died; it resumes from its newest checkpoint
+WORKER_RESTARTS = 1  # of a pack, after a worker died; it resumes from the newest checkpoint
+
+# A step of a small network is launches of small operations: on one CPU core, width 8 has a twelfth of the FLOPs
+# of width 32 and takes half of its time. This many FLOPs per step on top bring cost in line with time.
+STEP_FLOPS = 1.5e9
+# Trials below share a worker: ten minutes of one CPU core, about as long as start-up matters. A longer trial
+# has a worker to itself: it loses nothing, is scheduled when a place is free, and its neighbours are none of
+# its business.
+SHARE_BELOW = 2e13
 
 
 @dataclass(frozen=True)
@@ -41,8 +55,6 @@ class Cluster:
 
 def local_resources() -> Cluster:
     """This machine's."""
-    import torch
-
     return Cluster(len(os.sched_getaffinity(0)), torch.cuda.device_count())
 
 
@@ -59,6 +71,33 @@ def check_feasible(trials: dict[str, TrialConfig], cluster: Cluster) -> None:
                     f"trial {trial} asks for {asked:g} {name} ({need.count} workers), the cluster has {there:g}; "
                     "lower workers.count, workers.cpus or workers.gpus with --set, or use a larger cluster"
                 )
+
+
+def packs(trials: list[Trial], slots: int) -> list[list[Trial]]:
+    """Deals trials out to worker groups, which work through theirs in the order of the sweep; costliest pack first.
+
+    Small trials that ask for the same single worker share `slots` workers, so that each starts once; any other
+    trial has its workers to itself.
+    """
+    order = {trial.id: i for i, trial in enumerate(trials)}
+    cost = {trial.id: _cost(trial.config) for trial in trials}
+
+    def total(pack: list[Trial]) -> float:
+        return sum(cost[trial.id] for trial in pack)
+
+    result: list[list[Trial]] = []
+    sharing: dict[Workers, list[Trial]] = {}
+    for trial in trials:
+        if trial.config.workers.count == 1 and cost[trial.id] < SHARE_BELOW:
+            sharing.setdefault(trial.config.workers, []).append(trial)
+        else:
+            result.append([trial])
+    for small in sharing.values():
+        shared: list[list[Trial]] = [[] for _ in range(min(slots, len(small)))]
+        for trial in sorted(small, key=lambda t: cost[t.id], reverse=True):
+            min(shared, key=total).append(trial)
+        result += [sorted(pack, key=lambda t: order[t.id]) for pack in shared]
+    return sorted(result, key=total, reverse=True)  # a long one that starts last is the end of a sweep
 
 
 def run_sweep(trials: list[Trial], address: str | None) -> None:
@@ -93,13 +132,13 @@ def run_sweep(trials: list[Trial], address: str | None) -> None:
                 "the cluster offers no 'sweep_driver' resource, which trials are driven from; start its head with "
                 f"--resources='{{\"sweep_driver\": {MAX_DRIVERS}}}' (cluster.yaml does)"
             )
-        at_once = max(1, min(_fits(t.config.workers, cluster) for t in trials))
-        # A trial's driver takes no CPU: were it to, drivers would starve their own workers for ever.
-        drive = tune.with_resources(_drive_trial, {"sweep_driver": 1})
+        slots = max(1, min(MAX_DRIVERS, *(_fits(t.config.workers, cluster) for t in trials)))
+        # A pack's driver takes no CPU: were it to, drivers would starve their own workers for ever.
+        drive = tune.with_resources(_drive_pack, {"sweep_driver": 1})
         tuner = tune.Tuner(
             drive,
-            param_space={"trial": tune.grid_search(trials), "launch": time.strftime("%Y%m%d-%H%M%S")},
-            tune_config=tune.TuneConfig(max_concurrent_trials=min(at_once, MAX_DRIVERS)),
+            param_space={"pack": tune.grid_search(packs(trials, slots)), "launch": time.strftime("%Y%m%d-%H%M%S")},
+            tune_config=tune.TuneConfig(max_concurrent_trials=slots),
             run_config=tune.RunConfig(
                 name="tune", storage_path=str(_scratch(trials[0])), verbose=0, callbacks=[_silent_progress()]
             ),
@@ -109,33 +148,45 @@ def run_sweep(trials: list[Trial], address: str | None) -> None:
         ray.shutdown()
 
 
-def _drive_trial(config: dict[str, Any]) -> None:
-    """Runs in a Tune trial: one Ray Train run. Records why, when it fails."""
-    from ray import train as ray_train
+def _drive_pack(config: dict[str, Any]) -> None:
+    """Runs in a Tune trial: a Ray Train run, and after a failure another one for the trials behind the failed one."""
+    from ray.train import TrainingFailedError
+
+    left: list[Trial] = config["pack"]
+    while left:
+        try:
+            _trainer(left, config["launch"]).fit()
+            return
+        except TrainingFailedError as error:
+            # Workers go through the pack in order, so the first that is not finished is the one that failed.
+            unfinished = [trial for trial in left if final_status(trial.table) not in FINISHED]
+            if unfinished:
+                record_failure(unfinished[0], _reason(error))
+            left = unfinished[1:]
+
+
+def _trainer(pack: list[Trial], launch: str) -> Any:
+    """The Ray Train run of a pack."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    trial: Trial = config["trial"]
-    workers = trial.config.workers
-    trainer = TorchTrainer(
+    workers = pack[0].config.workers
+    return TorchTrainer(
         _work,
-        train_loop_config={"trial": trial},
-        scaling_config=ray_train.ScalingConfig(
+        train_loop_config={"pack": pack},
+        scaling_config=ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpus > 0,
             resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
         ),
-        run_config=ray_train.RunConfig(
+        run_config=RunConfig(
             # Train keeps state under this name and does nothing when it finds a finished run there; ours is
-            # in the trial's own checkpoints, so every launch takes a fresh name.
-            name=f"{trial.id}-{config['launch']}",
-            storage_path=str(_scratch(trial)),
-            failure_config=ray_train.FailureConfig(max_failures=WORKER_RESTARTS),
+            # in the trials' own checkpoints, so every launch, and what is left of a pack, takes a fresh name.
+            name=f"{pack[0].id}-{launch}",
+            storage_path=str(_scratch(pack[0])),
+            failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
         ),
     )
-    try:
-        trainer.fit()
-    except ray_train.TrainingFailedError as error:
-        record_failure(trial, _reason(error))
 
 
 def _silent_progress() -> Any:
@@ -152,12 +203,18 @@ def _silent_progress() -> Any:
 
 def _work(config: dict[str, Any]) -> None:
     """Runs in a Train worker: the process group is up, the device is this worker's."""
-    import torch
     from ray.train.torch import get_device
 
-    trial: Trial = config["trial"]
-    torch.set_num_threads(max(1, int(trial.config.workers.cpus)))
-    train(trial, get_device())
+    pack: list[Trial] = config["pack"]
+    torch.set_num_threads(max(1, int(pack[0].config.workers.cpus)))
+    train_pack(pack, get_device())
+
+
+def train_pack(pack: list[Trial], device: torch.device) -> None:
+    """Trains one after the other what is not finished: a restarted worker goes on where the last one ended."""
+    for trial in pack:
+        if final_status(trial.table) not in FINISHED:
+            train(trial, device)
 
 
 def _reason(error: Exception) -> str:
@@ -166,6 +223,12 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(failure).split())
     named = list(re.finditer(r"[\w.]+(?:Error|Exception): ", text))  # a traceback ends with its exception
     return (text[named[-1].start() :] if named else f"{type(failure).__name__}: {text}")[:500]
+
+
+def _cost(config: TrialConfig) -> float:
+    """Training time in FLOPs: those of the networks and the price of a step."""
+    per_image = sum(flops.iteration(config.generator_spec, config.discriminator_spec).values())
+    return config.train.steps * (per_image * config.train.batch + STEP_FLOPS)
 
 
 def _fits(workers: Workers, cluster: Cluster) -> int:

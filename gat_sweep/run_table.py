@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from gat_sweep.config import TrialConfig
 from gat_sweep.plan import model_info
 
+FINISHED = ("done", "diverged")  # a divergence is a result: running it again would only repeat it
 SCHEMA = pa.schema(
     [
         ("run", pa.string()),
@@ -84,6 +85,11 @@ class RunTable:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of one trial's file as dictionaries."""
     return pq.read_table(path, schema=SCHEMA).to_pylist()
+
+
+def final_status(path: Path) -> str:
+    """The status of the last row of a trial's file, "waiting" before the first."""
+    return read_rows(path)[-1]["status"] if path.exists() else "waiting"
 
 
 def trial_constants(run: str, sweep: str, trial: str, config: TrialConfig) -> dict[str, Any]:

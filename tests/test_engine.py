@@ -47,7 +47,7 @@ def largest_difference(a: torch.nn.Module, b: torch.nn.Module) -> float:
 )
 def test_the_engine_takes_the_straightforward_step(overrides: dict[str, Any]) -> None:
     """Losses, and the weights they lead to, equal those of an implementation that shares no code."""
-    config = tiny_config(augment__flip=0.4, objective__gp_weight=0.1, train__eps=1e-3, **overrides)
+    config = tiny_config(augment__flip=0.4, train__eps=1e-3, **overrides)
     engine = Engine(config, CPU)
     plain = Straightforward(config, engine.generator, engine.discriminator, CPU)
     for iteration in range(2):
