@@ -53,12 +53,8 @@ class Engine:
         self._call_g: nn.Module = self.generator
         self._call_d: nn.Module = self.discriminator
         if world > 1:
-            # A static graph and gradients that live in the buckets: one averaging per network and step.
-            options: dict[str, Any] = {
-                "broadcast_buffers": False,
-                "gradient_as_bucket_view": True,
-                "static_graph": True,
-            }
+            # Gradients live in the buckets, averaged once per network and step. (A static graph fails with no_sync.)
+            options: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
             self._call_g = DistributedDataParallel(self.generator, **options)
             self._call_d = DistributedDataParallel(self.discriminator, **options)
         if config.workers.compile:
