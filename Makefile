@@ -1,12 +1,14 @@
 # make run    digits sweep of model sizes, and its law (about 15 minutes on 2 slow cores)
 # make test   the default test suite
 # make check  formatter, linter, types
+# make bench  the step beside a straightforward one (docs/performance.md); bench-gpu for the paper's sizes
 PYTHON ?= python3
 VENV ?= .venv
+BATCH ?= 64
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: run test test-slow check
+.PHONY: run test test-slow check bench bench-gpu
 run: $(INSTALLED)
 	$(BIN)/gat-sweep run sweeps/widths.yaml --recipe digits
 	$(BIN)/gat-sweep fit-law widths-digits
@@ -22,6 +24,15 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/gat-sweep bench --recipe digits --size S --size B --size L --size XL --threads 1
+	$(BIN)/gat-sweep bench --size S --batch 4 --iterations 5
+
+bench-gpu: $(INSTALLED)
+	for size in S B L XL; do \
+		$(BIN)/gat-sweep bench --size $$size --batch $(BATCH) --set workers.compile=true --device cuda --out bench-$$size.json; \
+	done
 
 # constraints.txt holds the versions the suite is run with; the bounds in pyproject.toml are wider.
 $(INSTALLED): pyproject.toml constraints.txt
