@@ -214,6 +214,7 @@ def bench(
     Precision, compilation and everything else are config values: --set train.precision=float32,
     --set workers.compile=true.
     """
+    from benchmarks.step import show
     from gat_sweep.run import bench_command
 
     chosen: dict[str, Any] = {"workers.count": 1}
@@ -232,7 +233,7 @@ def bench(
         _print_json(results)
         return
     for result in results:
-        _print_bench(result)
+        show(result, _console())
 
 
 @cli.command()
@@ -294,31 +295,6 @@ def _config(recipe: str, preset: str, settings: tuple[str, ...], *more: dict[str
     if preset not in PRESETS:
         raise UserError(f"unknown preset '{preset}'; there are: {', '.join(PRESETS)}")
     return resolve(load_recipe(recipe), PRESETS[preset], *more, _settings(settings))
-
-
-def _print_bench(result: dict[str, Any]) -> None:
-    from gat_sweep.plan import human
-
-    title = f"{result['recipe']} {result['size']}/{result['patch']}, batch {result['batch']}, {result['precision']}"
-    title += ", compiled" if result["compiled"] else ""
-    table = Table(title=title, title_justify="left")
-    for name in ["", "ms/step", "min", "max", "images/s", "FLOP/image", "FLOP/s", "MFU", "peak memory"]:
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for name in ["engine", "straightforward"]:
-        row = result[name]
-        times = [f"{1000 * row[key]:.1f}" for key in ("seconds_median", "seconds_min", "seconds_max")]
-        counts = [human(row["flops_per_image"]), human(row["flops_per_second"])]
-        memory = f"{row['peak_bytes'] / 2**20:,.0f} MiB"
-        table.add_row(name, *times, f"{row['images_per_second']:.4g}", *counts, f"{100 * row['mfu']:.0f} %", memory)
-    _console().print(table)
-    quartiles = f"{result['ratio_low']:.2f} to {result['ratio_high']:.2f}"
-    click.echo(f"ratio {result['ratio']:.2f} (quartiles {quartiles}); losses differ by {result['loss_difference']:.1e}")
-    ceiling = human(result["ceiling_flops_per_second"])
-    loader = result["loader_images_per_second"] / result["engine"]["images_per_second"]
-    click.echo(
-        f"matrix-multiply ceiling {ceiling}FLOP/s; the loader delivers {loader:.0f} times what the step consumes"
-    )
-    click.echo("  ".join(f"{key} {value}" for key, value in result["hardware"].items()))
 
 
 def _settings(settings: tuple[str, ...]) -> dict[str, Any]:

@@ -12,24 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import tiny_config, tiny_trial
+from conftest import TINY, tiny_config, tiny_trial
 from mlflow import MlflowClient
 from test_cli import call
 from test_train import assert_same_state
 
 from gat_sweep.launch import SHARE_BELOW, STEP_FLOPS, local_resources, packs, train_pack
+from gat_sweep.run_table import final_status, read_rows
 from gat_sweep.sweep import load_sweep
 from gat_sweep.tracking import default_uri
 from gat_sweep.train import Trial, record_failure, train
-from gat_sweep.yamlfile import parse_scalar
 
-TINY = ["train.steps=4", "train.batch=8", "train.eval_every=2", "train.log_every=1"]
-TINY += ["eval.samples=64", "eval.resize=32"]
-HALF = f"workers.cpus={max(1, local_resources().cpus // 2):g}"  # two packs at once on any machine
 LADDER = ["S", "B", "L", "XL"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, home_with_reference: Path) -> Path:
+    shutil.copytree(home_with_reference / "cache", tmp_path / "home" / "cache")
+    return tmp_path / "home"
 
 
 # ---------------------------------------------------------------- packs, without Ray
@@ -74,60 +76,30 @@ def test_who_does_not_share() -> None:
     assert sorted(name for pack in dealt for name in pack) == sorted(trial.id for trial in trials)
 
 
-def test_a_pack_mate_changes_nothing(home: Path, tmp_path: Path) -> None:
+def test_a_pack_mate_changes_nothing(home: Path) -> None:
     """The second trial of a pack equals the same trial alone bit for bit; what is finished is left as it is."""
-    shutil.copytree(home / "cache", tmp_path / "cache")
-    mate = tiny_trial(tmp_path, "mate", model__generator="B", seed=3)
-    second, alone = tiny_trial(tmp_path, "second"), tiny_trial(tmp_path, "alone")
+    mate = tiny_trial(home, "mate", model__generator="B", seed=3)
+    second, alone = tiny_trial(home, "second"), tiny_trial(home, "alone")
     train(alone, torch.device("cpu"))
     train_pack([mate, second], torch.device("cpu"))
     assert_same_state(alone, second, 4)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
     train_pack([mate, second], torch.device("cpu"))
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert before == {path: path.stat().st_mtime_ns for path in home.rglob("*")}
 
 
 # ---------------------------------------------------------------- with Ray
 
 
-def command(*args: str) -> list[str]:
-    return [sys.executable, "-m", "gat_sweep.cli", *args]
+def command(home: Path, sweep: Path, *more: str) -> list[str]:
+    return ["run", str(sweep), "--recipe", "digits", "--home", str(home), *more]
 
 
-def settings(values: list[str]) -> list[str]:
-    return [f"--set={value}" for value in values]
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, home_with_reference: Path) -> Path:
-    home = tmp_path_factory.mktemp("home")
-    shutil.copytree(home_with_reference / "cache", home / "cache")
-    return home
-
-
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trial whose checkpoint will be broken, a learning rate that cannot survive, and a mate for each."""
-    path = tmp_path_factory.mktemp("sweeps") / "three.yaml"
-    path.write_text(
-        "about: one broken, one that blows up, two sizes\n"
-        "points:\n"
-        "  - {model.generator: S, model.discriminator: S, model.patch: 4}\n"
-        "  - {model.generator: S, model.discriminator: B, train.base_lr: 1.0e+30}\n"
-        "  - {model.generator: S, model.discriminator: S}\n"
-        "  - {model.generator: B, model.discriminator: B}\n"
-    )
-    return path
-
-
-def arguments(home: Path, sweep: Path, *more: str) -> list[str]:
-    return ["run", str(sweep), "--recipe", "digits", "--home", str(home), *settings([*TINY, HALF]), *more]
-
-
-def run(home: Path, sweep: Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, as a user would: Ray and its workers start from nothing."""
-    args = command(*arguments(home, sweep))
-    return subprocess.run(args, cwd=cwd, env=marked(cwd), capture_output=True, text=True, timeout=280)
+def start(cwd: Path, *args: str) -> subprocess.Popen[str]:
+    """gat-sweep in a process group of its own, as a terminal starts it; Ray and its workers start from nothing."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    args = (sys.executable, "-m", "gat_sweep.cli", *args)
+    return subprocess.Popen(args, cwd=cwd, env=marked(cwd), start_new_session=True, **pipes)
 
 
 def marked(mark: Path) -> dict[str, str]:
@@ -151,41 +123,78 @@ def left_behind(mark: Path) -> list[str]:
 
 @pytest.mark.ray
 def test_a_sweep_from_the_command_line_to_a_law(
-    home: Path, sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = {key: parse_scalar(value) for key, value in (setting.split("=") for setting in TINY)}
-    configs = load_sweep(sweep, "digits", overrides=overrides).trials
-    broken, diverging, small, large = configs
+    sweep = tmp_path / "three.yaml"
+    sweep.write_text(
+        "about: one broken, one that blows up, three sizes\n"
+        f"set: {json.dumps(TINY)}\n"
+        "points:\n"
+        "  - {model.generator: S, model.discriminator: S, model.patch: 4}\n"
+        "  - {model.generator: S, model.discriminator: B, train.base_lr: 1.0e+30}\n"
+        "  - {model.generator: S, model.discriminator: S}\n"
+        "  - {model.generator: B, model.discriminator: B}\n"
+        "  - {model.generator: L, model.discriminator: L, train.steps: 100, train.eval_every: 20}\n"
+    )
+    configs = load_sweep(sweep, "digits").trials
     trials = [Trial(name, "three-digits", "three", config, home) for name, config in configs.items()]
-    assert [broken, large] in names(trials, 2) and [diverging, small] in names(trials, 2)
-    checkpoint = home / "three-digits" / "trials" / broken / "checkpoints" / "step_00000002.pt"
+    broken, diverging, small, middle, long = trials
+
+    # What an earlier launch left: a result, a failure, half a checkpoint.
+    train_pack([small], torch.device("cpu"))
+    record_failure(middle, "a node went away")
+    checkpoint = broken.folder / "checkpoints" / "step_00000002.pt"
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"half a file")
+    result = small.table.read_bytes()
 
-    record_failure(trials[3], "an earlier launch")
-
-    # Two trials finish, one diverges, one fails: each says so, none stops its pack mate.
-    first = run(home, sweep, tmp_path)
-    assert first.returncode == 1, first.stdout + first.stderr
-    assert first.stderr == "" and "real data" in first.stdout and "Traceback" not in first.stdout
-    assert "(pid=" not in first.stdout and "completed. Last result" not in first.stdout  # no log spam
+    # Ctrl-C with two workers at the longest trial, which starts first: exit 130, no process left.
+    process = start(tmp_path, *command(home, sweep, "--set=workers.count=2"))
+    deadline = time.monotonic() + 240
+    while not list(long.folder.glob("checkpoints/step_*.pt")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert f"results so far are in {home / 'three-digits'}" in out and "Traceback" not in err
     assert left_behind(tmp_path) == []
-    files = (home / "three-digits" / "table").glob("*.parquet")
-    last = {file.stem: pq.read_table(file).to_pylist()[-1] for file in files}
-    ended = {name: (row["status"], row["step"]) for name, row in last.items()}
-    assert ended == {broken: ("failed", 0), diverging: ("diverged", 0), small: ("done", 4), large: ("done", 4)}
-    assert "gradient norm" in last[diverging]["reason"] and last[diverging]["value"] is None
-    assert "cannot be read" in last[broken]["reason"] and "cannot be read" in first.stdout
+    assert final_status(long.table) == "running" and final_status(middle.table) == "failed"
+
+    # The same sweep on single workers, which share: the long trial goes on where it was, the others in a pack of
+    # their own, one of them fails, one diverges; each says so, and none stops its pack mates.
+    assert names([broken, diverging, middle, long], 2) == [[long.id], [broken.id, diverging.id, middle.id]]
+    cpus = max(1, local_resources().cpus // 2)  # two packs at once on any machine
+    process = start(tmp_path, *command(home, sweep, f"--set=workers.cpus={cpus:g}"))
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 1, out + err
+    assert err == "" and "1 of 5 trials are finished already" in out and "real data" in out and "Traceback" not in out
+    assert "(pid=" not in out and "completed. Last result" not in out  # no log spam
+    assert left_behind(tmp_path) == []
+    last = {trial.id: read_rows(trial.table)[-1] for trial in trials}
+    assert [(row["status"], row["step"]) for row in last.values()] == [
+        ("failed", 0),
+        ("diverged", 0),
+        ("done", 4),
+        ("done", 4),
+        ("done", 100),
+    ]
+    assert "gradient norm" in last[diverging.id]["reason"] and last[diverging.id]["value"] is None
+    assert "cannot be read" in last[broken.id]["reason"] and "cannot be read" in out
+    assert small.table.read_bytes() == result
+    journal = [json.loads(line) for line in (long.folder / "journal.jsonl").read_text().splitlines()]
+    assert [record["step"] > 0 for record in journal if record.get("status") == "running"] == [False, True]
 
     # MLflow: experiment = sweep, parent = launch, children = trials
     client = MlflowClient(default_uri(home))
     experiment = client.get_experiment_by_name("three")
-    runs = client.search_runs([experiment.experiment_id])
-    (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
+    stopped, parent = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    assert (stopped.info.status, parent.info.status) == ("KILLED", "FAILED")
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     status = {r.data.tags["gat_sweep.trial"]: r.info.status for r in children}
-    assert status == {t: "FINISHED" if row["status"] == "done" else "FAILED" for t, row in last.items()}
-    assert parent.info.status == "FAILED"
+    ended = {t: "FINISHED" if row["status"] == "done" else "FAILED" for t, row in last.items() if t != small.id}
+    assert status == ended
     done = next(r for r in children if r.data.params["model.generator"] == "B")
     assert done.info.status == "FINISHED" and done.data.params["train.steps"] == "4"
     assert [m.step for m in client.get_metric_history(done.info.run_id, "loss_d")] == [1, 2, 3, 4]
@@ -193,44 +202,21 @@ def test_a_sweep_from_the_command_line_to_a_law(
     grids = [f.path for f in client.list_artifacts(done.info.run_id, "samples")]
     assert grids == ["samples/step_00000002.png", "samples/step_00000004.png"]
 
-    # The same command again, once the cause is gone: only the failed trial runs.
+    # Once the cause is gone and the failed trial trained, there is nothing left to run.
     checkpoint.unlink()
-    table = {f.name: f.read_bytes() for f in (home / "three-digits" / "table").iterdir() if f.stem != broken}
-    second = run(home, sweep, tmp_path)
-    assert second.returncode == 0 and "3 of 4 trials are finished already" in second.stdout, second.stdout
-    assert table.items() <= {f.name: f.read_bytes() for f in (home / "three-digits" / "table").iterdir()}.items()
-    assert pq.read_table(home / "three-digits" / "table" / f"{broken}.parquet").to_pylist()[-1]["status"] == "done"
+    train_pack(trials, torch.device("cpu"))
+    tables = {trial.id: trial.table.read_bytes() for trial in trials}
+    code, out, _ = call(capsys, monkeypatch, *command(home, sweep))
+    assert code == 0 and "5 of 5 trials are finished already" in out and final_status(broken.table) == "done"
+    assert tables == {trial.id: trial.table.read_bytes() for trial in trials}
 
     # With another config: refused, in one line.
-    code, _, err = call(capsys, monkeypatch, *arguments(home, sweep, "--set=train.clip=2.0"))
+    code, _, err = call(capsys, monkeypatch, *command(home, sweep, "--set=train.clip=2.0"))
     assert code == 2 and "train.clip: 1.0 -> 2.0" in err and len(err.splitlines()) == 1
 
     code, out, _ = call(capsys, monkeypatch, "fit-law", "three-digits", "--home", str(home), "--json")
     law = json.loads(out)
-    assert code == 0 and law["n"] == 3 and [e["status"] for e in law["excluded"]] == ["diverged"]
+    assert code == 0 and law["n"] == 4 and [e["status"] for e in law["excluded"]] == ["diverged"]
     newest = json.loads((home / "three-digits" / "mlflow.json").read_text())["run_id"]  # every launch has its own run
     laws = [f.path for f in client.list_artifacts(newest, "law")]
-    assert newest != parent.info.run_id and laws == ["law/law.json", "law/law.png", "law/law.svg"]
-
-
-@pytest.mark.ray
-def test_two_workers_and_ctrl_c(home: Path, sweep: Path, tmp_path: Path) -> None:
-    """Interrupted with both workers at work: exit 130, no process left; the same command then finishes."""
-    one = tmp_path / "one.yaml"
-    one.write_text("about: one trial on two workers\nset: {workers.count: 2}\n")
-    values = settings([*TINY[1:], "train.steps=100000", "train.eval_every=5"])
-    args = command("run", str(one), "--recipe", "digits", "--home", str(home), *values)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(args, cwd=tmp_path, env=marked(tmp_path), start_new_session=True, **pipes)
-    folder = home / "one-digits" / "trials"
-    deadline = time.monotonic() + 240
-    while not list(folder.glob("*/checkpoints/step_*.pt")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.5)
-    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, out + err
-    assert f"results so far are in {home / 'one-digits'}" in out and "Traceback" not in err
-    assert left_behind(tmp_path) == []
-    (table,) = (home / "one-digits" / "table").iterdir()
-    assert pq.read_table(table).num_rows >= 1
+    assert newest == parent.info.run_id and laws == ["law/law.json", "law/law.png", "law/law.svg"]
