@@ -36,6 +36,7 @@ class Engine:
 
     def __init__(self, config: TrialConfig, device: torch.device, world: int = 1):
         self.config, self.device = config, device
+        self.memory = worker_memory(config, device, config.train.batch // world)
         torch.manual_seed(config.seed)
         self.generator = Generator(config.generator_spec).to(device)
         self.discriminator = Discriminator(config.discriminator_spec).to(device)
@@ -44,7 +45,6 @@ class Engine:
         self.optimizer_d = _adamw(self.discriminator, config.lr_d, config)
         self.perturb = make_perturb(config.mng.schedule, config.generator_spec.levels, config.mng.mixing, device)
         self.bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16")
-        self.memory = worker_memory(config, device, config.train.batch // world)
         self.generator.checkpointed = self.memory.checkpointed
         # After a non-finite gradient norm: nothing moves any more, and the norms stay as they were.
         self._stopped = torch.zeros((), dtype=torch.bool, device=device)

@@ -39,9 +39,8 @@ WORKER_RESTARTS = 1  # of a pack, after a worker died; it resumes from the newes
 # A step of a small network is launches of small operations: on one CPU core, width 8 has a twelfth of the FLOPs
 # of width 32 and takes half of its time. This many FLOPs per step on top bring cost in line with time.
 STEP_FLOPS = 1.5e9
-# Trials below share a worker: ten minutes of one CPU core, about as long as start-up matters. A longer trial
-# has a worker to itself: it loses nothing, is scheduled when a place is free, and its neighbours are none of
-# its business.
+# Trials below share a worker: ten minutes of one CPU core. To a longer one start-up hardly matters; it does better
+# in a place of its own once one is free than dealt beforehand, on a guess at its time, to a place with others.
 SHARE_BELOW = 2e13
 
 
