@@ -127,10 +127,9 @@ def test_a_sweep_from_the_command_line_to_a_law(
 ) -> None:
     sweep = tmp_path / "three.yaml"
     sweep.write_text(
-        "about: one broken, one that blows up, three sizes\n"
+        "about: one that blows up, three sizes\n"
         f"set: {json.dumps(TINY)}\n"
         "points:\n"
-        "  - {model.generator: S, model.discriminator: S, model.patch: 4}\n"
         "  - {model.generator: S, model.discriminator: B, train.base_lr: 1.0e+30}\n"
         "  - {model.generator: S, model.discriminator: S}\n"
         "  - {model.generator: B, model.discriminator: B}\n"
@@ -138,14 +137,11 @@ def test_a_sweep_from_the_command_line_to_a_law(
     )
     configs = load_sweep(sweep, "digits").trials
     trials = [Trial(name, "three-digits", "three", config, home) for name, config in configs.items()]
-    broken, diverging, small, middle, long = trials
+    diverging, small, middle, long = trials
 
-    # What an earlier launch left: a result, a failure, half a checkpoint.
+    # What an earlier launch left: a result and a failure.
     train_pack([small], torch.device("cpu"))
     record_failure(middle, "a node went away")
-    checkpoint = broken.folder / "checkpoints" / "step_00000002.pt"
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.write_bytes(b"half a file")
     result = small.table.read_bytes()
 
     # Ctrl-C with two workers at the longest trial, which starts first: exit 130, no process left.
@@ -162,25 +158,23 @@ def test_a_sweep_from_the_command_line_to_a_law(
     assert final_status(long.table) == "running" and final_status(middle.table) == "failed"
 
     # The same sweep on single workers, which share: the long trial goes on where it was, the others in a pack of
-    # their own, one of them fails, one diverges; each says so, and none stops its pack mates.
-    assert names([broken, diverging, middle, long], 2) == [[long.id], [broken.id, diverging.id, middle.id]]
+    # their own, of which one diverges, says so, and does not stop its mate.
+    assert names([diverging, middle, long], 2) == [[long.id], [diverging.id, middle.id]]
     cpus = max(1, local_resources().cpus // 2)  # two packs at once on any machine
     process = start(tmp_path, *command(home, sweep, f"--set=workers.cpus={cpus:g}"))
     out, err = process.communicate(timeout=280)
-    assert process.returncode == 1, out + err
-    assert err == "" and "1 of 5 trials are finished already" in out and "real data" in out and "Traceback" not in out
+    assert process.returncode == 0, out + err
+    assert err == "" and "1 of 4 trials are finished already" in out and "real data" in out and "Traceback" not in out
     assert "(pid=" not in out and "completed. Last result" not in out  # no log spam
     assert left_behind(tmp_path) == []
     last = {trial.id: read_rows(trial.table)[-1] for trial in trials}
     assert [(row["status"], row["step"]) for row in last.values()] == [
-        ("failed", 0),
         ("diverged", 0),
         ("done", 4),
         ("done", 4),
         ("done", 100),
     ]
     assert "gradient norm" in last[diverging.id]["reason"] and last[diverging.id]["value"] is None
-    assert "cannot be read" in last[broken.id]["reason"] and "cannot be read" in out
     assert small.table.read_bytes() == result
     journal = [json.loads(line) for line in (long.folder / "journal.jsonl").read_text().splitlines()]
     assert [record["step"] > 0 for record in journal if record.get("status") == "running"] == [False, True]
@@ -202,12 +196,10 @@ def test_a_sweep_from_the_command_line_to_a_law(
     grids = [f.path for f in client.list_artifacts(done.info.run_id, "samples")]
     assert grids == ["samples/step_00000002.png", "samples/step_00000004.png"]
 
-    # Once the cause is gone and the failed trial trained, there is nothing left to run.
-    checkpoint.unlink()
-    train_pack(trials, torch.device("cpu"))
+    # There is nothing left to run.
     tables = {trial.id: trial.table.read_bytes() for trial in trials}
     code, out, _ = call(capsys, monkeypatch, *command(home, sweep))
-    assert code == 0 and "5 of 5 trials are finished already" in out and final_status(broken.table) == "done"
+    assert code == 0 and "4 of 4 trials are finished already" in out
     assert tables == {trial.id: trial.table.read_bytes() for trial in trials}
 
     # With another config: refused, in one line.
@@ -216,7 +208,33 @@ def test_a_sweep_from_the_command_line_to_a_law(
 
     code, out, _ = call(capsys, monkeypatch, "fit-law", "three-digits", "--home", str(home), "--json")
     law = json.loads(out)
-    assert code == 0 and law["n"] == 4 and [e["status"] for e in law["excluded"]] == ["diverged"]
+    assert code == 0 and law["n"] == 3 and [e["status"] for e in law["excluded"]] == ["diverged"]
     newest = json.loads((home / "three-digits" / "mlflow.json").read_text())["run_id"]  # every launch has its own run
     laws = [f.path for f in client.list_artifacts(newest, "law")]
     assert newest == parent.info.run_id and laws == ["law/law.json", "law/law.png", "law/law.svg"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_failing_trial_leaves_its_pack_mates_unharmed(home: Path, tmp_path: Path) -> None:
+    """Its worker is started again once, in vain; then the trial behind it has a worker of its own."""
+    sweep = tmp_path / "two.yaml"
+    sweep.write_text(f"about: one broken\nset: {json.dumps(TINY)}\nproduct: {{model.patch: [4, 2]}}\n")
+    trials = [Trial(n, "two-digits", "two", config, home) for n, config in load_sweep(sweep, "digits").trials.items()]
+    broken, sound = trials
+    cpus = local_resources().cpus  # one pack at a time
+    checkpoint = broken.folder / "checkpoints" / "step_00000002.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(b"half a file")
+    process = start(tmp_path, *command(home, sweep, f"--set=workers.cpus={cpus:g}"))
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 1, out + err
+    assert [final_status(trial.table) for trial in (broken, sound)] == ["failed", "done"]
+    assert "cannot be read" in read_rows(broken.table)[-1]["reason"] and "cannot be read" in out
+
+    checkpoint.unlink()  # the cause is gone: the same command runs what failed, and that alone
+    result = sound.table.read_bytes()
+    process = start(tmp_path, *command(home, sweep, f"--set=workers.cpus={cpus:g}"))
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0 and "1 of 2 trials are finished already" in out, out + err
+    assert final_status(broken.table) == "done" and sound.table.read_bytes() == result
