@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
 
 SAVED = {"float32": 91.0, "bfloat16": 54.0}  # bytes that one block saves per token and channel
-OVERHEAD = 1.35  # inputs, heads and the backward pass's temporaries: measured 1.26 to 1.38 (docs/performance.md)
+OVERHEAD = 1.35  # inputs, heads and the backward pass's temporaries (docs/performance.md)
 HEADROOM = 0.9  # of a device's memory; the rest is for workspaces and fragments
 SMALLEST_CHUNK = 8  # pairs per call of D below which recomputing G's blocks is the better way to save memory
 
