@@ -6,7 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -38,62 +38,10 @@ LOADER_IMAGES = 50_000  # held for the loader's measurement: more than any cache
 Batch = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Draws, Draws]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """One of the two steps; `seconds` holds every timed iteration."""
+def compare(config: TrialConfig, device: torch.device, iterations: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Times `iterations` pairs of steps after untimed ones of each, for the losses, the memory and to warm up.
 
-    seconds: list[float]
-    flops_per_image: int
-    batch: int
-    ceiling: float  # FLOP/s
-    peak_bytes: int
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    def report(self) -> dict[str, Any]:
-        rate = self.flops_per_image * self.batch / self.median
-        return {
-            "seconds_median": self.median,
-            "seconds_min": min(self.seconds),
-            "seconds_max": max(self.seconds),
-            "images_per_second": self.batch / self.median,
-            "flops_per_image": self.flops_per_image,
-            "flops_per_second": rate,
-            "mfu": rate / self.ceiling,
-            "peak_bytes": self.peak_bytes,
-        }
-
-
-@dataclass
-class Comparison:
-    """What `bench` found for one size."""
-
-    recipe: str
-    size: str
-    patch: int
-    batch: int
-    chunk: int
-    precision: str
-    compiled: bool
-    ceiling_flops_per_second: float
-    loss_difference: float
-    engine: dict[str, Any] = field(default_factory=dict)
-    straightforward: dict[str, Any] = field(default_factory=dict)
-    ratio: float = 0.0  # median over pairs of neighbours in time
-    ratio_low: float = 0.0  # quartiles
-    ratio_high: float = 0.0
-    loader_images_per_second: float = 0.0
-    hardware: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def compare(config: TrialConfig, device: torch.device, iterations: int, say: Callable[[str], None]) -> Comparison:
-    """Times `iterations` pairs of steps after two untimed ones of each.
-
+    Returns what `show` prints, ready for JSON; `ratio` is over pairs of neighbours in time.
     Raises ValueError when the two steps' losses differ by more than the rounding of the precision.
     """
     engine = Engine(config, device)
@@ -130,25 +78,41 @@ def compare(config: TrialConfig, device: torch.device, iterations: int, say: Cal
         "engine": sum(flops.iteration(config.generator_spec, config.discriminator_spec).values()),
         "straightforward": straightforward_flops(config),
     }
-    result = Comparison(
-        recipe=config.recipe,
-        size=config.model.generator,
-        patch=config.model.patch,
-        batch=config.train.batch,
-        chunk=engine.memory.chunk,
-        precision=precision,
-        compiled=config.workers.compile,
-        ceiling_flops_per_second=ceiling,
-        loss_difference=difference,
-        loader_images_per_second=loader_rate(config, LOADER_IMAGES, device),
-        hardware=hardware(device),
-    )
-    for name in steps:
-        measured = Measured(seconds[name], counts[name], config.train.batch, ceiling, peaks[name])
-        setattr(result, name, measured.report())
     pairs = [b / a for a, b in zip(seconds["engine"], seconds["straightforward"], strict=True)]
-    result.ratio_low, result.ratio, result.ratio_high = np.quantile(pairs, [0.25, 0.5, 0.75]).tolist()
-    return result
+    low, ratio, high = np.quantile(pairs, [0.25, 0.5, 0.75]).tolist()
+    size = config.train.batch
+    return {
+        "recipe": config.recipe,
+        "size": config.model.generator,
+        "patch": config.model.patch,
+        "batch": size,
+        "chunk": engine.memory.chunk,
+        "precision": precision,
+        "compiled": config.workers.compile,
+        "ceiling_flops_per_second": ceiling,
+        "loss_difference": difference,
+        **{name: _report(seconds[name], counts[name], size, ceiling, peaks[name]) for name in steps},
+        "ratio": ratio,
+        "ratio_low": low,  # quartiles
+        "ratio_high": high,
+        "loader_images_per_second": loader_rate(config, LOADER_IMAGES, device),
+        "hardware": hardware(device),
+    }
+
+
+def _report(seconds: list[float], flops_per_image: int, batch: int, ceiling: float, peak: int) -> dict[str, Any]:
+    median = statistics.median(seconds)
+    rate = flops_per_image * batch / median
+    return {
+        "seconds_median": median,
+        "seconds_min": min(seconds),
+        "seconds_max": max(seconds),
+        "images_per_second": batch / median,
+        "flops_per_image": flops_per_image,
+        "flops_per_second": rate,
+        "mfu": rate / ceiling,
+        "peak_bytes": peak,
+    }
 
 
 def make_batch(config: TrialConfig, random: torch.Generator) -> Batch:

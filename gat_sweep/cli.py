@@ -217,6 +217,8 @@ def bench(
     from benchmarks.step import show
     from gat_sweep.run import bench_command
 
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"--out {out}: no such folder; make {out.parent} first")
     chosen: dict[str, Any] = {"workers.count": 1}
     if batch is not None:
         chosen["train.batch"] = batch

@@ -108,7 +108,7 @@ class Workers(_Section):
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
     memory_gib: float | None = Field(None, gt=0)  # of a worker for training; the device's own unless given
-    compile: bool = False  # torch.compile the blocks: minutes once, then a faster step; needs a compiler
+    compile: bool = False  # torch.compile the blocks: about a minute once, then a faster step; needs a compiler
 
 
 class TrialConfig(_Section):

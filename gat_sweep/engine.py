@@ -1,7 +1,7 @@
 """One GAN iteration: both networks, their optimizers, their running averages, and the step that moves them.
 
 The training loop and the benchmark run this same object. `iterate` never waits for the device: what it returns
-are tensors, and a non-finite gradient freezes every weight from that step on until `trouble` is asked.
+are tensors, and a non-finite gradient freezes every weight from that step on; `trouble` tells.
 """
 
 import copy

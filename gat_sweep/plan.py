@@ -8,7 +8,7 @@ from gat_sweep.config import TrialConfig
 from gat_sweep.gat import flops
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
-from gat_sweep.gat.memory import Memory, fit_memory
+from gat_sweep.gat.memory import Job, Memory
 
 
 def parameter_counts(config: TrialConfig) -> tuple[int, int]:
@@ -22,7 +22,8 @@ def parameter_counts(config: TrialConfig) -> tuple[int, int]:
 def memory_plan(config: TrialConfig, batch: int, plain_attention: bool, available: float) -> Memory:
     """How a worker fits `batch` images into `available` bytes; ValueError when it cannot (gat/memory.py)."""
     specs = config.generator_spec, config.discriminator_spec
-    return fit_memory(*specs, *parameter_counts(config), batch, config.train.precision, plain_attention, available)
+    job = Job(*specs, *parameter_counts(config), batch, config.train.precision, plain_attention)
+    return job.fit(available)
 
 
 def model_info(config: TrialConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,8 @@ def bench_command(
     """
     from benchmarks.step import compare
 
+    if sys.platform != "linux":
+        raise UserError("bench reads peak memory from /proc; run it on Linux")
     chosen = _device(device)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -108,7 +111,7 @@ def bench_command(
             console.print(f"{size}: {text}", highlight=False)
 
         try:
-            results.append(compare(config, chosen, iterations, say).to_json())
+            results.append(compare(config, chosen, iterations, say))
         except ValueError as error:
             raise UserError(str(error)) from None
     return results

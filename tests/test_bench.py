@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from conftest import tiny_config
 
-from benchmarks.step import compare, loader_rate, straightforward_flops
+from benchmarks.step import compare, straightforward_flops
 from benchmarks.straightforward import Straightforward
 from gat_sweep.cli import cli
 from gat_sweep.gat import flops
@@ -52,8 +52,3 @@ def test_the_straightforward_step_costs_about_its_round_count() -> None:
     rounded = flops.round_counts(*specs)["straightforward_5g_20d"]
     assert 0.95 * rounded < straightforward_flops(config) < rounded
     assert sum(flops.iteration(*specs).values()) < 0.65 * rounded
-
-
-def test_the_loader_is_measured_on_more_than_one_epoch() -> None:
-    config = tiny_config()
-    assert loader_rate(config, 32, CPU) > 0

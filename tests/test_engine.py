@@ -19,7 +19,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.gat.discriminator import DiscriminatorBlock
 from gat_sweep.gat.generator import GeneratorBlock
 from gat_sweep.gat.layers import rope_table
-from gat_sweep.gat.memory import block_bytes, fit_memory, iteration_memory
+from gat_sweep.gat.memory import Job, block_bytes
 from gat_sweep.gat.spec import GeneratorSpec
 
 CPU = torch.device("cpu")
@@ -219,10 +219,11 @@ def test_the_memory_model_counts_what_autograd_saves(precision: str, width: int,
 def test_memory_is_fitted_by_the_cheapest_means_first() -> None:
     """Ample: one call. Less: chunks, which are free. Less still: G's blocks again. Nothing fits: both numbers."""
     config = resolve(load_recipe("imagenet256"), {"model.generator": "L", "model.discriminator": "L"})
-    specs, counts = (config.generator_spec, config.discriminator_spec), (408_000_000, 323_000_000)
+    specs = config.generator_spec, config.discriminator_spec
+    job = Job(*specs, 408_000_000, 323_000_000, 64, "bfloat16", False)
 
     def fit(gib: float) -> Any:
-        return fit_memory(*specs, *counts, 64, "bfloat16", False, gib * 2**30)
+        return job.fit(gib * 2**30)
 
     ample, chunked, recomputed = fit(400), fit(80), fit(40)
     assert (ample.chunk, ample.checkpointed) == (64, 0)
@@ -230,8 +231,7 @@ def test_memory_is_fitted_by_the_cheapest_means_first() -> None:
     assert recomputed.chunk >= 8 and 0 < recomputed.checkpointed <= 24
     for memory, gib in [(ample, 400), (chunked, 80), (recomputed, 40)]:
         assert memory.total <= 0.9 * gib * 2**30
-    one_less = iteration_memory(*specs, *counts, 64, "bfloat16", False, 8, recomputed.checkpointed - 1)
-    assert one_less.total > 0.9 * 40 * 2**30
+    assert job.memory(8, recomputed.checkpointed - 1).total > 0.9 * 40 * 2**30
     with pytest.raises(ValueError, match=r"needs \d+\.\d GiB .* may use 9\.0 GiB"):
         fit(10)
 

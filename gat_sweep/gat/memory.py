@@ -39,62 +39,54 @@ def block_bytes(spec: NetworkSpec, tokens: int, precision: str, plain_attention:
     return tokens * (SAVED[precision] * spec.width + scores)
 
 
-def iteration_memory(
-    generator: GeneratorSpec,
-    discriminator: DiscriminatorSpec,
-    params_g: int,
-    params_d: int,
-    batch: int,
-    precision: str,
-    plain_attention: bool,
-    chunk: int,
-    checkpointed: int,
-) -> Memory:
-    """Peak bytes of an iteration on `batch` images, for given choices.
+@dataclass(frozen=True)
+class Job:
+    """What one worker trains: its networks, and the images it has per step."""
 
-    One pair is four inputs of D in the D step: real and fake, clean and noised.
-    """
-    low = 2 if precision == "bfloat16" else 0
-    weights = params_g * (4 + 4 + 8 + 4 + low) + params_d * (4 + 4 + 8 + low)
-    block_g = block_bytes(generator, generator.tokens, precision, plain_attention)
-    block_d = block_bytes(discriminator, discriminator.tokens + 1, precision, plain_attention)
-    inputs_g = 4 * generator.tokens * generator.width * checkpointed  # what a checkpointed block keeps
-    live = block_g if checkpointed else 0  # the one being computed again
-    per_image = (generator.depth - checkpointed) * block_g + inputs_g + live
-    return Memory(
-        weights=weights,
-        activations_g=int(OVERHEAD * batch * per_image),
-        activations_d=int(OVERHEAD * 4 * chunk * discriminator.depth * block_d),
-        chunk=chunk,
-        checkpointed=checkpointed,
-    )
+    generator: GeneratorSpec
+    discriminator: DiscriminatorSpec
+    params_g: int
+    params_d: int
+    batch: int
+    precision: str
+    plain_attention: bool  # scores are kept, as on CPU
 
+    def memory(self, chunk: int, checkpointed: int) -> Memory:
+        """Peak bytes of an iteration, for given choices.
 
-def fit_memory(
-    generator: GeneratorSpec,
-    discriminator: DiscriminatorSpec,
-    params_g: int,
-    params_d: int,
-    batch: int,
-    precision: str,
-    plain_attention: bool,
-    available: float,
-) -> Memory:
-    """The cheapest choices that fit `available` bytes: chunks of D cost nothing, checkpoints of G a forward each.
-
-    Raises ValueError, with both numbers, when nothing fits.
-    """
-    chunks = [n for n in range(batch, 0, -1) if batch % n == 0]  # equal chunks: one compiled shape
-    usual = [n for n in chunks if n >= min(SMALLEST_CHUNK, batch)]
-    choices = [(chunk, k) for k in range(generator.depth + 1) for chunk in usual]
-    choices += [(chunk, generator.depth) for chunk in chunks if chunk not in usual]
-    for chunk, k in choices:
-        memory = iteration_memory(
-            generator, discriminator, params_g, params_d, batch, precision, plain_attention, chunk, k
+        One pair is four inputs of D in the D step: real and fake, clean and noised.
+        """
+        g, d = self.generator, self.discriminator
+        low = 2 if self.precision == "bfloat16" else 0
+        weights = self.params_g * (4 + 4 + 8 + 4 + low) + self.params_d * (4 + 4 + 8 + low)
+        block_g = block_bytes(g, g.tokens, self.precision, self.plain_attention)
+        block_d = block_bytes(d, d.tokens + 1, self.precision, self.plain_attention)
+        inputs_g = 4 * g.tokens * g.width * checkpointed  # what a checkpointed block keeps
+        live = block_g if checkpointed else 0  # the one being computed again
+        per_image = (g.depth - checkpointed) * block_g + inputs_g + live
+        return Memory(
+            weights=weights,
+            activations_g=int(OVERHEAD * self.batch * per_image),
+            activations_d=int(OVERHEAD * 4 * chunk * d.depth * block_d),
+            chunk=chunk,
+            checkpointed=checkpointed,
         )
-        if memory.total <= HEADROOM * available:
-            return memory
-    raise ValueError(
-        f"a worker needs {memory.total / 2**30:.1f} GiB for its {batch} images and may use "
-        f"{HEADROOM * available / 2**30:.1f} GiB; use more workers (workers.count) or a smaller train.batch"
-    )
+
+    def fit(self, available: float) -> Memory:
+        """The cheapest choices that fit `available` bytes: chunks of D cost nothing, checkpoints of G a forward.
+
+        Raises ValueError, with both numbers, when nothing fits.
+        """
+        depth = self.generator.depth
+        chunks = [n for n in range(self.batch, 0, -1) if self.batch % n == 0]  # equal chunks: one compiled shape
+        usual = [n for n in chunks if n >= min(SMALLEST_CHUNK, self.batch)]
+        choices = [(chunk, k) for k in range(depth + 1) for chunk in usual]
+        choices += [(chunk, depth) for chunk in chunks if chunk not in usual]
+        for choice in choices:
+            memory = self.memory(*choice)
+            if memory.total <= HEADROOM * available:
+                return memory
+        raise ValueError(
+            f"a worker needs {memory.total / 2**30:.1f} GiB for its {self.batch} images and may use "
+            f"{HEADROOM * available / 2**30:.1f} GiB; use more workers (workers.count) or a smaller train.batch"
+        )
