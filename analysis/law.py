@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis.table import Cell, Excluded, Protocol, Table, Trial
+from analysis.table import Cell, Excluded, Protocol, Table, Trial, protocol_differences
 
 CONFIDENCE = 0.95
 MIN_SIZES = 3  # two points leave no degree of freedom
@@ -234,12 +234,4 @@ def _one_protocol(trials: list[Trial]) -> Protocol | None:
             example.setdefault(row.measured, trial.name)
     if len(example) <= 1:
         return next(iter(example), None)
-    differences = []
-    for field in Protocol._fields:
-        names: dict[str | int | None, str] = {}
-        for measured, name in example.items():
-            names.setdefault(getattr(measured, field), name)
-        if len(names) > 1:
-            values = " or ".join(f"{value!r} (as in {name})" for value, name in names.items())
-            differences.append(f"{field} is {values}")
-    raise ValueError(f"final evaluations mix protocols, fit them apart: {'; '.join(differences)}")
+    raise ValueError(f"final evaluations mix protocols, fit them apart: {protocol_differences(example)}")

@@ -4,6 +4,7 @@ Floating-point operations in the table count 2 per multiply-add, everywhere.
 """
 
 import csv
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,9 @@ CSV_OPTIONAL = (
 # A parquet table was written by the sweep: a missing `status` or `steps` there is damage, and the default
 # "done" would turn an interrupted trial into a point of the law.
 PARQUET_REQUIRED = CSV_REQUIRED + CSV_OPTIONAL
+
+# What can be analysed in the place of `value`; measured at a trial's end only.
+VALUES = ("value", "fd_infinity", "kernel_distance")
 
 STATUSES = ("running", "done", "diverged", "failed")
 BROKEN = ("diverged", "failed")  # ended early; the last row may have no value
@@ -121,25 +125,29 @@ class Table:
 
     path: Path
     trials: tuple[Trial, ...]
+    column: str = "value"  # that the rows' values were read from
 
     def complete(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.complete]
 
     def excluded(self) -> list[Excluded]:
         return [
-            Excluded(trial.name, trial.cell, trial.last.status, _why_excluded(trial))
+            Excluded(trial.name, trial.cell, trial.last.status, _why_excluded(trial, self.column))
             for trial in self.trials
             if not trial.complete
         ]
 
 
-def load_table(path: Path) -> Table:
+def load_table(path: Path, column: str = "value") -> Table:
     """Read a directory of .parquet files (one per trial), one .parquet or one .csv.
 
+    column: one of VALUES, that rows take their value from; the metric is then named `<metric>:<column>`.
     Raises ValueError, in one line, naming the file and, where one is to blame, the row, column and value.
     Rows are counted as the user sees them: lines of a CSV (the header is line 1), from 1 in parquet.
     """
     path = Path(path)
+    if column not in VALUES:
+        raise ValueError(f"no such measure: {column!r}; use {', '.join(VALUES)}")
     if path.is_dir():
         files = sorted(path.glob("*.parquet"))
         if not files:
@@ -152,7 +160,7 @@ def load_table(path: Path) -> Table:
 
     by_trial: dict[str, list[Row]] = defaultdict(list)
     for file in files:
-        for row in _read_csv(file) if file.suffix == ".csv" else _read_parquet(file):
+        for row in _read_csv(file, column) if file.suffix == ".csv" else _read_parquet(file, column):
             by_trial[row.trial].append(row)
     if not by_trial:
         raise ValueError(f"{path}: the table has no rows")
@@ -162,35 +170,69 @@ def load_table(path: Path) -> Table:
             sizes = ", ".join(cell.label for cell in cells)
             raise ValueError(f"{path}: trial {name!r} has rows of several sizes ({sizes}); name them apart")
         rows.sort(key=lambda row: row.step)
-    return Table(path, tuple(Trial(name, tuple(rows)) for name, rows in by_trial.items()))
+    return Table(path, tuple(Trial(name, tuple(rows)) for name, rows in by_trial.items()), column)
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
+def protocol_differences(examples: Mapping[Protocol, str]) -> str:
+    """In what ways of measuring differ, in one line; by protocol, the name of a trial measured so.
+
+    Keys of JSON protocols are named one by one: the strings are too long to be compared by eye.
+    """
+    described = [(_keys(measured), name) for measured, name in examples.items()]
+    differences = []
+    for key in dict.fromkeys(key for keys, _ in described for key in keys):
+        names: dict[str, str] = {}
+        for keys, name in described:
+            names.setdefault(repr(keys.get(key)), name)
+        if len(names) > 1:
+            differences.append(f"{key} is {' or '.join(f'{value} (as in {name})' for value, name in names.items())}")
+    return "; ".join(differences)
+
+
+def _keys(measured: Protocol) -> dict[str, Any]:
+    """The fields of a protocol, with those of its JSON in the place of that."""
+    try:
+        inner = json.loads(measured.protocol)
+    except ValueError:
+        inner = None
+    fields = measured._asdict()
+    if isinstance(inner, dict):
+        del fields["protocol"]
+        return fields | {f"protocol.{key}": value for key, value in inner.items() if key not in fields}
+    return fields
+
+
+def _read_csv(path: Path, column: str) -> Iterator[Row]:
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, skipinitialspace=True, strict=True)
             header = [name.strip() for name in next(reader, [])]
-            _require(path, header, CSV_REQUIRED, f"; optional: {', '.join(CSV_OPTIONAL)}")
+            _require(path, header, (*CSV_REQUIRED, *_extra(column)), f"; optional: {', '.join(CSV_OPTIONAL)}")
             for fields in reader:
                 if not any(field.strip() for field in fields):
                     continue
                 where = f"{path}, row {reader.line_num}"
                 if len(fields) != len(header):
                     raise ValueError(f"{where}: {len(fields)} fields, but the header has {len(header)}")
-                yield _check(dict(zip(header, (f.strip() for f in fields), strict=True)), where)
+                yield _check(dict(zip(header, (f.strip() for f in fields), strict=True)), where, column)
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as CSV in UTF-8: {error}") from error
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path, column: str) -> Iterator[Row]:
     try:
         table = pq.ParquetFile(path).read()
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: cannot be read as parquet: {_one_line(str(error))}") from error
-    _require(path, table.column_names, PARQUET_REQUIRED)
-    for number, row in enumerate(table.select(list(PARQUET_REQUIRED)).to_pylist(), start=1):
-        yield _check(row, f"{path}, row {number}")
+    wanted = (*PARQUET_REQUIRED, *_extra(column))
+    _require(path, table.column_names, wanted)
+    for number, row in enumerate(table.select(list(wanted)).to_pylist(), start=1):
+        yield _check(row, f"{path}, row {number}", column)
+
+
+def _extra(column: str) -> tuple[str, ...]:
+    return () if column == "value" else (column,)
 
 
 def _require(path: Path, present: list[str], required: tuple[str, ...], more: str = "") -> None:
@@ -200,7 +242,7 @@ def _require(path: Path, present: list[str], required: tuple[str, ...], more: st
         raise ValueError(f"{path}: missing columns: {', '.join(missing)}; {need}")
 
 
-def _check(row: Mapping[str, Any], where: str) -> Row:
+def _check(row: Mapping[str, Any], where: str, column: str) -> Row:
     status = _text(row, "status", where, "done")
     if status not in STATUSES:
         raise ValueError(f"{where}: status must be one of {', '.join(STATUSES)}, got {status!r}")
@@ -211,8 +253,11 @@ def _check(row: Mapping[str, Any], where: str) -> Row:
         _text(row, "discriminator_size", where, generator_size),
         _integer(row, "patch", where, low=1, default=2),
     )
+    metric = _text(row, "metric", where, "" if broken else None)
+    # Only the last evaluation of a trial measures the others.
+    absent = _is_absent(row[column]) and (broken or column != "value")
     measured = Protocol(
-        _text(row, "metric", where, "" if broken else None),
+        metric if column == "value" else f"{metric}:{column}",
         _integer(row, "n", where, low=0, default=0) or None,
         _text(row, "reference", where, ""),
         _text(row, "protocol", where, ""),
@@ -227,7 +272,7 @@ def _check(row: Mapping[str, Any], where: str) -> Row:
         # A trial that fails before its first step has trained for nothing, and is listed all the same.
         flops=0.0 if broken and _is_nothing(row["flops"]) else _positive(row, "flops", where),
         g_forward_flops=_positive(row, "g_forward_flops", where),
-        value=math.nan if broken and _is_absent(row["value"]) else _positive(row, "value", where),
+        value=math.nan if absent else _positive(row, column, where),
         measured=measured,
         status=status,
         reason=_one_line(_text(row, "reason", where, "")),
@@ -281,9 +326,11 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _why_excluded(trial: Trial) -> str:
+def _why_excluded(trial: Trial, column: str) -> str:
     last = trial.last
     if last.status in BROKEN:
         return last.reason or f"{last.status} at step {last.step} of {trial.steps}"
+    if last.status == "done" and last.step == trial.steps:
+        return f"{column} was not measured at its last evaluation"
     progress = f"unfinished: step {last.step} of {trial.steps}"
     return f"{progress}, status {last.status}" if last.step == trial.steps else progress

@@ -31,6 +31,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# Where files lie, which may change between two launches of the same trial.
+PLACES: dict[str, Any] = {
+    "data": {"path", "tokenizer"},
+    "teacher": {"checkpoint"},
+    "eval": {"weights", "reference"},
+}
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -46,8 +54,9 @@ class Size(_Section):
 class Data(_Section):
     """What is generated: latents (or pixels) of side x side x channels."""
 
-    dataset: Literal["digits", "latents"]
-    path: str | None = None  # folder of encoded latents; digits come with scikit-learn
+    dataset: Literal["digits", "encoded"]
+    path: str | None = None  # folder that `gat-sweep encode` wrote; digits come with scikit-learn
+    tokenizer: str | None = None  # where the VAE lies now, if not where the folder's manifest says
     side: int = Field(gt=0)
     channels: int = Field(gt=0)
     classes: int = Field(ge=0)  # 0: unconditional
@@ -73,8 +82,11 @@ class Mng(_Section):
 class Teacher(_Section):
     """The vision foundation model of Eq. 9."""
 
-    name: str
+    name: str  # efficientnet_lite0, or a vision transformer of timm's
     width: int = Field(gt=0)
+    checkpoint: str | None = None  # local weights; timm's hub unless given
+    # Tokens stored by `gat-sweep encode --teacher`, moved on their grid, instead of the network run on moved pictures.
+    cached: bool = False
 
 
 class Train(_Section):
@@ -95,10 +107,16 @@ class Train(_Section):
 class Eval(_Section):
     """The protocol of every number (see metrics/)."""
 
-    extractor: Literal["efficientnet_lite0", "inception_v3"]
+    extractor: Literal["efficientnet_lite0", "inception_v3", "dinov2_vitl14"]
+    weights: str | None = None  # the extractor's, as a local file; its own download unless given
+    reference: str | None = None  # an ADM npz with mu and sigma; the data set's own pictures unless given
     samples: int = Field(gt=1)
     resize: int = Field(gt=0)  # side of the pictures the extractor sees
     seed: int = 0  # of the generated samples
+    psi: float = Field(1.0, ge=0)  # truncation, 1 = off
+    guidance: float = Field(1.0, ge=0)  # 1 = off
+    # What the last evaluation of a trial measures besides the Frechet distance.
+    extras: tuple[Literal["kernel_distance", "precision_recall", "fd_infinity"], ...] = ()
 
 
 class Workers(_Section):
@@ -147,12 +165,25 @@ class TrialConfig(_Section):
         return adapted_learning_rate(self.train.base_lr, self.train.base_width, self.discriminator_spec.width)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two trials the same trial: everything but the machines."""
-        return self.model_dump(mode="json", exclude={"workers"})
+        """What makes two trials the same trial: everything but the machines and where files lie on them.
+
+        Which data, tokenizer and reference were used is told by digests, in checkpoints and protocols.
+        """
+        return self.model_dump(mode="json", exclude={"workers": True, **PLACES})
 
     def digest(self) -> str:
         """Stable hash of the identity, 12 hex digits."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def placed(self) -> "TrialConfig":
+        """The same with absolute paths, for workers that start in other folders; hub ids stay as they are."""
+        values = self.model_dump()
+        for section, keys in PLACES.items():
+            for key in keys if values[section] else ():
+                place = values[section][key]
+                if place is not None and Path(place).expanduser().exists():
+                    values[section][key] = str(Path(place).expanduser().absolute())
+        return TrialConfig.model_validate(values)
 
     def _network(self, size: str) -> dict[str, int]:
         return {

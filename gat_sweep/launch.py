@@ -6,19 +6,23 @@ The only file that imports ray. Workers leave files (see train.py); nothing but 
 through Ray, so what was recorded does not depend on who was alive to receive it.
 """
 
+import json
 import logging
 import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from gat_sweep.config import TrialConfig, Workers
 from gat_sweep.errors import UserError
-from gat_sweep.gat import flops
+from gat_sweep.metrics.reference import load_reference
+from gat_sweep.plan import iteration_flops
 from gat_sweep.run_table import FINISHED, final_status
 from gat_sweep.train import Trial, record_failure, train
 
@@ -99,6 +103,17 @@ def packs(trials: list[Trial], slots: int) -> list[list[Trial]]:
     return sorted(result, key=total, reverse=True)  # a long one that starts last is the end of a sweep
 
 
+def one_per_reference(trials: list[Trial]) -> list[Trial]:
+    """The first trial for every set of real pictures and way of looking at them."""
+    seen = {json.dumps([t.config.data.model_dump(), t.config.eval.model_dump()]): t for t in reversed(trials)}
+    return list(reversed(seen.values()))
+
+
+def measures_here(config: TrialConfig, address: str | None) -> bool:
+    """Whether the reference is measured by the driver: on a laptop workers would take longer to start."""
+    return address is None and config.workers.gpus == 0
+
+
 def run_sweep(trials: list[Trial], address: str | None) -> None:
     """Runs the trials to their end, as many at once as the cluster holds.
 
@@ -131,12 +146,16 @@ def run_sweep(trials: list[Trial], address: str | None) -> None:
                 "the cluster offers no 'sweep_driver' resource, which trials are driven from; start its head with "
                 f"--resources='{{\"sweep_driver\": {MAX_DRIVERS}}}' (cluster.yaml does)"
             )
+        launch = time.strftime("%Y%m%d-%H%M%S")
+        for number, trial in enumerate(one_per_reference(trials)):
+            if not measures_here(trial.config, address):
+                _trainer(_measure_reference, [trial], f"reference-{number}-{launch}").fit()
         slots = max(1, min(MAX_DRIVERS, *(_fits(t.config.workers, cluster) for t in trials)))
         # A pack's driver takes no CPU: were it to, drivers would starve their own workers for ever.
         drive = tune.with_resources(_drive_pack, {"sweep_driver": 1})
         tuner = tune.Tuner(
             drive,
-            param_space={"pack": tune.grid_search(packs(trials, slots)), "launch": time.strftime("%Y%m%d-%H%M%S")},
+            param_space={"pack": tune.grid_search(packs(trials, slots)), "launch": launch},
             tune_config=tune.TuneConfig(max_concurrent_trials=slots),
             run_config=tune.RunConfig(
                 name="tune", storage_path=str(_scratch(trials[0])), verbose=0, callbacks=[_silent_progress()]
@@ -154,7 +173,9 @@ def _drive_pack(config: dict[str, Any]) -> None:
     left: list[Trial] = config["pack"]
     while left:
         try:
-            _trainer(left, config["launch"]).fit()
+            # Train keeps state under a name and does nothing when it finds a finished run there; ours is in the
+            # trials' own checkpoints, so every launch, and what is left of a pack, takes a fresh one.
+            _trainer(_train_pack, left, f"{left[0].id}-{config['launch']}").fit()
             return
         except TrainingFailedError as error:
             # Workers go through the pack in order, so the first that is not finished is the one that failed.
@@ -164,14 +185,14 @@ def _drive_pack(config: dict[str, Any]) -> None:
             left = unfinished[1:]
 
 
-def _trainer(pack: list[Trial], launch: str) -> Any:
-    """The Ray Train run of a pack."""
+def _trainer(work: Callable[[dict[str, Any]], None], pack: list[Trial], name: str) -> Any:
+    """The Ray Train run of `work` on the workers of a pack."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     workers = pack[0].config.workers
     return TorchTrainer(
-        _work,
+        work,
         train_loop_config={"pack": pack},
         scaling_config=ScalingConfig(
             num_workers=workers.count,
@@ -179,9 +200,7 @@ def _trainer(pack: list[Trial], launch: str) -> Any:
             resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
         ),
         run_config=RunConfig(
-            # Train keeps state under this name and does nothing when it finds a finished run there; ours is
-            # in the trials' own checkpoints, so every launch, and what is left of a pack, takes a fresh name.
-            name=f"{pack[0].id}-{launch}",
+            name=name,
             storage_path=str(_scratch(pack[0])),
             failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
         ),
@@ -200,13 +219,25 @@ def _silent_progress() -> Any:
     return Silent()
 
 
-def _work(config: dict[str, Any]) -> None:
+def _train_pack(config: dict[str, Any]) -> None:
     """Runs in a Train worker: the process group is up, the device is this worker's."""
+    pack: list[Trial] = config["pack"]
+    train_pack(pack, _worker_device(pack[0]))
+
+
+def _measure_reference(config: dict[str, Any]) -> None:
+    """Runs in a Train worker: its share of the reference statistics, which end in the home's cache."""
+    (trial,) = config["pack"]
+    device = _worker_device(trial)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    load_reference(trial.config, trial.home, device, rank, world)
+
+
+def _worker_device(trial: Trial) -> torch.device:
     from ray.train.torch import get_device
 
-    pack: list[Trial] = config["pack"]
-    torch.set_num_threads(max(1, int(pack[0].config.workers.cpus)))
-    train_pack(pack, get_device())
+    torch.set_num_threads(max(1, int(trial.config.workers.cpus)))
+    return get_device()
 
 
 def train_pack(pack: list[Trial], device: torch.device) -> None:
@@ -226,7 +257,7 @@ def _reason(error: Exception) -> str:
 
 def _cost(config: TrialConfig) -> float:
     """Training time in FLOPs: those of the networks and the price of a step."""
-    per_image = sum(flops.iteration(config.generator_spec, config.discriminator_spec).values())
+    per_image = sum(iteration_flops(config).values())
     return config.train.steps * (per_image * config.train.batch + STEP_FLOPS)
 
 

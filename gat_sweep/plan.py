@@ -26,6 +26,16 @@ def memory_plan(config: TrialConfig, batch: int, plain_attention: bool, availabl
     return job.fit(available)
 
 
+def iteration_flops(config: TrialConfig) -> dict[str, int]:
+    """FLOPs per image of one training iteration, itemised; the teacher's only where it runs."""
+    items = flops.iteration(config.generator_spec, config.discriminator_spec)
+    if config.teacher and config.discriminator_spec.teacher_width and not config.teacher.cached:
+        from gat_sweep.teacher import forward_flops  # timm takes two seconds to import
+
+        items["teacher_forward"] = forward_flops(config.teacher.name)
+    return items
+
+
 def model_info(config: TrialConfig) -> dict[str, Any]:
     """Parameters and FLOPs (2 per multiply-add, one sample) of a trial's two networks.
 
@@ -35,7 +45,7 @@ def model_info(config: TrialConfig) -> dict[str, Any]:
     g, d = config.generator_spec, config.discriminator_spec
     g_params, d_params = parameter_counts(config)
     unused_embedder = g.patch**2 * g.channels * g.width + g.width
-    items = flops.iteration(g, d)
+    items = iteration_flops(config)
     return {
         "generator": config.model.generator,
         "discriminator": config.model.discriminator,

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from gat_sweep.metrics.extractors import METRICS
 from gat_sweep.train import Trial
 
 INTERVAL = 1.0  # seconds between looks at the journals
@@ -68,11 +69,11 @@ class TrialView:
             return changed
         metrics = record["metrics"]
         self.rate = metrics.get("images_per_second", self.rate)
-        found = [k for k in metrics if k.startswith(("fd_", "fid")) and not k.endswith("_real_halves")]
-        for key in found:
-            self.metric = key
-            self.distances.append(metrics[key])
-        return bool(found)
+        self.metric = METRICS[self.trial.config.eval.extractor]
+        if self.metric not in metrics:
+            return False
+        self.distances.append(metrics[self.metric])
+        return True
 
 
 class Monitor:
@@ -143,7 +144,7 @@ class Monitor:
                 f"{view.distances[-1]:.1f}" if view.distances else "",
                 f"{min(view.distances):.1f}" if view.distances else "",
             )
-        metric = next((view.metric for view in self.views if view.metric), "")
+        metric = next((view.metric for view in self.views if view.distances), "")
         table.caption = f"latest and best: {metric}" if metric else "workers take about half a minute to start"
         return table
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset
 from gat_sweep.errors import UserError
-from gat_sweep.metrics.evaluate import load_reference
-from gat_sweep.metrics.features import check_extractor
+from gat_sweep.metrics.evaluate import check_evaluation
+from gat_sweep.metrics.reference import Reference, load_reference, reference_name
 from gat_sweep.progress import Monitor
 from gat_sweep.run_table import FINISHED, final_status, read_rows, source_commit
 from gat_sweep.sweep import Sweep, open_run, read_run, trial_id
@@ -33,7 +33,7 @@ def run_command(
     trials = _trials(sweep, home, name)
     for trial in trials:
         check_dataset(trial.config)
-        check_extractor(trial.config.eval.extractor)
+        check_evaluation(trial.config)
     if address is None:
         launch.check_feasible(sweep.trials, launch.local_resources())
     open_run(home, name, sweep)
@@ -41,13 +41,12 @@ def run_command(
     if len(open_trials) < len(trials):
         console.print(f"{len(trials) - len(open_trials)} of {len(trials)} trials are finished already")
     if open_trials:
-        floor = load_reference(trials[0].config, home)
-        console.print(
-            f"{floor.metric}: two random halves of the real data are {floor.halves:.1f} apart", highlight=False
-        )
+        for trial in launch.one_per_reference(open_trials):
+            if launch.measures_here(trial.config, address):
+                show_floor(load_reference(trial.config, home, say=console.print), console)
         uri = tracking_uri or tracking.default_uri(home)
         tracking.create_store(uri, home)
-        tags = {"gat_sweep.commit": source_commit(), "gat_sweep.reference": floor.reference}
+        tags = {"gat_sweep.commit": source_commit(), "gat_sweep.reference": reference_name(trials[0].config)}
         tracker = tracking.Tracker(uri, home, sweep.name, name, tags)
         status = "stopped"
         try:
@@ -68,12 +67,19 @@ def run_command(
     return all(final_status(trial.table) in FINISHED for trial in trials)
 
 
+def show_floor(reference: Reference, console: Console) -> None:
+    """What a distance of zero looks like here."""
+    if reference.halves is not None:
+        text = f"{reference.metric}: two random halves of the real data are {reference.halves:.1f} apart"
+        console.print(text, highlight=False)
+
+
 def train_command(config: TrialConfig, home: Path, name: str, device: str | None, console: Console) -> bool:
     """Trains one trial in this process; True when it is done."""
     sweep = Sweep("train", "one trial", config.recipe, {trial_id(config): config})
     (trial,) = _trials(sweep, home, name)
     check_dataset(config)
-    check_extractor(config.eval.extractor)
+    check_evaluation(config)
     chosen = _device(device)
     open_run(home, name, sweep)
     try:
@@ -212,7 +218,7 @@ def _device(name: str | None) -> torch.device:
 
 
 def _trials(sweep: Sweep, home: Path, name: str) -> list[Trial]:
-    return [Trial(i, name, sweep.name, config, home) for i, config in sweep.trials.items()]
+    return [Trial(i, name, sweep.name, config.placed(), home) for i, config in sweep.trials.items()]
 
 
 def _log_to_mlflow(record: Path, files: list[Path]) -> str:

@@ -48,6 +48,14 @@ SCHEMA = pa.schema(
         ("n", pa.int64()),
         ("reference", pa.string()),
         ("protocol", pa.string()),  # JSON
+        # Beside the value under the same protocol, where eval.extras asks for them; null elsewhere.
+        ("kernel_distance", pa.float64()),
+        ("kernel_distance_std", pa.float64()),  # over subsets
+        ("precision", pa.float64()),
+        ("recall", pa.float64()),
+        ("fd_infinity", pa.float64()),  # the value extrapolated to infinitely many samples
+        ("fd_infinity_se", pa.float64()),  # its standard error
+        ("split_half", pa.float64()),  # distance between two random halves of the real pictures
         ("status", pa.string()),  # running, done, diverged, failed
         ("reason", pa.string()),
         ("seconds", pa.float64()),  # of training so far, evaluation included

@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gat_sweep.config import PRESETS, TrialConfig, check_key, flatten, load_recipe, locate, resolve
+from gat_sweep.config import PLACES, PRESETS, TrialConfig, check_key, flatten, load_recipe, locate, resolve
 from gat_sweep.errors import UserError
 from gat_sweep.yamlfile import nearest, read_yaml
 
@@ -158,7 +158,8 @@ def _points(file: SweepFile, path: Path) -> list[dict[str, Any]]:
 
 def _difference(old: dict[str, Any], sweep: Sweep) -> str:
     """The keys in which a recorded trial differs from its nearest relative in the sweep."""
-    before = {k: v for k, v in flatten(old).items() if not k.startswith("workers.")}
+    places = {f"{section}.{key}" for section, keys in PLACES.items() for key in keys}
+    before = {k: v for k, v in flatten(old).items() if not k.startswith("workers.") and k not in places}
     candidates = []
     for config in sweep.trials.values():
         now = flatten(config.identity())

@@ -25,11 +25,13 @@ from torch import Tensor
 from gat_sweep.checkpoint import load_checkpoint, save_checkpoint
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset
-from gat_sweep.data.sampler import batch_indices
+from gat_sweep.data.loader import Loader
 from gat_sweep.engine import Engine, draw
-from gat_sweep.gat import flops
-from gat_sweep.metrics.evaluate import Evaluator
+from gat_sweep.errors import UserError
+from gat_sweep.metrics.evaluate import Evaluation, Evaluator
+from gat_sweep.plan import iteration_flops
 from gat_sweep.run_table import RunTable, trial_constants
+from gat_sweep.teacher import teacher_tokens, trial_teacher
 
 GRID = 8  # sample grids are GRID x GRID
 
@@ -73,15 +75,20 @@ def train(trial: Trial, device: torch.device, stop: Callable[[], bool] = lambda:
         keep_freed_memory()
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     dataset = check_dataset(config)
-    latents, labels = dataset.latents.to(device), dataset.labels.to(device)
-
     engine = Engine(config, device, world)
+    teacher = trial_teacher(config, device)
+    loader = Loader(config, dataset, device, rank, world)
 
     # ---------------------------------------------------------------- resume
     found = load_checkpoint(trial.folder / "checkpoints", device)
     step, seconds = 0, 0.0
     if found:
         step, saved = found
+        if saved["data"] != dataset.digest:
+            raise UserError(
+                f"trial {trial.id} was trained on data {saved['data']}, '{config.data.path}' holds {dataset.digest}; "
+                "set data.path to the data it began with, or give the run another --name"
+            )
         for name, part in engine.parts().items():
             part.load_state_dict(saved[name])
         seconds = saved["seconds"]
@@ -89,13 +96,13 @@ def train(trial: Trial, device: torch.device, stop: Callable[[], bool] = lambda:
 
     evaluator = Evaluator(config, dataset, trial.home, device, rank, world)
     recorder = Recorder(trial, step) if rank == 0 else None
-    if recorder and step == 0:
+    if recorder and step == 0 and evaluator.reference.halves is not None:
         recorder.journal(0, {f"{evaluator.extractor.metric}_real_halves": evaluator.reference.halves})
 
     random = torch.Generator(device)
     images_per_rank = config.train.batch // world
     spec = config.generator_spec
-    flops_per_step = sum(flops.iteration(spec, config.discriminator_spec).values()) * config.train.batch
+    flops_per_step = sum(iteration_flops(config).values()) * config.train.batch
     logged: dict[str, Tensor] = {}  # sums since the last log, kept on the device
     logged_steps = 0
     window_start, window_step = time.perf_counter(), step
@@ -136,10 +143,10 @@ def train(trial: Trial, device: torch.device, stop: Callable[[], bool] = lambda:
 
         # ------------------------------------------------------------ evaluate
         if evaluates and step > evaluated:
-            result = evaluator.distance(engine.ema)
+            result = evaluator.measure(engine.ema, extras=last)
             evaluated = step
             if recorder:
-                recorder.evaluation(step, result.__dict__, progress())
+                recorder.evaluation(step, result, progress())
                 recorder.samples(step, evaluator.samples(engine.ema, 0, GRID * GRID))
             window_start, window_step = time.perf_counter(), step
 
@@ -148,7 +155,8 @@ def train(trial: Trial, device: torch.device, stop: Callable[[], bool] = lambda:
             saved_at = step
             if recorder:
                 parts = {name: part.state_dict() for name, part in engine.parts().items()}
-                save_checkpoint(trial.folder / "checkpoints", step, {**parts, "seconds": progress()["seconds"]})
+                state = {**parts, "data": dataset.digest, "seconds": progress()["seconds"]}
+                save_checkpoint(trial.folder / "checkpoints", step, state)
 
         # ------------------------------------------------------------ stop?
         if last:
@@ -160,14 +168,16 @@ def train(trial: Trial, device: torch.device, stop: Callable[[], bool] = lambda:
 
         # ------------------------------------------------------------ step
         random.manual_seed(_mix(config.seed, step, rank))
-        order = batch_indices(len(dataset), config.train.batch, config.seed, step, rank, world)
-        index = torch.from_numpy(order).to(device)
-        real, y = latents[index], labels[index] if config.data.classes else None
+        rows = loader.batch(step)
+        real, y = rows.latents(random), rows.labels if config.data.classes else None
         z = torch.randn(images_per_rank, spec.z_dim, generator=random, device=device)
 
         draws_d = draw(config, images_per_rank, random, penalty=True)
         draws_g = draw(config, images_per_rank, random, penalty=False)
-        terms = engine.iterate(real, y, z, None, draws_d, draws_g)
+        assert draws_d.augment is not None
+        with engine.bf16:
+            tokens = teacher_tokens(teacher, config, rows, draws_d.augment)
+        terms = engine.iterate(real, y, z, tokens, draws_d, draws_g)
         for name, value in terms.items():
             logged[name] = logged[name] + value.mean() if name in logged else value.mean()
         logged_steps += 1
@@ -189,9 +199,9 @@ class Recorder:
     def journal(self, step: int, metrics: dict[str, float]) -> None:
         _append_journal(self.folder, {"step": step, "metrics": metrics})
 
-    def evaluation(self, step: int, result: dict[str, Any], progress: dict[str, float]) -> None:
-        self.table.append(step=step, status="running", reason="", **result, **_columns(progress))
-        self.journal(step, {result["metric"]: result["value"], **progress})
+    def evaluation(self, step: int, result: Evaluation, progress: dict[str, float]) -> None:
+        self.table.append(step=step, status="running", reason="", **vars(result), **_columns(progress))
+        self.journal(step, {**result.journal(), **progress})
 
     def samples(self, step: int, pictures: Tensor) -> None:
         """A grid of uint8 pictures [n, 3, h, w], small ones enlarged by whole factors."""

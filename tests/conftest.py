@@ -7,10 +7,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_sample_images
 
 from gat_sweep.config import TrialConfig, load_recipe, resolve
+from gat_sweep.data.shards import Columns, float16, write_manifest, write_shard
+from gat_sweep.data.tokenizer import Pixels, TokenizerIdentity
 from gat_sweep.train import Trial
 
 torch.set_num_threads(1)
@@ -29,7 +33,7 @@ TINY: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def home_with_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose reference statistics are computed already."""
-    from gat_sweep.metrics.evaluate import load_reference
+    from gat_sweep.metrics.reference import load_reference
 
     home = tmp_path_factory.mktemp("reference")
     load_reference(tiny_config(), home)
@@ -43,3 +47,61 @@ def tiny_config(**overrides: Any) -> TrialConfig:
 
 def tiny_trial(home: Path, name: str = "run", **overrides: Any) -> Trial:
     return Trial("trial", name, "sweep", tiny_config(**overrides), home)
+
+
+def photographs(count: int, side: int, seed: int = 0) -> np.ndarray:
+    """Squares out of scikit-learn's two photographs, in turn; uint8 [count, 3, side, side]."""
+    random, images = np.random.default_rng(seed), load_sample_images().images
+    corners = [random.integers(0, [427 - side + 1, 640 - side + 1]) for _ in range(count)]
+    squares = [images[i % 2][y : y + side, x : x + side] for i, (y, x) in enumerate(corners)]
+    return np.stack(squares).transpose(0, 3, 1, 2)
+
+
+def encoded_pixels(folder: Path, count: int, side: int) -> np.ndarray:
+    """A data set of photographs in two classes, in shards of 7; returns its pictures."""
+    pictures = photographs(count, side)
+    _write(folder, Pixels(3).identity, side, "uint8", [{"pixels": part} for part in _split(pictures)])
+    return pictures
+
+
+def encoded_latents(
+    folder: Path, count: int, side: int, channels: int, scale: float = 1.0, shift: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """A data set of Gaussian posteriors without pictures; returns their means and standard deviations, float32."""
+    random = np.random.default_rng(1)
+    mean, std = float16(random.normal(size=(2, count, channels, side, side)))[0]
+    std = np.abs(std)
+    identity = TokenizerIdentity("nowhere", "0" * 12, channels, 8, scale, shift)
+    parts = [{"mean": m, "std": s} for m, s in zip(_split(mean), _split(std), strict=True)]
+    _write(folder, identity, side, "float16", parts)
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+def _split(values: np.ndarray) -> list[np.ndarray]:
+    return [values[start : start + 7] for start in range(0, len(values), 7)]
+
+
+def _write(
+    folder: Path, tokenizer: TokenizerIdentity, side: int, dtype: str, parts: list[dict[str, np.ndarray]]
+) -> None:
+    shards, start = [], 0
+    for number, part in enumerate(parts):
+        count = len(next(iter(part.values())))
+        index = np.arange(start, start := start + count)
+        columns = Columns((index % 2).astype(np.int32), [str(i) for i in index], **part)
+        shards.append(write_shard(folder / "shards" / f"{number:05d}.arrow", columns))
+    write_manifest(
+        folder,
+        name="photographs",
+        count=start,
+        side=side,
+        channels=tokenizer.channels,
+        picture_side=side * tokenizer.factor,
+        dtype=dtype,
+        has_pictures=dtype == "uint8",
+        tokenizer=tokenizer,
+        teacher=None,
+        classes=("palace", "flower"),
+        shards=tuple(shards),
+        skipped=(),
+    )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from gat_sweep.gat.augment import Augmentation, AugmentDraws, augment, draw_augmentation, move_like
+from gat_sweep.gat.augment import Augmentation, AugmentDraws, augment, draw_augmentation, move, move_tokens
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.ema import update_ema, update_style_mean
 from gat_sweep.gat.generator import Generator
@@ -151,7 +151,23 @@ def test_the_teacher_sees_what_the_latent_shows() -> None:
     far = torch.full((2, 3), 1000)
     draws = AugmentDraws(**{**vars(draws), "cut_y": far, "cut_x": far})
     moved = augment(latents[None, None, None].expand(1, 2, 1, -1, -1, -1, -1), Augmentation(), draws)[0, 0, 0]
-    assert torch.equal(move_like(pictures, draws, 8, 32)[..., ::4, ::4], moved)
+    assert torch.equal(move(pictures, draws.of_real(), 4)[..., ::4, ::4], moved)
+
+
+def test_cached_tokens_move_with_the_picture() -> None:
+    """By whole patches, or by half of one between two tokens; [cls] stays, and what comes in is zero."""
+    tokens = torch.randn(3, 1 + 16, 5)
+    grid = tokens[:, 1:].unflatten(1, (4, 4))
+    draws = {**still(1, 3), "shift_y": torch.tensor([[2, 0, 0]]), "shift_x": torch.tensor([[0, -2, 1]])}
+    moved = move_tokens(tokens, AugmentDraws(**draws).of_real(), patch=2)
+    assert torch.equal(moved[:, 0], tokens[:, 0])
+    down, left, half = moved[:, 1:].unflatten(1, (4, 4))
+    assert torch.allclose(down[:3], grid[0, 1:], atol=1e-5) and not down[3].any()
+    assert torch.allclose(left[:, 1:], grid[1, :, :3], atol=1e-5) and not left[:, 0].any()
+    assert torch.allclose(half[:, :3], (grid[2, :, :3] + grid[2, :, 1:]) / 2, atol=1e-5)
+    flipped = {**still(1, 3), "flipped": torch.ones(1, 3, dtype=torch.bool)}
+    mirrored = move_tokens(tokens, AugmentDraws(**flipped).of_real(), patch=2)[:, 1:].unflatten(1, (4, 4))
+    assert torch.allclose(mirrored, grid.flip(2), atol=1e-5)
 
 
 # ---------------------------------------------------------------- networks

@@ -178,5 +178,5 @@ def test_two_workers_give_the_number_that_one_gives(home: Path, tmp_path: Path) 
     config = tiny_config()
     ema = Generator(config.generator_spec)
     ema.load_state_dict(state(trial, 4)["ema"])
-    alone = Evaluator(config, load_dataset(config.data), home, CPU, 0, 1).distance(ema)
+    alone = Evaluator(config, load_dataset(config.data), home, CPU, 0, 1).measure(ema)
     assert alone.value == rows(trial)[-1]["value"]

@@ -1,31 +1,133 @@
-"""One data set in memory: latents to train on, and the real pictures that generated ones are compared with."""
+"""The data set a config names: latents to train on, and the real pictures that generated ones are compared with."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gat_sweep.config import Data, TrialConfig
+from gat_sweep.data.shards import CachedTeacher, open_shards
+from gat_sweep.data.tokenizer import PIXELS, Pixels, TokenizerIdentity
 from gat_sweep.errors import UserError
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """latents [N, C, Y, X] float32 and labels [N] int64; digest identifies the content."""
+class Rows:
+    """Some images of a data set, as stored; n of them, on any device."""
+
+    mean: Tensor  # [n, C, Y, X] float32, as training sees latents: shifted and scaled
+    std: Tensor | None  # the same; None where there is no posterior
+    labels: Tensor  # [n] int64
+    pictures: Tensor | None = None  # uint8 [n, 3, h, w]
+    teacher: Tensor | None = None  # [n, 1+T, W] float16, cached features
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Rows":
+        """The same with every column changed."""
+        columns: list[Any] = [getattr(self, field.name) for field in fields(self)]
+        changed: Any = (None if column is None else change(column) for column in columns)
+        return Rows(*changed)
+
+    @staticmethod
+    def joined(parts: "list[Rows]") -> "Rows":
+        """Parts end to end."""
+        columns: list[Any] = [[getattr(part, field.name) for part in parts] for field in fields(Rows)]
+        joined: Any = (None if column[0] is None else torch.cat(column) for column in columns)
+        return Rows(*joined)
+
+    def latents(self, random: torch.Generator) -> Tensor:
+        """[n, C, Y, X]: the posterior sampled afresh at each visit."""
+        if self.std is None:
+            return self.mean
+        noise = torch.randn(self.mean.shape, generator=random, device=self.mean.device)
+        return self.mean + self.std * noise
+
+
+class Dataset(Protocol):
+    """Read from several threads at once."""
 
     name: str
-    latents: Tensor
-    labels: Tensor
-    digest: str
+    digest: str  # of the content, 12 hex digits
+    labels: Tensor  # [N] int64, zeros when there are no classes
+    classes: int
+    identity: TokenizerIdentity
+    cached_teacher: CachedTeacher | None
+    has_pictures: bool  # the originals; what a VAE makes of its latents is not the real data
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: Sequence[int] | np.ndarray, pictures: bool = False, teacher: bool = False) -> Rows:
+        """Images by index, in that order, with their pictures or cached teacher tokens where asked for."""
+
+
+class Digits:
+    """scikit-learn's 1,797 handwritten digits, 8x8, 17 grey levels, as pixels in [-1, 1]."""
+
+    name = "digits"
+    classes = 10
+    has_pictures = True
+    cached_teacher: CachedTeacher | None = None
+
+    def __init__(self) -> None:
+        from sklearn.datasets import load_digits  # half a second that commands without data need not pay
+
+        bunch = load_digits()
+        self.latents = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1
+        self.labels = torch.tensor(bunch.target, dtype=torch.int64)
+        content = self.latents.numpy().tobytes() + self.labels.numpy().tobytes()
+        self.digest = hashlib.sha256(content).hexdigest()[:12]
+        self.tokenizer = Pixels(channels=1)
+        self.identity = self.tokenizer.identity
 
     def __len__(self) -> int:
-        return len(self.latents)
+        return len(self.labels)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents to pictures, uint8 [N, 3, height, width]."""
-        pictures = ((latents.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return pictures.expand(-1, 3, -1, -1)
+    def rows(self, indices: Sequence[int] | np.ndarray, pictures: bool = False, teacher: bool = False) -> Rows:
+        assert not teacher, "digits have no cached teacher"
+        index = torch.as_tensor(np.asarray(indices))
+        latents = self.latents[index]
+        return Rows(latents, None, self.labels[index], self.tokenizer.decode(latents) if pictures else None)
+
+
+class Encoded:
+    """What `gat-sweep encode` wrote, memory-mapped."""
+
+    def __init__(self, folder: str):
+        self.shards = open_shards(folder)
+        manifest = self.shards.manifest
+        self.name, self.digest, self.identity = manifest.name, manifest.digest, manifest.tokenizer
+        self.cached_teacher = manifest.teacher
+        self.has_pictures, self.classes = manifest.has_pictures, len(manifest.classes)
+        self.labels = torch.from_numpy(self.shards.labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, indices: Sequence[int] | np.ndarray, pictures: bool = False, teacher: bool = False) -> Rows:
+        index = np.asarray(indices)
+        std: Tensor | None = None
+        if self.identity.source == PIXELS:
+            mean, _ = Pixels(3).encode(torch.from_numpy(self.shards.pictures(index)))
+        else:
+            raw_mean, raw_std = (torch.from_numpy(part) for part in self.shards.moments(index))
+            mean = (raw_mean - self.identity.shift) * self.identity.scale
+            std = raw_std * self.identity.scale
+        return Rows(
+            mean,
+            std,
+            self.labels[index],
+            torch.from_numpy(self.shards.pictures(index)) if pictures else None,
+            torch.from_numpy(self.shards.teacher(index)) if teacher else None,
+        )
+
+
+@lru_cache(maxsize=2)  # trials of a pack share it
+def _open(dataset: str, path: str | None) -> Dataset:
+    return Digits() if dataset == "digits" else Encoded(path or "")
 
 
 def load_dataset(config: Data) -> Dataset:
@@ -33,40 +135,46 @@ def load_dataset(config: Data) -> Dataset:
 
     Raises UserError when it is missing or does not fit the config's side, channels and classes.
     """
-    if config.dataset != "digits":
-        where = f"'{config.path}'" if config.path else "data.path (not set)"
-        raise UserError(
-            f"data set '{config.dataset}' not found at {where}; encoded latents cannot be read by this version, "
-            "use --recipe digits"
-        )
-    dataset = _digits()
-    found = (dataset.latents.shape[2], dataset.latents.shape[1], int(dataset.labels.max()) + 1)
-    asked = (config.side, config.channels, config.classes or found[2])
-    if found != asked:
-        raise UserError(
-            f"data set '{config.dataset}' has (side, channels, classes) = {found}, the recipe says {asked}; "
-            "set data.side, data.channels and data.classes to what the data has"
-        )
+    if config.dataset == "encoded" and not config.path:
+        raise UserError("data.path is not set; write a data set with `gat-sweep encode` and add --set data.path=FOLDER")
+    dataset = _open(config.dataset, config.path)
+    first = dataset.rows([0])
+    found = {
+        "data.side": first.mean.shape[2],
+        "data.channels": first.mean.shape[1],
+        "data.classes": dataset.classes if config.classes else 0,  # labels may go unused
+    }
+    asked = {"data.side": config.side, "data.channels": config.channels, "data.classes": config.classes}
+    wrong = [f"{key}={found[key]}, the config says {asked[key]}" for key in asked if asked[key] != found[key]]
+    if wrong:
+        raise UserError(f"data set '{dataset.name}' has {'; '.join(wrong)}; set what the data has")
     return dataset
 
 
 def check_dataset(config: TrialConfig) -> Dataset:
-    """load_dataset, and what a trial needs of it."""
+    """load_dataset, and what a trial's teacher needs of it.
+
+    Raises UserError when the teacher has neither stored pictures nor stored tokens to work on.
+    """
     dataset = load_dataset(config.data)
-    if config.teacher is not None and config.objective.align_weight:
+    teacher = config.teacher
+    if teacher is None or config.discriminator_spec.teacher_width == 0:
+        return dataset
+    if not teacher.cached:
+        if not dataset.has_pictures:
+            raise UserError(
+                f"teacher '{teacher.name}' needs pictures, which data set '{dataset.name}' lacks; encode it with "
+                "--store-images, or set teacher=null"
+            )
+        return dataset
+    grid = config.data.side // config.model.patch
+    asked = (teacher.name, 1 + grid**2, teacher.width)
+    stored = dataset.cached_teacher
+    if stored is None or (stored.name, stored.tokens, stored.width) != asked:
+        has = f"{stored.name} with {stored.tokens} tokens of width {stored.width}" if stored else "none"
         raise UserError(
-            f"teacher '{config.teacher.name}' needs stored images, which data set '{config.data.dataset}' lacks; "
-            "set teacher=null"
+            f"teacher.cached asks for stored tokens of {asked[0]} with {asked[1]} tokens of width {asked[2]}, data set "
+            f"'{dataset.name}' has {has}; encode with --teacher {teacher.name} --teacher-grid {grid}, or set "
+            "teacher.cached=false"
         )
     return dataset
-
-
-def _digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits, 8x8, 17 grey levels, as pixels in [-1, 1]."""
-    from sklearn.datasets import load_digits  # half a second that commands without data need not pay
-
-    bunch = load_digits()
-    latents = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1
-    labels = torch.tensor(bunch.target, dtype=torch.int64)
-    digest = hashlib.sha256(latents.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()[:12]
-    return Dataset("digits", latents, labels, digest)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -33,6 +34,10 @@ class AugmentDraws:
     def part(self, images: slice) -> "AugmentDraws":
         """The draws of some of the B images."""
         return AugmentDraws(**{field.name: getattr(self, field.name)[:, images] for field in fields(self)})
+
+    def of_real(self) -> "AugmentDraws":
+        """Those of the real images, [B] each."""
+        return AugmentDraws(**{field.name: getattr(self, field.name)[0] for field in fields(self)})
 
 
 def draw_augmentation(
@@ -77,19 +82,54 @@ def augment(x: Tensor, config: Augmentation, draws: AugmentDraws) -> Tensor:
     x = x * gain + offset
 
     # Translation and flip are one gather; what lies outside, and the cutout, are one mask.
-    position = torch.arange(side, device=x.device)
-    row = position.view(-1, 1) + draws.shift_y[..., None, None]  # [S, B, Y, 1]
-    column = position + draws.shift_x[..., None, None]  # [S, B, 1, X]
-    column = torch.where(draws.flipped[..., None, None], side - 1 - column, column)
-    inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
-    index = row.clamp(0, side - 1) * side + column.clamp(0, side - 1)
+    index, inside = _moved(draws, side)
     index = index.flatten(2)[None, :, None, :, None]  # [1, S, 1, B, 1, Y*X]
     x = x.flatten(-2).gather(-1, index.expand(*x.shape[:-2], -1)).unflatten(-1, (side, side))
 
+    position = torch.arange(side, device=x.device)
     cut = int(side * config.cutout + 0.5)
     below, right = position.view(-1, 1) - draws.cut_y[..., None, None], position - draws.cut_x[..., None, None]
     erased = (below >= 0) & (below < cut) & (right >= 0) & (right < cut)
     return x * (inside & ~erased)[:, None, :, None].to(x.dtype)
+
+
+def move(pictures: Tensor, draws: AugmentDraws, scale: int) -> Tensor:
+    """Translates and flips pictures [B, C, Y, X] as the draws [B] did latents whose side is `scale` times smaller."""
+    side = pictures.shape[-1]
+    index, inside = _moved(draws, side, scale)
+    index = index.flatten(1)[:, None].expand(-1, pictures.shape[1], -1)
+    moved = pictures.flatten(2).gather(2, index).unflatten(2, (side, side))
+    return moved * inside[:, None].to(pictures.dtype)
+
+
+def move_tokens(tokens: Tensor, draws: AugmentDraws, patch: int) -> Tensor:
+    """The same for a teacher's tokens [B, 1+T, W] ([cls] first, which stays), T a square grid of patches.
+
+    Shifts that are no whole number of patches interpolate between tokens; what comes in from outside is 0, which
+    has no direction for the student to follow.
+    """
+    grid = int((tokens.shape[1] - 1) ** 0.5)
+    map_BWYX = tokens[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
+    position = torch.arange(grid, device=tokens.device, dtype=tokens.dtype)
+    row = position + draws.shift_y[:, None] / patch  # [B, Y]
+    column = position + draws.shift_x[:, None] / patch
+    column = torch.where(draws.flipped[:, None], grid - 1 - column, column)
+    row, column = ((2 * at + 1) / grid - 1 for at in (row, column))  # to [-1, 1] over the map
+    where = torch.stack(
+        [column[:, None, :].expand(-1, grid, -1), row[:, :, None].expand(-1, -1, grid)], dim=-1
+    )  # [B, Y, X, (x, y)]
+    moved = F.grid_sample(map_BWYX, where, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return torch.cat([tokens[:, :1], moved.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _moved(draws: AugmentDraws, side: int, scale: int = 1) -> tuple[Tensor, Tensor]:
+    """Where each pixel comes from: its flat index there [..., Y, X], and whether that lies inside the image."""
+    position = torch.arange(side, device=draws.shift_y.device)
+    row = position.view(-1, 1) + scale * draws.shift_y[..., None, None]  # [..., Y, 1]
+    column = position + scale * draws.shift_x[..., None, None]  # [..., 1, X]
+    column = torch.where(draws.flipped[..., None, None], side - 1 - column, column)
+    inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
+    return row.clamp(0, side - 1) * side + column.clamp(0, side - 1), inside
 
 
 def _color_map(final: Tensor, draws: AugmentDraws) -> tuple[Tensor, Tensor]:
@@ -106,19 +146,3 @@ def _color_map(final: Tensor, draws: AugmentDraws) -> tuple[Tensor, Tensor]:
     offset = torch.where(colored, c * (1 - s) * over_channels + (1 - c) * over_image + b, 0.0)
     return gain, offset
 
-
-def move_like(images: Tensor, draws: AugmentDraws, side: int, sample_side: int) -> Tensor:
-    """Translates and flips pictures [B, C, sample_side, sample_side] as the real latents were.
-
-    The teacher must see what the discriminator sees (section 2.5); shifts scale with the picture.
-    """
-    scale = sample_side // side
-    position = torch.arange(sample_side, device=images.device)
-    row = position.view(-1, 1) + scale * draws.shift_y[0][:, None, None]
-    column = position + scale * draws.shift_x[0][:, None, None]
-    column = torch.where(draws.flipped[0][:, None, None], sample_side - 1 - column, column)
-    inside = (row >= 0) & (row < sample_side) & (column >= 0) & (column < sample_side)
-    index = row.clamp(0, sample_side - 1) * sample_side + column.clamp(0, sample_side - 1)
-    index = index.flatten(1)[:, None].expand(-1, images.shape[1], -1)
-    moved = images.flatten(2).gather(2, index).unflatten(2, (sample_side, sample_side))
-    return moved * inside[:, None].to(images.dtype)

@@ -1,121 +1,218 @@
-"""A trial's evaluation: fixed-seed samples of the EMA generator against the real data, and the protocol."""
+"""A trial's evaluation: fixed-seed samples of the EMA generator against the real pictures, under one protocol."""
 
 import json
-import os
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import Dataset, load_dataset
+from gat_sweep.data.dataset import Dataset
+from gat_sweep.data.tokenizer import Tokenizer, load_tokenizer
+from gat_sweep.errors import UserError
 from gat_sweep.gat.generator import Generator
-from gat_sweep.metrics.features import make_extractor
-from gat_sweep.metrics.frechet import (
-    Statistics,
-    feature_statistics,
-    frechet_distance,
-    split_half_distance,
-)
+from gat_sweep.metrics import distances
+from gat_sweep.metrics.extractors import WIDTHS, Extractor, check_extractor, make_extractor
+from gat_sweep.metrics.pictures import Eta, Say, silent
+from gat_sweep.metrics.reference import Reference, check_reference, load_reference
 
 CHUNK = 64  # samples drawn from one seed; part of the protocol, and the unit shared out over the workers
 
 
 @dataclass(frozen=True)
 class Evaluation:
+    """One row of results; the names are the run table's columns. None: not measured."""
+
     metric: str
-    value: float
+    value: float  # Frechet distance at n
     n: int
     reference: str
     protocol: str  # JSON
+    kernel_distance: float | None = None
+    kernel_distance_std: float | None = None  # over subsets
+    precision: float | None = None
+    recall: float | None = None
+    fd_infinity: float | None = None
+    fd_infinity_se: float | None = None
+    split_half: float | None = None  # distance between two random halves of the real pictures: the floor
+
+    def journal(self) -> dict[str, float]:
+        """The numbers under names that say in whose features: fid and kid are Inception's alone."""
+        fid = self.metric == "fid"
+        name = "" if fid else "_" + self.metric.removeprefix("fd_")
+        kernel = "kid" if fid else f"kd{name}"
+        found = {
+            self.metric: self.value,
+            kernel: self.kernel_distance,
+            f"{kernel}_std": self.kernel_distance_std,
+            f"precision{name}": self.precision,
+            f"recall{name}": self.recall,
+            f"{self.metric}_infinity": self.fd_infinity,
+            f"{self.metric}_infinity_se": self.fd_infinity_se,
+        }
+        return {key: value for key, value in found.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Reference:
-    """The real data as the extractor sees it."""
+def check_evaluation(config: TrialConfig) -> None:
+    """What an evaluation needs, checked before anything runs.
 
-    metric: str
-    reference: str  # data set, number of images, content digest
-    statistics: Statistics
-    halves: float  # distance between two random halves of the real data
+    Raises UserError when the extractor's weights, the real pictures or the classes for guidance are not there, or
+    eval.samples are too few for eval.extras.
+    """
+    check_extractor(config.eval)
+    check_reference(config)
+    _check_options(config)
 
 
-def load_reference(config: TrialConfig, home: Path, device: torch.device | str = "cpu") -> Reference:
-    """Reference statistics of a config's data set, computed once per home and kept in <home>/cache."""
-    dataset = load_dataset(config.data)
-    metric = make_extractor(config.eval.extractor, config.eval.resize)
-    name = f"{dataset.name}:{len(dataset)}:{dataset.digest}"
-    path = home / "cache" / f"{metric.metric}-{config.eval.resize}-{dataset.digest}.safetensors"
-    if not path.exists():
-        metric = metric.to(device)
-        chunks = dataset.latents.split(CHUNK)
-        features = torch.cat([metric(dataset.decode(chunk.to(device))) for chunk in chunks]).cpu()
-        real = feature_statistics(features)
-        halves = torch.tensor(split_half_distance(features), dtype=torch.float64)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".partial{os.getpid()}")
-        save_file({"mu": real.mu, "sigma": real.sigma, "halves": halves}, partial)
-        os.replace(partial, path)
-    kept = load_file(path)
-    statistics = Statistics(kept["mu"], kept["sigma"], len(dataset))
-    return Reference(metric.metric, name, statistics, kept["halves"].item())
+def _check_options(config: TrialConfig) -> None:
+    if "fd_infinity" in config.eval.extras:
+        distances.check_enough(config.eval.samples, WIDTHS[config.eval.extractor])
+    if config.eval.guidance != 1 and not config.data.classes:
+        raise UserError("eval.guidance moves styles away from the mean over classes, of which there are none; set it 1")
+
+
+def load_decoder(config: TrialConfig, dataset: Dataset, device: torch.device | str = "cpu") -> Tokenizer:
+    """The tokenizer that the data set was encoded with. Raises UserError when data.tokenizer is another."""
+    source = config.data.tokenizer or dataset.identity.source
+    decoder = load_tokenizer(source, device, channels=config.data.channels)
+    if decoder.identity.digest != dataset.identity.digest:
+        raise UserError(
+            f"tokenizer '{source}' ({decoder.identity.digest or 'pixels'}) is not the one that data set "
+            f"'{dataset.name}' was encoded with, '{dataset.identity.source}' ({dataset.identity.digest or 'pixels'}); "
+            "set data.tokenizer to that one"
+        )
+    return decoder
 
 
 class Evaluator:
-    """Holds the extractor and the reference statistics of one trial.
+    """Holds the extractor, the reference and the decoder of one trial.
 
     Args:
-        rank, world: this worker's share. The samples, and so the number, do not depend on `world`.
+        rank, world: this worker's share; all workers make an Evaluator, and measure, together. The samples, and so
+            the numbers, do not depend on `world`.
+        say: gets a line now and then while something takes long, on rank 0.
+    Raises UserError as check_evaluation and load_decoder do.
     """
 
-    def __init__(self, config: TrialConfig, dataset: Dataset, home: Path, device: torch.device, rank: int, world: int):
-        self.config, self.dataset, self.device = config, dataset, device
-        self.rank, self.world = rank, world
-        self.extractor = make_extractor(config.eval.extractor, config.eval.resize).to(device)
-        self.reference = load_reference(config, home, device)
+    def __init__(
+        self,
+        config: TrialConfig,
+        dataset: Dataset,
+        home: Path,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        say: Say = silent,
+    ):
+        _check_options(config)
+        self.config, self.device, self.rank, self.world = config, device, rank, world
+        self.say: Say = say if rank == 0 else silent
+        self.extractor = make_extractor(config.eval, device)
+        self.reference = load_reference(config, home, device, rank, world, self.say, self.extractor)
+        self.decoder = load_decoder(config, dataset, device)
         # Class labels of the samples: the data's own frequencies, shuffled once.
         order = np.random.default_rng(config.eval.seed).permutation(len(dataset))
         self.labels = dataset.labels[torch.from_numpy(np.resize(order, config.eval.samples))]
-        self.protocol = {
-            "extractor": config.eval.extractor,
-            "n": config.eval.samples,
-            "reference": self.reference.reference,
-            "resize": f"bicubic-{config.eval.resize}",
+        self.protocol = make_protocol(self.extractor, self.reference, config.eval.samples) | {
             "seed": config.eval.seed,
-            "psi": 1.0,
-            "guidance": 1.0,
+            "chunk": CHUNK,
+            "psi": config.eval.psi,
+            "guidance": config.eval.guidance,
             "ema": config.train.ema_decay,
+            "tokenizer": dataset.identity.digest or dataset.identity.source,
+            "decoder": "float32",
         }
 
-    def distance(self, ema: Generator) -> Evaluation:
-        """Frechet distance of `eval.samples` images of `ema` to the whole data set; the same on every rank."""
-        chunks = list(range(0, self.config.eval.samples, CHUNK))
-        mine = [self.extractor(self.samples(ema, start)).cpu() for start in chunks[self.rank :: self.world]]
-        features = torch.cat(self._gathered(mine))
-        return Evaluation(
-            metric=self.extractor.metric,
-            value=frechet_distance(self.reference.statistics, feature_statistics(features)),
-            n=self.config.eval.samples,
-            reference=self.reference.reference,
-            protocol=json.dumps(self.protocol, sort_keys=True),
-        )
+    def measure(self, ema: Generator, extras: bool = False) -> Evaluation:
+        """Frechet distance of `eval.samples` pictures of `ema`, and eval.extras where asked for; on every rank."""
+        n = self.config.eval.samples
+        chosen = self.config.eval.extras if extras else ()
+        features = self._features(ema, n)
+        if self.rank:
+            found = dict.fromkeys(_MEASURES)
+        else:
+            found = measure_features(features, self.reference, chosen)
+        if self.world > 1:
+            shared = torch.tensor([math.nan if v is None else v for v in found.values()], dtype=torch.float64)
+            shared = shared.to(self.device)
+            dist.broadcast(shared, 0)
+            found = {k: None if math.isnan(v) else v for k, v in zip(found, shared.tolist(), strict=True)}
+        return make_evaluation(found, self.reference, n, self.protocol)
 
     def samples(self, ema: Generator, start: int, count: int = CHUNK) -> Tensor:
         """Pictures `start` .. `start + count` of the fixed set, uint8 [n, 3, h, w] on the device."""
+        config = self.config
         labels = self.labels[start : start + count].to(self.device)
-        generator = torch.Generator().manual_seed(self.config.eval.seed * 1_000_003 + start)
-        z = torch.randn(len(labels), self.config.model.z_dim, generator=generator).to(self.device)
-        return self.dataset.decode(ema.sample(z, labels if self.config.data.classes else None))
+        generator = torch.Generator().manual_seed(config.eval.seed * 1_000_003 + start)
+        z = torch.randn(len(labels), config.model.z_dim, generator=generator).to(self.device)
+        y = labels if config.data.classes else None
+        return self.decoder.decode(ema.sample(z, y, psi=config.eval.psi, guidance=config.eval.guidance))
 
-    def _gathered(self, mine: list[Tensor]) -> list[Tensor]:
-        """The chunks of all ranks in the order of their seeds."""
+    def _features(self, ema: Generator, n: int) -> Tensor:
+        """[n, F] of all ranks in the order of their seeds, on rank 0; what the others return is their own."""
+        eta = Eta(self.say, f"{self.extractor.metric} samples", n)
+        rounds = -(-n // (CHUNK * self.world))
+        mine = torch.zeros(rounds, CHUNK, self.extractor.width, device=self.device)
+        for i in range(rounds):
+            start = (i * self.world + self.rank) * CHUNK
+            if start < n:
+                chunk = self.extractor(self.samples(ema, start))
+                mine[i, : len(chunk)] = chunk
+            eta.add(min(CHUNK * self.world, n - i * self.world * CHUNK))
         if self.world == 1:
+            return mine.flatten(0, 1)[:n]
+        shares = [torch.empty_like(mine) for _ in range(self.world)] if self.rank == 0 else None
+        dist.gather(mine, shares, 0)
+        if shares is None:
             return mine
-        shares: list[list[Tensor]] = [[] for _ in range(self.world)]
-        dist.all_gather_object(shares, mine)
-        longest = max(len(share) for share in shares)
-        return [share[i] for i in range(longest) for share in shares if i < len(share)]
+        return torch.stack(shares, dim=1).flatten(0, 2)[:n]  # round by round; only the last chunk may be short
+
+
+_MEASURES = ["value", *(field.name for field in fields(Evaluation) if field.default is None)]
+
+
+def measure_features(features: Tensor, reference: Reference, extras: tuple[str, ...]) -> dict[str, float | None]:
+    """What was measured of generated features [n, F] and what was not, by column."""
+    found: dict[str, float | None] = dict.fromkeys(_MEASURES)
+    generated = distances.feature_statistics(features)
+    found["value"] = distances.frechet_distance(reference.statistics, generated, reference.root)
+    found["split_half"] = reference.halves
+    if "kernel_distance" in extras:
+        assert reference.features is not None
+        pair = distances.kernel_distance(features, reference.features)
+        found["kernel_distance"], found["kernel_distance_std"] = pair
+    if "precision_recall" in extras:
+        assert reference.features is not None
+        found["precision"], found["recall"] = distances.precision_recall(features, reference.features)
+    if "fd_infinity" in extras:
+        pair = distances.frechet_infinity(reference.statistics, features, reference.root)
+        found["fd_infinity"], found["fd_infinity_se"] = pair
+    return found
+
+
+def make_protocol(extractor: Extractor, reference: Reference, n: int) -> dict[str, Any]:
+    """How distances of n pictures are measured; where the pictures come from is the caller's to add."""
+    return {
+        "extractor": extractor.name,
+        "weights": extractor.digest,
+        "n": n,
+        "reference": reference.reference,
+        "resize": extractor.resize,
+        "kernel_distance": f"cubic, {distances.SUBSETS} subsets of {distances.SUBSET}",
+        "precision_recall": f"k={distances.NEIGHBOURS}, at most {distances.MANIFOLD}",
+        "fd_infinity": f"{distances.BLOCKS} blocks, {distances.SPLITS} splits",
+    }
+
+
+def make_evaluation(
+    found: dict[str, float | None], reference: Reference, n: int, protocol: dict[str, Any]
+) -> Evaluation:
+    value = found["value"]
+    assert value is not None
+    others: dict[str, Any] = {name: number for name, number in found.items() if name != "value"}
+    return Evaluation(reference.metric, value, n, reference.reference, json.dumps(protocol, sort_keys=True), **others)

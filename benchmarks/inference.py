@@ -1,0 +1,175 @@
+"""Time and memory of generating images (the paper's Table 6): G alone, with guidance, with the tokenizer's decoder."""
+
+import math
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from benchmarks.step import hardware, held_bytes, peak_above, timed
+from gat_sweep.config import TrialConfig
+from gat_sweep.data.tokenizer import Tokenizer, Vae, load_tokenizer
+from gat_sweep.errors import UserError
+from gat_sweep.gat import flops
+from gat_sweep.gat.generator import Generator
+from gat_sweep.plan import human
+from gat_sweep.train import keep_freed_memory
+
+IMAGES = 64  # the paper's
+PSI, GUIDANCE = 0.7, 1.5  # any values but 1 cost the same
+
+
+def measure_inference(
+    config: TrialConfig,
+    device: torch.device,
+    images: int,
+    batches: list[int],
+    repeats: int,
+    tokenizer: Tokenizer | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Generates `images` images `repeats` times for every batch size, after one untimed batch each.
+
+    The weights are random: neither time nor memory depends on them. Returns what `show_inference` prints, ready for
+    JSON. `seconds_per_image` are the median and the quartiles over the repeats. `peak_bytes` are the weights and what
+    one batch needs above what is held before it: of a GPU's allocator, or of the process on CPU.
+    Raises UserError when the tokenizer's latents are not G's.
+    """
+    spec = config.generator_spec
+    if tokenizer is not None and tokenizer.identity.channels != spec.channels:
+        raise UserError(
+            f"--tokenizer decodes {tokenizer.identity.channels} channels, the generator makes {spec.channels}; "
+            "take the recipe's tokenizer"
+        )
+    torch.manual_seed(0)
+    generator = Generator(spec).to(device).eval().requires_grad_(False)
+    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16")
+
+    def sample(z: Tensor, y: Tensor | None, psi: float = 1.0, guidance: float = 1.0) -> Tensor:
+        with bf16:
+            return generator.sample(z, y, psi, guidance)
+
+    ways: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+        "generator": sample,
+        "truncation": lambda z, y: sample(z, y, psi=PSI),
+    }
+    if spec.classes:
+        ways["guidance"] = lambda z, y: sample(z, y, guidance=GUIDANCE)
+    if tokenizer is not None:
+        ways["generator and decoder"] = lambda z, y: tokenizer.decode(sample(z, y))
+
+    weights = held_bytes([generator])
+    decoder = held_bytes([tokenizer.model]) if isinstance(tokenizer, Vae) else 0
+    rows = []
+    for batch in batches:
+        for name, way in ways.items():
+            say(f"{name}, batch {batch}")
+            row = _measure(way, config, device, images, batch, repeats)
+            held = weights + (decoder if name == "generator and decoder" else 0)
+            rows.append({"what": name, "batch": batch, **row, "peak_bytes": held + row["peak_bytes"]})
+    return {
+        "recipe": config.recipe,
+        "size": config.model.generator,
+        "patch": config.model.patch,
+        "images": images,
+        "repeats": repeats,
+        "precision": config.train.precision,
+        "tokenizer": None if tokenizer is None else tokenizer.identity.source,
+        "weights": "random",
+        "weight_bytes": weights,
+        "decoder_weight_bytes": decoder,
+        "flops_per_image": flops.generator_forward(spec),
+        "rows": rows,
+        "hardware": hardware(device),
+    }
+
+
+def inference_command(
+    configs: list[TrialConfig],
+    device: torch.device,
+    threads: int | None,
+    images: int,
+    batches: list[int],
+    repeats: int,
+    tokenizer: str | None,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Measures every config; progress goes to the console.
+
+    tokenizer: hub id or folder of the VAE whose decoder is measured too.
+    Raises UserError when it cannot be had, or does not fit.
+    """
+    if sys.platform != "linux":
+        raise UserError("bench-inference reads peak memory from /proc; run it on Linux")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+    decoder = load_tokenizer(tokenizer, device) if tokenizer else None
+    results = []
+    for config in configs:
+
+        def say(text: str, size: str = config.model.generator) -> None:
+            console.print(f"{size}: {text}", highlight=False)
+
+        results.append(measure_inference(config, device, images, batches, repeats, decoder, say))
+    return results
+
+
+def _measure(
+    way: Callable[[Tensor, Tensor | None], Tensor],
+    config: TrialConfig,
+    device: torch.device,
+    images: int,
+    batch: int,
+    repeats: int,
+) -> dict[str, Any]:
+    spec, random = config.generator_spec, torch.Generator(device).manual_seed(0)
+
+    def inputs(size: int) -> tuple[Tensor, Tensor | None]:
+        z = torch.randn(size, spec.z_dim, generator=random, device=device)
+        y = torch.randint(0, spec.classes, (size,), generator=random, device=device) if spec.classes else None
+        return z, y
+
+    parts = [inputs(min(batch, images - start)) for start in range(0, images, batch)]
+    way(*parts[0])
+    peak = peak_above(lambda: way(*parts[0]), device)
+
+    def everything() -> None:
+        for part in parts:
+            way(*part)
+
+    seconds = [timed(everything, device) / images for _ in range(repeats)]
+    low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
+    return {
+        "seconds_per_image": median,
+        "seconds_low": low,
+        "seconds_high": high,
+        "calls": math.ceil(images / batch),
+        "peak_bytes": peak,
+    }
+
+
+def show_inference(result: dict[str, Any], console: Console) -> None:
+    """A measurement's JSON as a table and a line."""
+    title = f"{result['recipe']} {result['size']}/{result['patch']}: {result['images']} images, {result['precision']}"
+    table = Table(title=title, title_justify="left")
+    for name in ["", "batch", "s/image", "quartiles", "FLOP/s of G", "peak memory"]:
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in result["rows"]:
+        seconds = row["seconds_per_image"]
+        rate = "" if "decoder" in row["what"] else human(result["flops_per_image"] / seconds)
+        quartiles = f"{row['seconds_low']:.4f} to {row['seconds_high']:.4f}"
+        memory = f"{row['peak_bytes'] / 2**20:,.0f} MiB"
+        table.add_row(row["what"], str(row["batch"]), f"{seconds:.4f}", quartiles, rate, memory)
+    console.print(table)
+    line = (
+        f"one call of G makes an image (NFE 1, {human(result['flops_per_image'])}FLOP); weights {result['weights']}, "
+    )
+    line += f"median of {result['repeats']}; " + "  ".join(f"{k} {v}" for k, v in result["hardware"].items())
+    console.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,103 @@
+"""What several commands take, and how they print."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from gat_sweep.errors import UserError
+
+DEFAULT_RECIPE = "imagenet256"
+
+home_option = click.option(
+    "--home",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="GAT_SWEEP_HOME",
+    default="runs",
+    show_default=True,
+    help="Where runs live (or set GAT_SWEEP_HOME).",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def config_options(command: Any) -> Any:
+    """--recipe, --preset and --set, which every command that builds a config takes."""
+    for option in [
+        click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a config value."),
+        click.option("--preset", default="paper", show_default=True, help="paper, or official: the released code."),
+        click.option("--recipe", default=DEFAULT_RECIPE, show_default=True, help="Data set and scale."),
+    ]:
+        command = option(command)
+    return command
+
+
+def sweep_options(command: Any) -> Any:
+    for option in [
+        click.option("--seeds", help="Seeds instead of the sweep file's, such as 0,1,2."),
+        click.argument("sweep", type=click.Path(dir_okay=False, path_type=Path)),
+    ]:
+        command = option(command)
+    return config_options(command)
+
+
+class user_errors:
+    """Errors of packages that know nothing of UserError, where a ValueError is about the user's input."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, ValueError) and not isinstance(error, UserError):
+            raise UserError(str(error)) from error
+
+
+def console() -> Console:
+    """Tables keep their width when piped; a terminal keeps its own."""
+    return Console() if sys.stdout.isatty() else Console(width=int(os.environ.get("COLUMNS", "200")))
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1))
+
+
+def make_config(recipe: str, preset: str, settings: tuple[str, ...], *more: dict[str, Any]) -> Any:
+    """One trial's config from the command line; `more` is put in before --set."""
+    from gat_sweep.config import PRESETS, load_recipe, resolve
+
+    if preset not in PRESETS:
+        raise UserError(f"unknown preset '{preset}'; there are: {', '.join(PRESETS)}")
+    return resolve(load_recipe(recipe), PRESETS[preset], *more, parse_settings(settings))
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    from gat_sweep.config import check_key
+    from gat_sweep.yamlfile import parse_scalar
+
+    values = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: expected KEY=VALUE, such as train.steps=200")
+        check_key(key)
+        values[key] = parse_scalar(text)
+    return values
+
+
+def make_sweep(path: Path, recipe: str, preset: str, settings: tuple[str, ...], seeds: str | None) -> Any:
+    from gat_sweep.sweep import load_sweep
+
+    numbers = None
+    if seeds is not None:
+        if not all(part.strip().isdigit() for part in seeds.split(",")):
+            raise UserError(f"--seeds {seeds}: expected whole numbers with commas, such as 0,1,2")
+        numbers = [int(part) for part in seeds.split(",")]
+    return load_sweep(path, recipe, preset, parse_settings(settings), numbers)
+
+
+def check_name(name: str) -> None:
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+        raise UserError(f"--name {name!r}: use letters, digits, '-', '_' and '.' only")

@@ -1,0 +1,119 @@
+"""Sweeps and trials: plan, run, train, fit-law, ui."""
+
+import sys
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from gat_sweep.commands.options import (
+    check_name,
+    config_options,
+    console,
+    home_option,
+    json_option,
+    make_config,
+    make_sweep,
+    print_json,
+    sweep_options,
+    user_errors,
+)
+from gat_sweep.errors import UserError
+
+
+@click.command()
+@sweep_options
+@json_option
+def plan(sweep: Path, recipe: str, preset: str, settings: tuple[str, ...], seeds: str | None, as_json: bool) -> None:
+    """Show a sweep's trials: parameters, FLOPs, learning rates. Runs nothing."""
+    from gat_sweep.plan import human, trial_plan
+
+    spec = make_sweep(sweep, recipe, preset, settings, seeds)
+    rows = {trial: trial_plan(config) for trial, config in spec.trials.items()}
+    if as_json:
+        print_json({"sweep": spec.name, "about": spec.about, "recipe": spec.recipe, "trials": rows})
+        return
+    table = Table(title=f"{spec.name} on {spec.recipe}: {spec.about}", title_justify="left")
+    for name in ["trial", "G params", "D params", "G fwd FLOP", "D fwd FLOP", "lr G", "lr D", "steps", "total FLOP"]:
+        table.add_column(name, justify="left" if name == "trial" else "right", no_wrap=True)
+    for trial, row in rows.items():
+        numbers = [row[k] for k in ("g_params", "d_params", "g_forward_flops", "d_forward_flops")]
+        rates = [f"{row[k]:.3g}" for k in ("lr_g", "lr_d")]
+        table.add_row(trial, *map(human, numbers), *rates, str(row["steps"]), human(row["total_flops"]))
+    total = sum(row["total_flops"] for row in rows.values())
+    table.caption = f"{len(rows)} trials, {human(total)}FLOP of training in all (2 per multiply-add)"
+    console().print(table)
+
+
+@click.command()
+@sweep_options
+@home_option
+@click.option("--name", help="Name of the run; <sweep>-<recipe> unless given.")
+@click.option("--address", help="A running Ray cluster, such as auto; starts Ray here unless given.")
+@click.option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow; sqlite below the home unless given.")
+def run(
+    sweep: Path,
+    recipe: str,
+    preset: str,
+    settings: tuple[str, ...],
+    seeds: str | None,
+    home: Path,
+    name: str | None,
+    address: str | None,
+    tracking_uri: str | None,
+) -> None:
+    """Run a sweep. The same command again runs what is not finished."""
+    from gat_sweep.run import run_command
+
+    spec = make_sweep(sweep, recipe, preset, settings, seeds)
+    name = name or f"{spec.name}-{spec.recipe}"
+    check_name(name)
+    if not run_command(spec, home.absolute(), name, address, tracking_uri, console()):
+        sys.exit(1)
+
+
+@click.command()
+@config_options
+@home_option
+@click.option("--name", default="train", show_default=True, help="Name of the run.")
+@click.option("--device", default=None, help="cpu, cuda, cuda:1; cuda when there is one, unless given.")
+def train(recipe: str, preset: str, settings: tuple[str, ...], home: Path, name: str, device: str | None) -> None:
+    """Train one trial here, without Ray and MLflow."""
+    from gat_sweep.run import train_command
+
+    check_name(name)
+    config = make_config(recipe, preset, settings)
+    if not train_command(config, home.absolute(), name, device, console()):
+        sys.exit(1)
+
+
+@click.command("fit-law")
+@click.argument("source", required=False)
+@click.option("--paper", is_flag=True, help="Fit the paper's own Table 3 with our FLOPs.")
+@home_option
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for law.json and the plot.")
+@json_option
+def fit_law(source: str | None, paper: bool, home: Path, out: Path | None, as_json: bool) -> None:
+    """Fit metric = a C^-b to a run, a table.parquet or a table.csv, and draw it."""
+    from gat_sweep.run import fit_law_command
+
+    if paper == bool(source):
+        raise UserError("give the name of a run, a .parquet or a .csv; or --paper alone")
+    law, text, files = fit_law_command(source, home.absolute(), out)
+    if as_json:
+        print_json(law)
+        return
+    click.echo(text)
+    for file in files:
+        click.echo(f"  {file}")
+
+
+@click.command()
+@home_option
+@click.option("--port", default=5000, show_default=True)
+def ui(home: Path, port: int) -> None:
+    """Open the MLflow UI of the home's store on loopback."""
+    from gat_sweep.tracking import default_uri, serve_ui
+
+    with user_errors():
+        serve_ui(default_uri(home.absolute()), home.absolute(), port)

@@ -1,0 +1,227 @@
+"""The encoding of a data set: plan it, do what is not done, write the manifest."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gat_sweep.data.encode_ray import run_on_ray
+from gat_sweep.data.encoder import Encoding
+from gat_sweep.data.journal import Done, Journal, locked
+from gat_sweep.data.latents import plan_latents
+from gat_sweep.data.shards import SHARDS, CachedTeacher, Manifest, open_shards, write_manifest
+from gat_sweep.data.sources import plan_images
+from gat_sweep.data.tokenizer import PIXELS, TokenizerIdentity, load_tokenizer
+from gat_sweep.data.units import Plan, Unit
+from gat_sweep.errors import UserError
+
+LINE_EVERY = 30.0  # seconds between plain lines where there is no terminal
+SHOWN_BAD = 3
+
+
+@dataclass(frozen=True)
+class EncodeJob:
+    """What `gat-sweep encode` is asked for."""
+
+    out: Path
+    tokenizer: str  # "pixels", or a VAE (see load_tokenizer)
+    images: str | None = None  # folder or parquet (see plan_images); of latents, the folder of their pictures
+    latents: str | None = None  # edm2's or REPA's folder, instead of encoding
+    teacher: str | None = None  # store its tokens
+    teacher_checkpoint: str | None = None
+    teacher_grid: int | None = None  # tokens per side; half of the latent's side unless given
+    store_images: bool = False  # lossless, beside a VAE's latents
+    size: int = 256  # of pictures; of imported latents' pictures it is what the VAE makes of them
+    label_column: str | None = None  # of parquet files
+    shard_size: int = 1024  # images
+    batch: int = 16  # images at once through the networks
+    max_bad: int = 100  # images that cannot be used, before all stops
+    address: str | None = None  # of a running Ray cluster ("auto") whose nodes see the same folders; here unless given
+    cpus: int | None = None  # of this machine without an address, all unless given; two of them make an encoder
+    gpus: int | None = None  # the same; where there are any, each is an encoder
+
+
+# Does units, in any order, and yields each as it is done.
+Run = Callable[[Encoding, list[Unit], EncodeJob], Iterator[Done]]
+
+
+def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
+    """Encodes a data set into job.out; the same job again does what is not done yet.
+
+    Raises UserError for input that cannot be encoded, a folder that holds something else, and too many bad images.
+    """
+    # A folder by its full path: workers, and whoever decodes the latents one day, stand elsewhere.
+    tokenizer = load_tokenizer(
+        os.path.abspath(job.tokenizer) if os.path.isdir(job.tokenizer) else job.tokenizer
+    ).identity
+    plan, size = _plan(job, tokenizer)
+    side = size // tokenizer.factor
+    grid = job.teacher_grid or max(1, side // 2)
+    teacher = _teacher(job, grid) if job.teacher else None
+    store_images = job.store_images and tokenizer.source != PIXELS
+    identity = {
+        "inputs": plan.digest,
+        "images": len(plan),
+        "tokenizer": tokenizer.digest or tokenizer.source,
+        "teacher": teacher.model_dump() if teacher else None,
+        "size": size,
+        "shard_size": job.shard_size,
+        "store_images": store_images,
+    }
+    out = job.out.absolute()
+    with locked(out):
+        journal = Journal(out, identity)
+        if journal.finished:
+            manifest = open_shards(out).manifest
+            console.print(f"{out} is encoded already: {manifest.count:,} images", soft_wrap=True, highlight=False)
+            return manifest
+        encoding = Encoding(
+            plan.source,
+            str(out),
+            tokenizer,
+            size,
+            job.batch,
+            store_images,
+            teacher,
+            grid,
+            os.path.abspath(job.teacher_checkpoint) if job.teacher_checkpoint else None,
+        )
+        _work(job, plan, encoding, journal, console, run)
+        for stray in (out / SHARDS).glob(".*.tmp"):  # of workers that were killed while writing
+            stray.unlink(missing_ok=True)
+        done = [journal.done[unit.index] for unit in plan.units]
+        shards = tuple(d.shard for d in done if d.shard)
+        if not shards:
+            raise UserError(f"no image could be used ({_some_bad(journal)}); see {journal.path}")
+        manifest = write_manifest(
+            out,
+            name=out.name,
+            count=sum(shard.count for shard in shards),
+            side=side,
+            channels=tokenizer.channels,
+            picture_side=size,
+            dtype="uint8" if tokenizer.source == PIXELS else "float16",
+            has_pictures=store_images or tokenizer.source == PIXELS,
+            tokenizer=tokenizer,
+            teacher=teacher,
+            classes=plan.classes,
+            shards=shards,
+            skipped=tuple(skipped for d in done for skipped in d.skipped),
+        )
+    left_out = f", {len(manifest.skipped)} left out ({_some_bad(journal)})" if manifest.skipped else ""
+    console.print(f"encoded {manifest.count:,} images into {out}{left_out}", soft_wrap=True, highlight=False)
+    return manifest
+
+
+def _plan(job: EncodeJob, tokenizer: TokenizerIdentity) -> tuple[Plan, int]:
+    """What to encode, and the side of its pictures."""
+    images = os.path.abspath(job.images) if job.images else None
+    if job.latents is None:
+        if images is None:
+            raise UserError("nothing to encode; give --images, or --latents")
+        if job.size % tokenizer.factor:
+            raise UserError(f"--size {job.size} is not a multiple of {tokenizer.factor}, the VAE's factor; choose one")
+        return plan_images(images, job.shard_size, job.label_column), job.size
+    if images is None and (job.teacher or job.store_images):
+        raise UserError(
+            "--teacher and --store-images need pictures; add --images, the folder the latents were made from"
+        )
+    if images is not None and not (job.teacher or job.store_images):
+        raise UserError("--images beside --latents is for --store-images or --teacher; add one of them or leave it out")
+    plan = plan_latents(os.path.abspath(job.latents), images, job.shard_size)
+    channels, side = plan.source.latent
+    if tokenizer.source == PIXELS or channels != tokenizer.channels:
+        raise UserError(
+            f"latents of {channels} channels are not those of --tokenizer {tokenizer.source}, which has "
+            f"{tokenizer.channels}; name the VAE they were made by"
+        )
+    return plan, side * tokenizer.factor
+
+
+def _teacher(job: EncodeJob, grid: int) -> CachedTeacher:
+    from gat_sweep.teacher import load_teacher  # brings timm along
+
+    assert job.teacher is not None
+    teacher = load_teacher(job.teacher, job.teacher_checkpoint, grid, torch.device("cpu"))
+    return CachedTeacher(name=job.teacher, digest=teacher.digest, tokens=1 + grid * grid, width=teacher.width)
+
+
+def _work(job: EncodeJob, plan: Plan, encoding: Encoding, journal: Journal, console: Console, run: Run) -> None:
+    """Does the units that the journal lacks.
+
+    Raises UserError when too many images are bad; what was done stays done.
+    """
+    left = [unit for unit in plan.units if unit.index not in journal.done]
+    sizes = {unit.index: len(unit.names) for unit in plan.units}
+    _check_bad(job, journal)
+    if not left:
+        return
+    with _Shown(console, sum(sizes[index] for index in journal.done), len(plan)) as shown:
+        for done in run(encoding, left, job):
+            journal.add(done)
+            shown.add(sizes[done.unit])
+            _check_bad(job, journal)
+
+
+def _check_bad(job: EncodeJob, journal: Journal) -> None:
+    bad = sum(len(done.skipped) for done in journal.done.values())
+    if bad > job.max_bad:
+        raise UserError(
+            f"{bad} images cannot be used ({_some_bad(journal)}; all in {journal.path}); mend them and encode into "
+            f"another folder, or leave them out with --max-bad {max(2 * bad, 1000)}"
+        )
+
+
+def _some_bad(journal: Journal) -> str:
+    bad = [skipped for _, done in sorted(journal.done.items()) for skipped in done.skipped]
+    more = ", ..." if len(bad) > SHOWN_BAD else ""
+    return "; ".join(f"{skipped.source} is {skipped.reason}" for skipped in bad[:SHOWN_BAD]) + more
+
+
+class _Shown:
+    """Images so far, per second, and the time left: a bar on a terminal, else a line now and then."""
+
+    def __init__(self, console: Console, before: int, total: int):
+        self.console, self.before, self.total = console, before, total
+        self.count = before
+        self.bar: Any = None
+        self.first: tuple[float, int] | None = None  # when the first unit of this launch was done, and images by then
+
+    def __enter__(self) -> "_Shown":
+        self.spoken = time.monotonic()
+        if self.console.is_terminal:
+            columns = TextColumn("encode"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
+            self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console)
+            self.task = self.bar.add_task("", total=self.total, completed=self.before, rate="starting")
+            self.bar.start()
+        elif self.before:
+            self._say(f"{self.before:,} of {self.total:,} images are done already")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def add(self, images: int) -> None:
+        self.count += images
+        now = time.monotonic()
+        if self.first is None:  # what came before was start-up
+            self.first = (now, self.count)
+            return
+        since, count = self.first
+        rate = (self.count - count) / (now - since)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.count, rate=f"{rate:,.0f} images/s")
+        elif now - self.spoken > LINE_EVERY:
+            self.spoken = now
+            left = (self.total - self.count) / rate
+            self._say(f"{self.count:,} of {self.total:,} images, {rate:,.0f} images/s, {left:,.0f} s left")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,150 @@
+"""Units on Ray Data: reading and cropping as tasks on CPUs, encoding and writing in one actor per GPU.
+
+Imports ray inside of functions: who only reads data sets does not pay for it.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from gat_sweep.data.encoder import Encoder, Encoding
+from gat_sweep.data.journal import Done
+from gat_sweep.data.sources import Loaded
+from gat_sweep.data.units import Unit
+from gat_sweep.errors import UserError
+
+if TYPE_CHECKING:
+    from gat_sweep.data.encode import EncodeJob
+
+CPU_THREADS = 2  # of an encoder without a GPU; fixed, as sums over more or fewer threads differ in the last bits
+
+
+def run_on_ray(encoding: Encoding, units: list[Unit], job: "EncodeJob") -> Iterator[Done]:
+    """Does the units on job.address, or on a Ray of its own here; yields each as it is done.
+
+    Raises UserError when a worker met one.
+    """
+    from gat_sweep.launch import RAY_ENVIRONMENT, local_resources
+
+    # Ray's core calls it an error, in a long line, that Ray Data's actors may be restarted.
+    os.environ.update(RAY_ENVIRONMENT | {"RAY_BACKEND_LOG_LEVEL": "fatal"})
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    with _no_stderr():
+        if job.address:
+            ray.init(address=job.address, runtime_env={"env_vars": RAY_ENVIRONMENT}, **quiet)
+        else:
+            here = local_resources()
+            cpus = int(here.cpus) if job.cpus is None else job.cpus
+            gpus = int(here.gpus) if job.gpus is None else job.gpus
+            ray.init(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, **quiet)
+    try:
+        import ray.data
+
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        there = ray.cluster_resources()
+        gpus = int(there.get("GPU", 0))
+        encoders = gpus or max(1, int(there.get("CPU", 1)) // 2)
+        items = [{"unit": json.dumps(asdict(unit))} for unit in units]
+        rows = (
+            ray.data.from_items(items, override_num_blocks=len(items))  # a task each
+            .map_batches(partial(_read, encoding), batch_size=1, batch_format="pyarrow", num_cpus=1)
+            .map_batches(
+                _Encoder,
+                batch_size=1,
+                batch_format="pyarrow",
+                fn_constructor_kwargs={"encoding": encoding},
+                compute=ray.data.ActorPoolStrategy(size=min(encoders, len(items))),
+                # No CPU: the readers would wait for ever for those that encoders hold and do not use while they wait.
+                num_cpus=0,
+                num_gpus=1 if gpus else 0,
+            )
+        )
+        for row in rows.iter_rows():
+            if row["error"]:
+                raise UserError(row["error"])
+            yield Done.model_validate_json(row["done"])
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _no_stderr() -> Iterator[None]:
+    """Ray's core announces there, from C++, that it was told to be quiet. Failures are exceptions."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _read(encoding: Encoding, batch: pa.Table) -> pa.Table:
+    """Runs in a task: a unit to its pictures, in one row, as a block of Ray Data may not be larger than its rows."""
+    torch.set_num_threads(1)
+    unit = Unit(**json.loads(batch["unit"][0].as_py()))
+    try:
+        loaded, images = Encoder(encoding).read(unit)
+    except UserError as error:  # an exception would come back as Ray's own, with all of its trace
+        return pa.table({"error": [str(error)], **_pack(unit.index, Loaded([], [], [], None, None), [])})
+    return pa.table({"error": [""], **_pack(unit.index, loaded, images)})
+
+
+class _Encoder:
+    """Runs in an actor."""
+
+    def __init__(self, encoding: Encoding):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            torch.set_num_threads(CPU_THREADS)
+        self.encoder = Encoder(encoding, device)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if error := batch["error"][0].as_py():
+            return pa.table({"error": [error], "done": [""]})
+        try:
+            done = self.encoder.write(*_unpack(batch))
+        except UserError as error:
+            return pa.table({"error": [str(error)], "done": [""]})
+        return pa.table({"error": [""], "done": [done.model_dump_json()]})
+
+
+def _pack(index: int, loaded: Loaded, images: list[bytes]) -> dict[str, pa.Array]:
+    """Columns of one row; arrays go without a copy."""
+    head: dict[str, Any] = {"index": index, "names": loaded.names, "labels": loaded.labels, "skipped": loaded.skipped}
+    columns = {}
+    for name in ("pictures", "moments"):
+        values = getattr(loaded, name)
+        head[name] = None if values is None else values.shape
+        data = pa.py_buffer(b"" if values is None else np.ascontiguousarray(values))
+        offsets = pa.py_buffer(np.array([0, data.size], np.int64))
+        columns[name] = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, data])
+    return {
+        "head": pa.array([json.dumps(head)]),
+        **columns,
+        "images": pa.array([images], pa.list_(pa.large_binary())),
+    }
+
+
+def _unpack(batch: pa.Table) -> tuple[int, Loaded, list[bytes]]:
+    head = json.loads(batch["head"][0].as_py())
+    arrays = {
+        name: None if head[name] is None else np.frombuffer(batch[name][0].as_buffer(), dtype).reshape(head[name])
+        for name, dtype in (("pictures", np.uint8), ("moments", np.float32))
+    }
+    loaded = Loaded(head["names"], head["labels"], [(s, r) for s, r in head["skipped"]], **arrays)
+    return head["index"], loaded, batch["images"][0].as_py()

@@ -1,0 +1,115 @@
+"""A unit of work to a shard, without Ray.
+
+What a shard holds depends on its unit alone, not on who encoded it, when, or beside what; so a unit whose end was not
+recorded is done again, under the same name, to the same bytes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gat_sweep.data.journal import Done
+from gat_sweep.data.shards import SHARDS, CachedTeacher, Columns, Skipped, float16, png, write_shard
+from gat_sweep.data.sources import Loaded, read_unit
+from gat_sweep.data.tokenizer import PIXELS, Tokenizer, TokenizerIdentity, load_tokenizer
+from gat_sweep.data.units import Source, Unit
+from gat_sweep.errors import UserError
+
+if TYPE_CHECKING:  # brings timm along, which only --teacher needs
+    from gat_sweep.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What every worker is told."""
+
+    source: Source
+    out: str  # folder of the data set
+    tokenizer: TokenizerIdentity
+    picture_side: int
+    batch: int  # images at once through the networks
+    store_images: bool  # beside latents; pixels are pictures themselves
+    teacher: CachedTeacher | None
+    teacher_grid: int
+    teacher_checkpoint: str | None
+
+
+class Encoder:
+    """Reads, encodes and writes units; loads the networks when first needed, since readers need none."""
+
+    def __init__(self, encoding: Encoding, device: str = "cpu"):
+        self.encoding, self.device = encoding, device
+
+    def read(self, unit: Unit) -> tuple[Loaded, list[bytes]]:
+        """The unit's images, and its pictures as PNG where they are to be stored."""
+        loaded = read_unit(self.encoding.source, unit, self.encoding.picture_side)
+        stored = self.encoding.store_images and loaded.pictures is not None
+        return loaded, [png(picture) for picture in loaded.pictures] if stored else []  # type: ignore[union-attr]
+
+    def write(self, index: int, loaded: Loaded, images: list[bytes]) -> Done:
+        """Encodes what `read` gave and writes the shard, unless none of its images can be used."""
+        arrays: dict[str, np.ndarray] = {}
+        count = len(loaded.names)
+        good, why = np.ones(count, bool), {}
+        if loaded.moments is not None:
+            arrays["mean"], arrays["std"] = np.split(loaded.moments, 2, axis=1)
+        elif loaded.pictures is not None and self.encoding.tokenizer.source != PIXELS:
+            arrays["mean"], arrays["std"] = self._batched(self.tokenizer.encode, loaded.pictures)
+        if self.encoding.teacher and loaded.pictures is not None:
+            arrays["teacher"] = self._batched(lambda part: (self.teacher.tokens(part),), loaded.pictures)[0]
+        for name, values in arrays.items():
+            arrays[name], fits = float16(values)
+            for i in np.flatnonzero(good & ~fits):
+                why[i] = f"not finite: {name} in float16, which ends at 65504"
+            good &= fits
+        skipped = [*loaded.skipped, *((loaded.names[i], reason) for i, reason in why.items())]
+        shard = None
+        if good.any():
+            if self.encoding.tokenizer.source == PIXELS and loaded.pictures is not None:
+                arrays["pixels"] = loaded.pictures
+            columns = Columns(
+                labels=np.asarray(loaded.labels, np.int32)[good],
+                sources=[name for name, keep in zip(loaded.names, good, strict=True) if keep],
+                images=[image for image, keep in zip(images, good, strict=True) if keep] if images else None,
+                **{name: values if good.all() else values[good] for name, values in arrays.items()},
+            )
+            shard = write_shard(Path(self.encoding.out) / SHARDS / f"{index:05d}.arrow", columns)
+        return Done(unit=index, shard=shard, skipped=tuple(Skipped(source=s, reason=r) for s, r in skipped))
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        identity = self.encoding.tokenizer
+        tokenizer = load_tokenizer(identity.source, self.device)
+        if tokenizer.identity != identity:
+            raise UserError(f"this machine's '{identity.source}' is not that of the one that started; copy it here")
+        return tokenizer
+
+    @cached_property
+    def teacher(self) -> "Teacher":
+        from gat_sweep.teacher import load_teacher
+
+        expected = self.encoding.teacher
+        assert expected is not None
+        teacher = load_teacher(
+            expected.name, self.encoding.teacher_checkpoint, self.encoding.teacher_grid, torch.device(self.device)
+        )
+        if teacher.digest != expected.digest:
+            raise UserError(f"this machine's '{expected.name}' is not that of the one that started; copy it here")
+        return teacher
+
+    def _batched(self, network: Callable[[Tensor], tuple[Tensor, ...]], pictures: np.ndarray) -> list[np.ndarray]:
+        """The network's outputs for all pictures, in batches that are always full: the last is filled up with its
+        last picture, as libraries choose other arithmetic for other batches."""
+        batch, count = self.encoding.batch, len(pictures)
+        parts = []
+        for start in range(0, count, batch):
+            index = np.minimum(np.arange(start, start + batch), count - 1)
+            outputs = network(torch.from_numpy(pictures[index]).to(self.device))
+            parts.append([output[: count - start].cpu().numpy() for output in outputs])
+        return [np.concatenate(part) for part in zip(*parts, strict=True)]

@@ -1,0 +1,96 @@
+"""Latents that edm2's or REPA's dataset tool wrote: .npy files of mean and std, listed in dataset.json."""
+
+import io
+import json
+import os
+import re
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from gat_sweep.data.pictures import EXTENSIONS, Unusable
+from gat_sweep.data.units import Plan, Source, divide, numbered_classes, read_file
+from gat_sweep.errors import UserError
+
+
+def plan_latents(latents: str, images: str | None, shard_size: int) -> Plan:
+    """The .npy files that edm2 and REPA write, as dataset.json lists them, paired with the pictures' folder if given.
+
+    Raises UserError when the list names files outside of the folder, or pictures that are not of the same images.
+    """
+    items = _listed(latents, ".npy")
+    names, labels = [name for name, _ in items], [label for _, label in items]
+    pictures: list[str] = []
+    if images is not None:
+        paired = _listed(images, EXTENSIONS)
+        if len(paired) != len(items):
+            raise UserError(
+                f"{images} lists {len(paired)} pictures, {latents} {len(items)} latents; give the same images'"
+            )
+        for (latent, label), (picture, its_label) in zip(items, paired, strict=True):
+            if _number(latent) != _number(picture) or label != its_label:
+                raise UserError(
+                    f"{picture} is not the picture of {latent} (by number and label); give the same images'"
+                )
+        pictures = [name for name, _ in paired]
+    channels, side = _latent_shape(os.path.join(latents, names[0]))
+    source = Source("latents", latents, latent=(channels, side), pictures=images or "")
+    return Plan(source, numbered_classes(labels, latents), divide(names, labels, shard_size, pictures))
+
+
+def load_moments(path: str, latent: tuple[int, int]) -> np.ndarray:
+    """[2C, side, side] float32. Raises Unusable."""
+    channels, side = latent
+    try:
+        values = np.load(io.BytesIO(read_file(path)), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise Unusable(f"broken: {' '.join(str(error).split())[:120]}") from None
+    if values.shape != (2 * channels, side, side) or values.dtype.kind != "f":
+        raise Unusable(f"shape: {values.dtype} {list(values.shape)}, others are {[2 * channels, side, side]}")
+    if not np.isfinite(values).all():
+        raise Unusable("not finite: NaN or infinity in the latent")
+    if values[channels:].min() < 0:
+        raise Unusable("negative std: the second half has to be the std, not the log-variance")
+    return values.astype(np.float32)
+
+
+def _listed(folder: str, extensions: str | tuple[str, ...]) -> list[tuple[str, int]]:
+    """The files and labels of folder/dataset.json."""
+    path = os.path.join(folder, "dataset.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            entries = json.load(file)["labels"]
+        items = [(str(name), label) for name, label in entries]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; give a folder that edm2's or REPA's dataset tool wrote") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f'{path}: expected {{"labels": [["path", class], ...]}}; write it again') from None
+    for name, label in items:
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not name.endswith(extensions):
+            raise UserError(f"{path}: '{name}' is no {extensions} file below its folder; write the list again")
+        if type(label) is not int:
+            raise UserError(f"{path}: the label of '{name}' is {label!r}, not a class number; write the list again")
+    if not items:
+        raise UserError(f"{path} lists no files; write it again")
+    return items
+
+
+def _latent_shape(path: str) -> tuple[int, int]:
+    """Channels and side, by the header of the first file."""
+    try:
+        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"cannot read {path} ({error}); it is the first latent, which says the shape of all") from None
+    if len(shape) != 3 or shape[0] % 2 or shape[1] != shape[2]:
+        raise UserError(f"{path} has shape {list(shape)}; expected [2C, side, side], the mean and then the std")
+    return shape[0] // 2, shape[1]
+
+
+def _number(name: str) -> int:
+    """3 of 00000/img-mean-std-00000003.npy and of 00000/img00000003.png."""
+    digits = re.search(r"([0-9]+)\.\w+$", name)
+    if not digits:
+        raise UserError(
+            f"'{name}' does not end in a number, by which latents and pictures are paired; leave out --images"
+        )
+    return int(digits[1])

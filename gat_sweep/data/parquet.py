@@ -1,0 +1,121 @@
+"""Pictures and labels in parquet files, in the layout of Hugging Face's image data sets."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gat_sweep.data.units import Plan, Source, Unit, divide, numbered_classes
+from gat_sweep.errors import UserError
+from gat_sweep.yamlfile import nearest
+
+
+def plan_parquet(tables: list[str], shard_size: int, label_column: str | None) -> Plan:
+    """The rows of some files of one data set, in that order; a unit is of one file.
+
+    Raises UserError when it is not clear which columns hold pictures and labels.
+    """
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(table)) for table in tables])
+    schema = _parquet(tables[0]).schema_arrow
+    column, label = _image_column(schema, tables[0]), _label_column(schema, label_column, tables[0])
+    units: list[Unit] = []
+    for table in tables:
+        file = _parquet(table)
+        for name in filter(None, (column, label)):
+            if name not in file.schema_arrow.names or file.schema_arrow.field(name).type != schema.field(name).type:
+                raise UserError(f"{table} has no column '{name}' like that of {tables[0]}; name files of one data set")
+        labels = [0] * file.metadata.num_rows
+        if label is not None:
+            labels = file.read(columns=[label]).column(label).to_pylist()
+            if None in labels:
+                raise UserError(f"{table}: row {labels.index(None)} has no label; choose another with --label-column")
+        relative = os.path.relpath(os.path.abspath(table), root)
+        names = [f"{relative}:{row}" for row in range(len(labels))]
+        units += divide(names, labels, shard_size, first=len(units))
+    if not units:
+        raise UserError(f"{tables[0]} has no rows; name files with pictures")
+    classes = () if label is None else _classes_of(schema, label, [y for unit in units for y in unit.labels], tables[0])
+    return Plan(Source("parquet", root, column), classes, units)
+
+
+def _parquet(path: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is no parquet file ({error}); fetch it again") from None
+
+
+def _image_column(schema: pa.Schema, table: str) -> str:
+    """The one column that holds files' bytes, in a struct (Hugging Face's Image) or plain."""
+
+    def is_binary(kind: pa.DataType) -> bool:
+        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+    structs = [f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
+    found = structs or [f.name for f in schema if is_binary(f.type)]
+    if len(found) != 1:
+        raise UserError(f"{table} has {len(found)} columns of pictures {found}; write a file with one image column")
+    return found[0]
+
+
+def _label_column(schema: pa.Schema, asked: str | None, table: str) -> str | None:
+    integers = [f.name for f in schema if pa.types.is_integer(f.type)]
+    if asked is not None:
+        if asked not in integers:
+            raise UserError(f"{table} has no column '{asked}' of integers; {nearest(asked, integers)}")
+        return asked
+    if "label" in integers or not integers:
+        return "label" if integers else None
+    if len(integers) > 1:
+        raise UserError(f"{table} has the integer columns {', '.join(integers)}; name the classes' with --label-column")
+    return integers[0]
+
+
+def _classes_of(schema: pa.Schema, label: str, labels: list[int], table: str) -> tuple[str, ...]:
+    """Names from Hugging Face's metadata where there are some, else numbers."""
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    names = features.get(label, {}).get("names")
+    if not names:
+        return numbered_classes(labels, table)
+    if not 0 <= min(labels) <= max(labels) < len(names):
+        raise UserError(
+            f"{table}: labels {min(labels)} to {max(labels)} of {len(names)} classes; name a labelled split"
+        )
+    return tuple(str(name) for name in names)
+
+
+def parquet_rows(source: Source, unit: Unit) -> Iterator[bytes]:
+    """Reads the row groups that the unit overlaps: of a file in one group, that is all of it for each unit."""
+    relative, _, row = unit.names[0].rpartition(":")
+    first, last = int(row), int(row) + len(unit.names)  # last is the first behind
+    file = _parquet(os.path.join(source.root, relative))
+    counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    groups = [i for i, start in enumerate(starts) if start < last and start + counts[i] > first]
+    try:
+        column = file.read_row_groups(groups, columns=[source.column]).column(0)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"cannot read {relative} ({error}); fetch it again, then run the same command again") from None
+    rows = column.slice(first - starts[groups[0]], len(unit.names))
+    for value in rows:
+        content = value["bytes"] if pa.types.is_struct(rows.type) else value
+        yield content.as_py() or b""
+
+
+def check_one_split(tables: list[str]) -> None:
+    """Files such as train-00000-of-00002.parquet are one split; with test-... beside them it is not clear which."""
+    stems = [Path(table).stem for table in tables]
+    splits = sorted({re.sub(r"[-_.]?[0-9]+(-of-[0-9]+)?$", "", stem) for stem in stems})
+    if len(splits) > 1:
+        folder = Path(tables[0]).parent
+        named = ", ".join(f"'{folder}/{split}*.parquet'" for split in splits)
+        raise UserError(f"--images {folder} holds several splits; name one of them: {named}")
+    total = re.search(r"-of-([0-9]+)$", stems[0])
+    if total and int(total[1]) != len(stems):
+        raise UserError(
+            f"{Path(tables[0]).parent} holds {len(stems)} of {int(total[1])} parquet files; fetch the others"
+        )

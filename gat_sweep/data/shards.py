@@ -1,0 +1,300 @@
+"""An encoded data set on disk: Arrow IPC files that are read memory-mapped, and a manifest that says what they are.
+
+Nothing is compressed (but PNG pictures kept beside latents): any image is read by index without touching others.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gat_sweep.data.tokenizer import PIXELS, TokenizerIdentity
+from gat_sweep.errors import UserError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SHARDS = "shards"  # their folder
+
+
+class Record(BaseModel):
+    """Of a JSON file of ours: unknown or missing keys and other types are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Shard(Record):
+    file: str = Field(pattern=r"^shards/[0-9]+\.arrow$")  # nothing that could lie outside the data set's folder
+    count: int = Field(gt=0)
+    bytes: int = Field(gt=0)
+    digest: str  # sha256 of the file
+
+
+class Skipped(Record):
+    """An input that is not in the data set."""
+
+    source: str
+    reason: str
+
+
+class CachedTeacher(Record):
+    name: str
+    digest: str  # of its weights
+    tokens: int = Field(gt=0)  # 1 + grid * grid: the class token, then the patches row by row
+    width: int = Field(gt=0)
+
+
+class Manifest(Record):
+    format: Literal[1]
+    name: str
+    digest: str  # of content: shards and what they mean, not of names and places; 12 hex digits
+    count: int = Field(gt=0)
+    side: int = Field(gt=0)  # of a latent
+    channels: int = Field(gt=0)
+    picture_side: int = Field(gt=0)
+    dtype: Literal["float16", "uint8"]  # of latents; uint8 are pixels
+    has_pictures: bool
+    tokenizer: TokenizerIdentity
+    teacher: CachedTeacher | None
+    classes: tuple[str, ...]  # names; none: unlabelled
+    shards: tuple[Shard, ...]
+    skipped: tuple[Skipped, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.count != sum(shard.count for shard in self.shards):
+            raise ValueError("count is not the sum of the shards' counts")
+        if (self.dtype == "uint8") != (self.tokenizer.source == PIXELS):
+            raise ValueError("dtype does not fit the tokenizer")
+        if self.digest != self.content_digest():
+            raise ValueError("digest does not fit the rest")
+        return self
+
+    def content_digest(self) -> str:
+        """What `digest` has to be."""
+        meaning = self.model_dump(mode="json", exclude={"name", "digest", "shards", "skipped"})
+        del meaning["tokenizer"]["source"]
+        meaning["shards"] = [[shard.count, shard.digest] for shard in self.shards]
+        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of each shard."""
+        return _schema(
+            moments=None if self.dtype == "uint8" else self.channels * self.side**2,
+            pixels=3 * self.picture_side**2 if self.dtype == "uint8" else None,
+            images=self.dtype != "uint8" and self.has_pictures,
+            teacher=self.teacher.tokens * self.teacher.width if self.teacher else None,
+        )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some images as a shard stores them; n of them. Pixels, or moments."""
+
+    labels: np.ndarray  # [n] int32
+    sources: list[str]
+    mean: np.ndarray | None = None  # [n, C, Y, X] float16, raw: not shifted, not scaled
+    std: np.ndarray | None = None  # the same
+    pixels: np.ndarray | None = None  # [n, 3, h, w] uint8
+    images: list[bytes] | None = None  # PNG
+    teacher: np.ndarray | None = None  # [n, 1+T, W] float16
+
+
+def float16(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values as float16, and [n] bool: rows that are finite and did not overflow. Values are [n, ...]."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        half = values.astype(np.float16)
+    return half, np.asarray(np.isfinite(half).all(axis=tuple(range(1, half.ndim))))
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A picture, uint8 [3, h, w], without loss."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def write_atomically(path: Path, content: "pa.RecordBatch | bytes") -> None:
+    """Under a name of its own first: a reader sees the whole file or none, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not the same name for every writer: one that outlives its killed parent must not write into ours.
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    with open(descriptor, "wb") as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            with pa.ipc.new_file(file, content.schema) as writer:
+                writer.write_batch(content)
+        file.flush()
+        os.fchmod(file.fileno(), 0o644)  # mkstemp's is for this user alone
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_shard(path: Path, columns: Columns) -> Shard:
+    """Writes <data set>/shards/<number>.arrow; what the manifest says of it. The same columns give the same bytes."""
+    arrays: dict[str, pa.Array] = {}
+    for name in ("mean", "std", "pixels", "teacher"):
+        values = getattr(columns, name)
+        if values is not None:
+            flat = np.ascontiguousarray(values).reshape(-1)
+            arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(flat), len(flat) // len(values))
+    if columns.images is not None:
+        arrays["image"] = pa.array(columns.images, pa.binary())
+    arrays["label"] = pa.array(columns.labels, pa.int32())
+    arrays["source"] = pa.array(columns.sources, pa.string())
+    sizes = {name: array.type.list_size for name, array in arrays.items() if pa.types.is_fixed_size_list(array.type)}
+    schema = _schema(sizes.get("mean"), sizes.get("pixels"), "image" in arrays, sizes.get("teacher"))
+    write_atomically(path, pa.record_batch([arrays[name] for name in schema.names], schema=schema))
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Shard(file=f"{SHARDS}/{path.name}", count=len(columns.labels), bytes=path.stat().st_size, digest=digest)
+
+
+class Shards:
+    """An encoded data set, opened. Images by index, in any order, from several threads at once."""
+
+    def __init__(self, folder: Path, manifest: Manifest):
+        self.folder, self.manifest = folder, manifest
+        batches = [_open_shard(folder, shard, manifest.schema) for shard in manifest.shards]
+        labels = [batch.column("label").to_numpy() for batch in batches]
+        self.labels = np.concatenate(labels).astype(np.int64)
+        self._ends = np.cumsum([shard.count for shard in manifest.shards])
+        latent = (manifest.channels, manifest.side, manifest.side)
+        picture = (3, manifest.picture_side, manifest.picture_side)
+        teacher = (manifest.teacher.tokens, manifest.teacher.width) if manifest.teacher else ()
+        shapes = {"mean": latent, "std": latent, "pixels": picture, "teacher": teacher}
+        # Views of the mapped files, a list over shards for each column.
+        self._views = {
+            name: [batch.column(name).values.to_numpy(zero_copy_only=True).reshape(-1, *shape) for batch in batches]
+            for name, shape in shapes.items()
+            if name in manifest.schema.names
+        }
+        self._images = [batch.column("image") for batch in batches] if "image" in manifest.schema.names else None
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def moments(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std of the raw posterior, float32 [n, C, Y, X] each. Not of a data set of pixels."""
+        return self._gather("mean", indices, np.float32), self._gather("std", indices, np.float32)
+
+    def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """uint8 [n, 3, h, w]. Only where the manifest has pictures."""
+        if self._images is None:
+            return self._gather("pixels", indices, np.uint8)
+        side = self.manifest.picture_side
+        pictures = np.empty((len(indices), 3, side, side), np.uint8)
+        for i, (shard, row) in enumerate(zip(*self._locate(indices), strict=True)):
+            with Image.open(io.BytesIO(self._images[shard][row].as_buffer()), formats=["PNG"]) as image:
+                pictures[i] = np.asarray(image).transpose(2, 0, 1)
+        return pictures
+
+    def teacher(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """float16 [n, 1+T, W]. Only where the manifest has a teacher."""
+        return self._gather("teacher", indices, np.float16)
+
+    def verify(self) -> None:
+        """Reads every file through.
+
+        Raises UserError naming the first whose bytes are not those that were written.
+        """
+        for shard in self.manifest.shards:
+            with open(self.folder / shard.file, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard.digest:
+                    raise UserError(
+                        f"{self.folder / shard.file} is not what was written; delete the folder and encode again"
+                    )
+
+    def _gather(self, column: str, indices: Sequence[int] | np.ndarray, dtype: type) -> np.ndarray:
+        views = self._views[column]
+        values = np.empty((len(indices), *views[0].shape[1:]), dtype)
+        shards, rows = self._locate(indices)
+        for shard in np.unique(shards):
+            here = shards == shard
+            values[here] = views[shard][rows[here]]
+        return values
+
+    def _locate(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        index = np.asarray(indices, dtype=np.int64)
+        if index.size and not 0 <= index.min() <= index.max() < len(self):
+            raise IndexError(f"indices {index.min()} to {index.max()} of {len(self)} images")
+        shard = np.searchsorted(self._ends, index, side="right")
+        starts = np.concatenate([[0], self._ends[:-1]])
+        return shard, index - starts[shard]
+
+
+def open_shards(folder: str | Path) -> Shards:
+    """The data set that `gat-sweep encode` wrote into a folder.
+
+    Raises UserError when it is unfinished, or the files are not those of the manifest (by schema, rows and size;
+    Shards.verify reads the bytes).
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        if (folder / SHARDS).is_dir():
+            raise UserError(f"{folder}: encoding did not finish; run the same `gat-sweep encode` command again")
+        raise UserError(f"{folder} holds no {MANIFEST}; give the --out folder of `gat-sweep encode`")
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {key or 'manifest'}: {first['msg']}; encode again into another folder") from None
+    shards = Shards(folder, manifest)
+    lowest, highest = shards.labels.min(), shards.labels.max()
+    if lowest < 0 or highest >= max(1, len(manifest.classes)):
+        raise UserError(f"{folder}: labels {lowest} to {highest} of {len(manifest.classes)} classes; encode again")
+    return shards
+
+
+def write_manifest(folder: Path, **fields: object) -> Manifest:
+    """Writes manifest.json, whose presence means that the data set is whole. Fields: all but format, digest."""
+    unchecked = Manifest.model_construct(format=FORMAT, digest="", **fields)  # type: ignore[arg-type]
+    values = {**unchecked.model_dump(), "digest": unchecked.content_digest()}
+    manifest = Manifest.model_validate_json(json.dumps(values))
+    write_atomically(folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+    return manifest
+
+
+def _schema(moments: int | None, pixels: int | None, images: bool, teacher: int | None) -> pa.Schema:
+    fields = []
+    if moments is not None:
+        fields += [pa.field(name, pa.list_(pa.float16(), moments)) for name in ("mean", "std")]
+    if pixels is not None:
+        fields.append(pa.field("pixels", pa.list_(pa.uint8(), pixels)))
+    if images:
+        fields.append(pa.field("image", pa.binary()))
+    if teacher is not None:
+        fields.append(pa.field("teacher", pa.list_(pa.float16(), teacher)))
+    return pa.schema([*fields, pa.field("label", pa.int32()), pa.field("source", pa.string())])
+
+
+def _open_shard(folder: Path, shard: Shard, schema: pa.Schema) -> pa.RecordBatch:
+    """The one batch of a shard, mapped."""
+    path = folder / shard.file
+    again = "encode again into another folder, or copy the data set again"
+    try:
+        if path.stat().st_size != shard.bytes:
+            raise UserError(f"{path} has {path.stat().st_size} bytes, its manifest says {shard.bytes}; {again}")
+        with pa.memory_map(str(path)) as file:  # closing gives the descriptor back; the mapping lives on with the batch
+            reader = pa.ipc.open_file(file)
+            batch = reader.get_batch(0) if reader.num_record_batches == 1 else None
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {again}") from None
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is no whole Arrow file ({error}); {again}") from None
+    if batch is None or batch.num_rows != shard.count or not batch.schema.equals(schema):
+        raise UserError(f"{path} has other columns or rows than its manifest says; {again}")
+    return batch

@@ -1,0 +1,130 @@
+"""Pictures or latents on disk: the plan of what to encode, and the reading of one unit of it."""
+
+import glob
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gat_sweep.data.latents import load_moments
+from gat_sweep.data.parquet import check_one_split, parquet_rows, plan_parquet
+from gat_sweep.data.pictures import EXTENSIONS, Unusable, decoding, load_square
+from gat_sweep.data.units import Plan, Source, Unit, divide, read_file
+from gat_sweep.errors import UserError
+
+SPLITS = {"train", "val", "valid", "validation", "test"}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A unit as read: the n images that can be used, and the others with reasons."""
+
+    names: list[str]
+    labels: list[int]
+    skipped: list[tuple[str, str]]
+    pictures: np.ndarray | None  # [n, 3, size, size] uint8; None when n is 0
+    moments: np.ndarray | None  # [n, 2C, Y, X] float32: mean, then std
+
+
+def plan_images(images: str, shard_size: int, label_column: str | None = None) -> Plan:
+    """The pictures of a folder, a parquet file, a folder of parquet files or a glob of them.
+
+    Raises UserError when there are none, or when it is not clear which are meant.
+    """
+    path = Path(images)
+    if path.is_dir():
+        if any((path / name).is_file() for name in ("batches.meta", "data_batch_1")):
+            raise UserError(
+                f"{images} holds CIFAR as Python pickles, which are not read; use its parquet files instead"
+            )
+        tables = sorted(str(file) for file in path.glob("*.parquet"))
+        if not tables:
+            return _plan_folder(path, shard_size)
+        check_one_split(tables)
+    elif path.is_file():
+        tables = [images]
+    else:
+        tables = sorted(glob.glob(images))
+    if not tables or not all(table.endswith(".parquet") for table in tables):
+        raise UserError(f"--images {images}: give a folder of pictures, a .parquet file, or a folder or glob of them")
+    return plan_parquet(tables, shard_size, label_column)
+
+
+def read_unit(source: Source, unit: Unit, size: int) -> Loaded:
+    """The unit's pictures, cropped to `size`, and its latents.
+
+    Raises UserError when a file cannot be read at all: that is the disk's trouble, not the picture's.
+    """
+    names, labels, skipped = [], [], []
+    pictures: list[np.ndarray] = []
+    moments: list[np.ndarray] = []
+    with decoding():
+        for name, label, data in zip(unit.names, unit.labels, _pictures(source, unit), strict=True):
+            try:
+                picture = None if data is None else load_square(data, size)
+                if source.kind == "latents":
+                    moments.append(load_moments(os.path.join(source.root, name), source.latent))
+            except Unusable as reason:
+                skipped.append((name, str(reason)))
+                continue
+            if picture is not None:
+                pictures.append(picture)
+            names.append(name)
+            labels.append(label)
+    return Loaded(
+        names, labels, skipped, np.stack(pictures) if pictures else None, np.stack(moments) if moments else None
+    )
+
+
+def _plan_folder(root: Path, shard_size: int) -> Plan:
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    loose = [name for name in sorted(os.listdir(root)) if _is_picture(name)]
+    if not classes:
+        if not loose:
+            raise UserError(f"--images {root}: no pictures ({', '.join(EXTENSIONS)}) and no parquet files in it")
+        return Plan(Source("folder", str(root)), (), divide(loose, [0] * len(loose), shard_size))
+    if set(classes) <= SPLITS:
+        raise UserError(f"--images {root} holds the splits {', '.join(classes)}; name one of them")
+    if loose:
+        raise UserError(
+            f"--images {root} has pictures beside its class folders, such as {loose[0]}; move them into one"
+        )
+    names: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        files = sorted(_walk(os.path.join(root, name), name))
+        if not files:
+            raise UserError(f"--images {root}: no pictures in class folder '{name}'; remove it")
+        names += files
+        labels += [label] * len(files)
+    return Plan(Source("folder", str(root)), tuple(classes), divide(names, labels, shard_size))
+
+
+def _walk(folder: str, prefix: str) -> Iterator[str]:
+    """Pictures in and below a folder; links to folders below it are not followed, they may lead in circles."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path, f"{prefix}/{entry.name}")
+            elif _is_picture(entry.name):
+                yield f"{prefix}/{entry.name}"
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def _pictures(source: Source, unit: Unit) -> Iterator[bytes | None]:
+    """What the unit's picture files hold; None for each of latents alone."""
+    if source.kind == "parquet":
+        yield from parquet_rows(source, unit)
+    elif source.kind == "latents" and not source.pictures:
+        yield from [None] * len(unit.names)
+    else:
+        root, names = (source.pictures, unit.pictures) if source.kind == "latents" else (source.root, unit.names)
+        for name in names:
+            yield read_file(os.path.join(root, name))

@@ -1,0 +1,169 @@
+"""Pictures to latents and back: a VAE of diffusers, or plain pixels."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gat_sweep.errors import UserError
+
+PIXELS = "pixels"  # the tokenizer that is none
+DECODED_PIXELS = 2**19  # at once, of all pictures together: 8 pictures of 256x256
+DIGESTED_FIELDS = (
+    *("act_fn", "norm_num_groups", "block_out_channels", "down_block_types", "up_block_types", "layers_per_block"),
+    *("latent_channels", "scaling_factor", "shift_factor"),
+)
+
+
+@dataclass(frozen=True)
+class TokenizerIdentity:
+    """What a manifest records of a tokenizer, so that latents are decoded by the one that made them."""
+
+    source: str  # hub id, local folder, or "pixels"
+    digest: str  # of config and weights; of nothing for pixels
+    channels: int
+    factor: int  # picture side / latent side
+    scale: float  # latents of training are (raw - shift) * scale
+    shift: float
+
+
+class Tokenizer(Protocol):
+    identity: TokenizerIdentity
+
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [N, 3, h, w] to the raw posterior's mean and std, float32 [N, C, Y, X] each."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents as training sees them, [N, C, Y, X], to uint8 [N, 3, h, w]."""
+
+
+class Pixels:
+    """Pixels in [-1, 1] are their own latents, without noise."""
+
+    def __init__(self, channels: int):
+        self.identity = TokenizerIdentity(PIXELS, "", channels, factor=1, scale=1.0, shift=0.0)
+
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        mean = pictures.float() / 127.5 - 1
+        return mean, torch.zeros_like(mean)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        pictures = ((latents.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        return pictures.expand(-1, 3, -1, -1)
+
+
+class Vae:
+    """An AutoencoderKL of diffusers, in full float32: half precision overflows in some VAEs' encoders."""
+
+    def __init__(self, model: Any, source: str):
+        self.model = model
+        config = model.config
+        self.identity = TokenizerIdentity(
+            source,
+            _digest(model),
+            channels=config.latent_channels,
+            factor=2 ** (len(config.block_out_channels) - 1),
+            scale=float(config.scaling_factor),
+            shift=float(config.shift_factor or 0),
+        )
+
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """See Tokenizer.
+
+        Raises UserError when the pictures' sides are not multiples of the factor.
+        """
+        height, width = pictures.shape[2:]
+        if height % self.identity.factor or width % self.identity.factor:
+            raise UserError(
+                f"pictures of {height}x{width} do not fit the VAE '{self.identity.source}'; "
+                f"choose a --size that is a multiple of {self.identity.factor}"
+            )
+        with _exactly(self.model.device):
+            posterior = self.model.encode(pictures.to(self.model.device).float() / 127.5 - 1).latent_dist
+            return posterior.mean, posterior.std
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See Tokenizer."""
+        identity = self.identity
+        side = latents.shape[-1] * identity.factor
+        raw = latents.to(self.model.device).float() / identity.scale + identity.shift
+        pictures = []
+        with _exactly(self.model.device):
+            for part in raw.split(max(1, DECODED_PIXELS // side**2)):
+                values = self.model.decode(part).sample
+                pictures.append(((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+        return torch.cat(pictures)
+
+
+def load_tokenizer(source: str, device: torch.device | str = "cpu", channels: int = 3) -> Tokenizer:
+    """The tokenizer that `source` names: "pixels" (of that many channels), or a hub id or local folder of an
+    AutoencoderKL.
+
+    Raises UserError when there is no such VAE, or its weights are not all there.
+    """
+    if source == PIXELS:
+        return Pixels(channels)
+    from diffusers import AutoencoderKL  # seconds that commands without a VAE need not pay
+
+    folder = Path(source)
+    if (folder / "model_index.json").is_file():
+        raise UserError(f"tokenizer '{source}' is a whole pipeline; name its VAE's folder, {folder / 'vae'}")
+    if not folder.is_dir() and (folder.is_absolute() or source.startswith(".") or source.count("/") != 1):
+        raise UserError(
+            f"tokenizer '{source}' is no folder; give 'pixels', a hub id, or a VAE's save_pretrained folder"
+        )
+    with warnings.catch_warnings():
+        # diffusers calls huggingface_hub in a way that this deprecates; nothing a user can mend.
+        warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument", UserWarning)
+        try:
+            kind = AutoencoderKL.load_config(source).get("_class_name")
+            if kind != "AutoencoderKL":
+                raise UserError(f"tokenizer '{source}' is a {kind}, not an AutoencoderKL; name the VAE's own folder")
+            model, loading = AutoencoderKL.from_pretrained(
+                source,
+                use_safetensors=True,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+            )
+        except OSError as error:  # no such id, no network, no config.json, no safetensors
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"cannot load the VAE '{source}': {said}; download it once, then give its folder") from None
+    absent = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
+    if absent:
+        raise UserError(f"the VAE '{source}' lacks or misnames weights, {absent[0]} first; download it again")
+    if model.config.latents_mean is not None or model.config.latents_std is not None:
+        raise UserError(
+            f"the VAE '{source}' is normalised by channel (latents_mean), which is not supported; use another"
+        )
+    return Vae(model.to(device).eval().requires_grad_(False), source)
+
+
+def _digest(model: Any) -> str:
+    """Of all weights and what the config adds to them. Its other fields show in the weights' names and shapes."""
+    shown = {key: model.config[key] for key in DIGESTED_FIELDS}
+    digest = hashlib.sha256(json.dumps(shown, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _exactly(device: torch.device) -> Iterator[None]:
+    """Float32 that is float32 (no TF32, no autocast around us), and the same bits at every call."""
+    convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), convolutions:
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -1,0 +1,215 @@
+"""`gat-sweep inspect`: what every block of a checkpoint's networks does, as a table and figures.
+
+The paper's Fig. 4 (block influence, features), 6b (alignment with a vision model), 9 (similarities), 26 and 27.
+"""
+
+import csv
+import json
+import math
+import pickle
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gat_sweep.config import PLACES, TrialConfig, resolve
+from gat_sweep.data.dataset import load_dataset
+from gat_sweep.data.tokenizer import load_tokenizer
+from gat_sweep.errors import UserError
+from gat_sweep.gat.discriminator import Discriminator
+from gat_sweep.gat.generator import Generator
+from gat_sweep.inspection.measures import CHUNK, Findings, Row, Subject, look, pca_maps
+from gat_sweep.inspection.perceptual import Distance, FeatureDistance, Lpips
+from gat_sweep.teacher import EFFICIENTNET, Teacher, load_teacher
+
+IMAGES = 2000
+NEIGHBOURS = 10  # of CKNNA, as in REPA
+DEEPEST_DRAWN = 14  # blocks in a figure of features; of deeper networks every other one, as in Fig. 26 and 27
+COLUMNS = [field.name for field in fields(Row)]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the checkpoint."""
+
+    images: int | None = None  # real and generated; IMAGES, or what the data set has, unless given
+    seed: int = 0
+    lpips_backbone: Path | None = None  # torchvision's alexnet; another distance unless given
+    teacher: str | None = None  # the trial's own, or efficientnet_lite0, unless given
+    teacher_checkpoint: str | None = None
+
+
+def inspect_command(
+    checkpoint: Path,
+    out: Path | None,
+    options: Options,
+    settings: dict[str, Any],
+    device: torch.device,
+    console: Console,
+) -> tuple[dict[str, Any], list[Path]]:
+    """Inspects <run>/trials/<trial>/checkpoints/step_X.pt; (what inspect.json holds, the files written).
+
+    out: a folder; <run>/inspect/<trial>-step_X unless given. settings: overrides of where the data and the
+    tokenizer lie. Progress goes to the console.
+    Raises UserError when a file is missing, damaged, or does not fit the trial.
+    """
+    config, state = read_checkpoint(checkpoint, settings)
+    folder = out or checkpoint.absolute().parents[3] / "inspect" / f"{checkpoint.parents[1].name}-{checkpoint.stem}"
+    subject = _subject(checkpoint, config, state, device)
+    available = len(subject.dataset)
+    images = min(IMAGES, available) if options.images is None else options.images
+    if not NEIGHBOURS + 2 <= images <= available:
+        raise UserError(f"--images {images}: take {NEIGHBOURS + 2} to {available}, what '{subject.dataset.name}' has")
+    teacher, teacher_name = _teacher(config, options, device)
+    distance: Distance = (
+        Lpips(options.lpips_backbone, device) if options.lpips_backbone else FeatureDistance(config.eval.resize, device)
+    )
+
+    found, rows = _measured(subject, distance, teacher, images, options.seed, console)
+    result = {
+        "trial": checkpoint.parents[1].name,
+        "step": int(checkpoint.stem.removeprefix("step_")),
+        "config": config.digest(),
+        "data": subject.dataset.digest,
+        "protocol": {
+            "images": images,
+            "seed": options.seed,
+            "ema": config.train.ema_decay,
+            "precision": "float32",
+            "distance": distance.name,
+            "distance_label": distance.label,
+            "teacher": teacher_name,
+            "teacher_weights": teacher.digest,
+            "neighbours": NEIGHBOURS,
+        },
+        "classes": config.data.classes,
+        "levels": config.generator_spec.levels,
+        "depth": {"G": len(subject.generator.blocks), "D": len(subject.discriminator.blocks)},
+        "rows": [asdict(row) for row in rows],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "inspect.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_csv(folder / "inspect.csv", rows)
+    return result, [folder / "inspect.json", folder / "inspect.csv", *_draw(result, found, folder)]
+
+
+def read_checkpoint(path: Path, settings: dict[str, Any]) -> tuple[TrialConfig, dict[str, Any]]:
+    """The config beside a checkpoint's folder, with other places, and the checkpoint's contents on the host.
+
+    Raises UserError when either is missing or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give one of <run>/trials/<trial>/checkpoints/step_*.pt")
+    written = path.absolute().parents[1] / "config.json"
+    if not written.is_file():
+        raise UserError(f"{written} is missing; leave the checkpoint where training wrote it")
+    places = {f"{section}.{key}" for section, keys in PLACES.items() for key in keys}
+    if other := sorted(settings.keys() - places):
+        raise UserError(
+            f"--set {other[0]}: a trial is inspected as it was trained; set only {', '.join(sorted(places))}"
+        )
+    try:
+        config = resolve(json.loads(written.read_text(encoding="utf-8")), settings)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{written} is damaged: {error}") from None
+    try:
+        return config, torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}); give another checkpoint") from None
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """The long table; an empty field is a value that is not there."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def inspection_table(result: dict[str, Any]) -> Table:
+    """A line per block, for the terminal."""
+    columns = [
+        ("influence", "G", "fake", f"influence_{result['protocol']['distance']}"),
+        ("cos in, out", "G", "fake", "similarity_input_output"),
+        ("cos z, z'", "G", "fake", "similarity_other_z"),
+        ("CKNNA G", "G", "fake", "cknna_patches"),
+        ("D, real", "D", "real", "cknna_patches"),
+        ("D, fake", "D", "fake", "cknna_patches"),
+        (r"D \[cls], real", "D", "real", "cknna_cls"),
+        (r"D \[cls], fake", "D", "fake", "cknna_cls"),
+    ]
+    values = {(r["network"], r["block"], r["data"], r["measure"]): r["value"] for r in result["rows"]}
+    table = Table(title=f"{result['trial']}, step {result['step']}", title_justify="left")
+    for name in ["block", *(name for name, *_ in columns)]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for block in range(1, max(result["depth"].values()) + 1):
+        found = [values.get((network, block, data, measure)) for _, network, data, measure in columns]
+        table.add_row(str(block), *("" if value is None else f"{value:.4f}" for value in found))
+    protocol = result["protocol"]
+    table.caption = (
+        f"influence: {protocol['distance_label']}; CKNNA (k = {protocol['neighbours']}) with {protocol['teacher']}; "
+        f"{protocol['images']} images"
+    )
+    return table
+
+
+def _subject(path: Path, config: TrialConfig, state: dict[str, Any], device: torch.device) -> Subject:
+    dataset = load_dataset(config.data)
+    if state.get("data", dataset.digest) != dataset.digest:
+        raise UserError(f"{path} was trained on other data than '{dataset.name}'; set data.path to those")
+    generator, discriminator = Generator(config.generator_spec), Discriminator(config.discriminator_spec)
+    try:
+        generator.load_state_dict(state["ema"])
+        discriminator.load_state_dict(state["discriminator"])
+    except (KeyError, RuntimeError):
+        raise UserError(f"{path} does not hold the networks of the config.json beside it") from None
+    tokenizer = load_tokenizer(config.data.tokenizer or dataset.identity.source, device, config.data.channels)
+    if tokenizer.identity.digest != dataset.identity.digest:
+        raise UserError(
+            f"the tokenizer at '{tokenizer.identity.source}' is not the one that made the data set's latents, "
+            f"'{dataset.identity.source}'; set data.tokenizer to where that lies now"
+        )
+    for network in (generator, discriminator):
+        network.to(device).eval().requires_grad_(False)
+    return Subject(config, generator, discriminator, dataset, tokenizer, device)
+
+
+def _teacher(config: TrialConfig, options: Options, device: torch.device) -> tuple[Teacher, str]:
+    name, checkpoint = options.teacher, options.teacher_checkpoint
+    if name is None:
+        name = config.teacher.name if config.teacher else EFFICIENTNET
+        checkpoint = checkpoint or (config.teacher.checkpoint if config.teacher else None)
+    return load_teacher(name, checkpoint, config.data.side // config.model.patch, device), name
+
+
+def _measured(
+    subject: Subject, distance: Distance, teacher: Teacher, images: int, seed: int, console: Console
+) -> tuple[Findings, list[Row]]:
+    looks = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+    with Progress(*looks, TextColumn("ETA"), TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task(f"images, {CHUNK} at a time", total=math.ceil(images / CHUNK))
+        found = look(subject, distance, teacher, images, seed, lambda: progress.advance(task))
+        task = progress.add_task("alignments", total=len(found.features))
+        rows = found.rows(NEIGHBOURS, lambda: progress.advance(task))
+    return found, sorted(rows, key=lambda row: (row.network != "G", row.measure, row.data, row.block))
+
+
+def _draw(result: dict[str, Any], found: Findings, folder: Path) -> list[Path]:
+    from analysis.inspection import plot_alignment, plot_features, plot_influence, plot_similarity
+
+    files = plot_influence(result, folder / "block_influence")
+    files += plot_similarity(result, folder / "similarity")
+    files += plot_alignment(result, folder / "cknna")
+    pictures = {data: shown.permute(0, 2, 3, 1).cpu().numpy() for data, shown in found.shown_pictures.items()}
+    for network, data in (("G", ["fake"]), ("D", ["real", "fake"])):
+        # The same components for real and fake, so that equal colours mean equal features.
+        tokens = [torch.cat(parts) for parts in zip(*(found.shown_tokens[network, d] for d in data), strict=True)]
+        step = 1 if len(tokens) <= DEEPEST_DRAWN else 2
+        maps = {i + 1: pca_maps(tokens[i]) for i in range(len(tokens) - 1, -1, -step)}
+        shown = {d: pictures[d] for d in data}
+        files += plot_features(network, shown, dict(sorted(maps.items())), folder / f"pca_{network.lower()}")
+    return files

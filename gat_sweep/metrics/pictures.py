@@ -1,0 +1,137 @@
+"""Sets of pictures in files, batch by batch; and how long a long pass still takes."""
+
+import hashlib
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from gat_sweep.errors import UserError
+
+Say = Callable[[str], None]
+EVERY = 30.0  # seconds between two lines about the same pass
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def silent(text: str) -> None:
+    pass
+
+
+class Eta:
+    """Says how far a pass is and how long it still takes, now and then."""
+
+    def __init__(self, say: Say, what: str, total: int):
+        self.say, self.what, self.total, self.done = say, what, total, 0
+        self.began = self.said = time.monotonic()
+
+    def add(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.said >= EVERY and self.done < self.total:
+            self.said = now
+            left = timedelta(seconds=round((now - self.began) * (self.total / self.done - 1)))
+            self.say(f"{self.what}: {self.done:,} of {self.total:,}, {left} left")
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of one size, in the order of their source.
+
+    batches: (size) to uint8 [size, 3, h, w], one after the other; the last may be smaller.
+    """
+
+    name: str
+    count: int
+    digest: str  # of the content, 12 hex digits
+    batches: Callable[[int], Iterator[Tensor]]
+
+
+def open_pictures(path: Path) -> Pictures:
+    """A folder of images, or an npz with arr_0 as ADM's evaluator takes it.
+
+    Raises UserError when there are no such pictures.
+    """
+    return _folder_pictures(path) if path.is_dir() else array_pictures(path)
+
+
+def array_pictures(path: Path) -> Pictures:
+    """arr_0 of an npz, uint8 [N, h, w, 3], read batch by batch: 50,000 pictures of 256x256 are 10 GB.
+
+    Raises UserError when there is no such array.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            shape, dtype = _header(file)
+        with open(path, "rb") as raw:
+            digest = hashlib.file_digest(raw, "sha256").hexdigest()[:12]
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise UserError(f"{path} is no npz with pictures in arr_0: {error}") from None
+    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or not shape[0]:
+        raise UserError(f"{path}: arr_0 is {dtype} {list(shape)}; pictures are uint8 [N, h, w, 3]")
+
+    def batches(size: int) -> Iterator[Tensor]:
+        bytes_each = int(np.prod(shape[1:]))
+        with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
+            _header(file)
+            for start in range(0, shape[0], size):
+                count = min(size, shape[0] - start)
+                raw = bytearray(file.read(count * bytes_each))
+                if len(raw) < count * bytes_each:
+                    raise UserError(f"{path} ends after {start + len(raw) // bytes_each} of {shape[0]} pictures")
+                yield torch.frombuffer(raw, dtype=torch.uint8).view(count, *shape[1:]).permute(0, 3, 1, 2)
+
+    return Pictures(path.stem, shape[0], digest, batches)
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of the array that follows. Raises ValueError unless it lies row by row."""
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise ValueError(f"npy format {version}")
+    shape, fortran, dtype = read(file)
+    if fortran:
+        raise ValueError("arr_0 is in Fortran order")
+    return shape, dtype
+
+
+def _folder_pictures(folder: Path) -> Pictures:
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+
+    def batches(size: int) -> Iterator[Tensor]:
+        shape = _picture(paths[0]).shape
+        for start in range(0, len(paths), size):
+            part = [_picture(path) for path in paths[start : start + size]]
+            for path, picture in zip(paths[start:], part, strict=False):
+                if picture.shape != shape:
+                    raise UserError(f"{path} is {_side(picture.shape)}, others are {_side(shape)}; make them one size")
+            yield torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2)
+
+    return Pictures(folder.name, len(paths), digest.hexdigest()[:12], batches)
+
+
+def _picture(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a picture: {error}") from None
+
+
+def _side(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"

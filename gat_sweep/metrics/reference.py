@@ -1,0 +1,272 @@
+"""The real pictures as the extractor sees them: their statistics, and the features of some of them."""
+
+import hashlib
+import itertools
+import os
+import tempfile
+import zipfile
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gat_sweep.config import TrialConfig
+from gat_sweep.data.dataset import Dataset, load_dataset
+from gat_sweep.errors import UserError
+from gat_sweep.metrics.distances import Moments, Statistics, covariance_root, frechet_distance
+from gat_sweep.metrics.extractors import METRICS, WIDTHS, Extractor, make_extractor
+from gat_sweep.metrics.pictures import Eta, Say, array_pictures, silent
+
+BATCH = 64  # pictures through the extractor at once: other batches may round otherwise
+# A data set is summed up in at least so many parts (if it has as many batches) of at most so many batches, and they are
+# added up in their order: the sum is the same however many workers share the parts.
+PARTS, PART_BATCHES = 64, 256
+KEPT = 10_000  # pictures whose features are kept, for the kernel distance, precision and recall
+THREADS = 4  # that read ahead
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What generated pictures are compared with; tensors on the device it was loaded for."""
+
+    metric: str
+    reference: str  # data set, number of pictures, content digest; or the digest of a reference file
+    statistics: Statistics
+    root: Tensor  # of the covariance
+    halves: float | None  # distance between two random halves of the real pictures; a reference file has none
+    features: Tensor | None  # float32 [at most KEPT, F]; a reference file may hold none
+
+
+def check_reference(config: TrialConfig) -> None:
+    """Raises UserError when there are no real pictures, or a reference file does not fit the extractor or extras."""
+    if config.eval.reference:
+        _read_npz(Path(config.eval.reference), WIDTHS[config.eval.extractor])
+        if _needs_features(config) and not _has_pictures(Path(config.eval.reference)):
+            raise UserError(
+                f"eval.reference {config.eval.reference} holds no pictures (arr_0) for the kernel distance, precision "
+                "and recall; leave them out of eval.extras"
+            )
+    elif not (dataset := load_dataset(config.data)).has_pictures:
+        raise UserError(
+            f"data set '{dataset.name}' holds no pictures to compare with; encode it with --store-images, or set "
+            "eval.reference to an npz with mu and sigma"
+        )
+
+
+def reference_name(config: TrialConfig) -> str:
+    """What rows call the reference: data set, number of pictures and content digest, or a file's digest."""
+    if not config.eval.reference:
+        dataset = load_dataset(config.data)
+        return f"{dataset.name}:{len(dataset)}:{dataset.digest}"
+    with open(config.eval.reference, "rb") as file:
+        return f"npz:{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+
+
+def load_reference(
+    config: TrialConfig,
+    home: Path,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world: int = 1,
+    say: Say = silent,
+    extractor: Extractor | None = None,
+) -> Reference:
+    """The reference of a config: eval.reference, or the data set's own pictures, seen once per home and kept in
+    <home>/cache.
+
+    rank, world: with more than one worker, all call this together and share the work; the result does not depend on
+    their number. extractor: the config's, where there is one already.
+    Raises UserError as check_reference and check_extractor do.
+    """
+    device = torch.device(device)
+    check_reference(config)
+    extractor = extractor or make_extractor(config.eval, device)
+    name = reference_name(config)
+    with_pictures = "-pictures" if config.eval.reference and _needs_features(config) else ""
+    digest = f"{name.rsplit(':', 1)[1]}{with_pictures}"
+    path = home / "cache" / f"{extractor.metric}-{extractor.resize}-{digest}-{extractor.digest}.safetensors"
+    # Rank 0 looks, for all: another trial may be writing the file at this moment.
+    missing = torch.tensor(int(not path.exists()), device=device)
+    if world > 1:
+        dist.broadcast(missing, 0)
+    if missing.item():
+        if not config.eval.reference:
+            found = _of_dataset(load_dataset(config.data), extractor, device, rank, world, say)
+        elif rank == 0:
+            found = _of_npz(Path(config.eval.reference), extractor, device, _needs_features(config), say)
+        if rank == 0:
+            _save(found, path)
+        if world > 1:
+            dist.broadcast(missing, 0)  # nobody reads before it is written
+    kept = load_file(path, device=str(device))
+    return Reference(
+        METRICS[config.eval.extractor],
+        name,
+        Statistics(kept["mu"], kept["sigma"], int(kept["n"])),
+        kept["root"],
+        kept["halves"].item() if "halves" in kept else None,
+        kept.get("features"),
+    )
+
+
+def _of_npz(path: Path, extractor: Extractor, device: torch.device, pictures: bool, say: Say) -> dict[str, Tensor]:
+    """An ADM reference batch: mu and sigma as they are; the features of its pictures where they are needed."""
+    mu, sigma = _read_npz(path, extractor.width)
+    found = {"mu": mu, "sigma": sigma, "root": covariance_root(sigma.to(device)), "n": torch.tensor(0)}
+    if pictures:
+        source = array_pictures(path)
+        eta, features = Eta(say, "reference pictures", source.count), []
+        for batch in source.batches(BATCH):
+            features.append(extractor(batch.to(device)))
+            eta.add(len(batch))
+        found["features"] = torch.cat(features)[_kept(source.count)]
+    return found
+
+
+def _of_dataset(
+    dataset: Dataset, extractor: Extractor, device: torch.device, rank: int, world: int, say: Say
+) -> dict[str, Tensor]:
+    """Statistics of all pictures and of two random halves, and KEPT features; empty but on rank 0."""
+    count = len(dataset)
+    in_first = np.zeros(count, dtype=bool)
+    in_first[np.random.default_rng(0).permutation(count)[: count // 2]] = True
+    kept = np.zeros(count, dtype=bool)
+    kept[_kept(count)] = True
+    batches = -(-count // BATCH)
+    edges = np.linspace(0, batches, max(min(PARTS, batches), -(-batches // PART_BATCHES)) + 1).astype(int) * BATCH
+    parts = [np.arange(a, min(b, count)) for a, b in itertools.pairwise(edges)]
+
+    first = second = None
+    features: list[Tensor] = []
+    eta = Eta(say, f"{extractor.metric} reference, {dataset.name}", count)
+    for start in range(0, len(parts), world):
+        if start + rank < len(parts):
+            mine = _Part.of(parts[start + rank], dataset, extractor, device, in_first, kept)
+        for owner in range(min(world, len(parts) - start)):
+            indices = parts[start + owner]
+            if rank == 0:
+                sizes = int(in_first[indices].sum()), int((~in_first[indices]).sum()), int(kept[indices].sum())
+                part = mine if owner == 0 else _Part.received(owner, sizes, extractor.width, device)
+                first = part.first if first is None else first + part.first
+                second = part.second if second is None else second + part.second
+                features.append(part.features)
+                eta.add(len(indices))
+            elif rank == owner:
+                mine.send()
+    if first is None or second is None:
+        return {}
+    whole, halves = (first + second).statistics(), (first.statistics(), second.statistics())
+    return {
+        "mu": whole.mu,
+        "sigma": whole.sigma,
+        "root": covariance_root(whole.sigma),
+        "n": torch.tensor(count),
+        "halves": torch.tensor(frechet_distance(*halves), dtype=torch.float64),
+        "features": torch.cat(features),
+    }
+
+
+@dataclass(frozen=True)
+class _Part:
+    first: Moments
+    second: Moments
+    features: Tensor  # the kept ones, float32 [k, F]
+
+    @staticmethod
+    def of(
+        indices: np.ndarray,
+        dataset: Dataset,
+        extractor: Extractor,
+        device: torch.device,
+        in_first: np.ndarray,
+        kept: np.ndarray,
+    ) -> "_Part":
+        features = torch.cat([extractor(pictures.to(device)) for pictures in _read_ahead(dataset, indices)])
+        first, keeps = (torch.from_numpy(mask[indices]).to(device) for mask in (in_first, kept))
+        return _Part(Moments.of(features[first]), Moments.of(features[~first]), features[keeps])
+
+    def tensors(self) -> list[Tensor]:
+        found = [self.first.mean, self.first.scatter, self.second.mean, self.second.scatter, self.features]
+        return [tensor for tensor in found if tensor.numel()]
+
+    def send(self) -> None:
+        for tensor in self.tensors():
+            dist.send(tensor.contiguous(), 0)
+
+    @staticmethod
+    def received(owner: int, sizes: tuple[int, int, int], width: int, device: torch.device) -> "_Part":
+        first, second = (
+            Moments(
+                n,
+                torch.empty(width, dtype=torch.float64, device=device),
+                torch.empty(width, width, dtype=torch.float64, device=device),
+            )
+            for n in sizes[:2]
+        )
+        part = _Part(first, second, torch.empty(sizes[2], width, device=device))
+        for tensor in part.tensors():
+            dist.recv(tensor, owner)
+        return part
+
+
+def _read_ahead(dataset: Dataset, indices: np.ndarray) -> Iterator[Tensor]:
+    """The pictures of these images in batches, read by threads while the device works."""
+    waiting = deque(np.split(indices, range(BATCH, len(indices), BATCH)))
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="reference") as pool:
+        reading = deque(pool.submit(dataset.rows, waiting.popleft(), True) for _ in range(min(THREADS, len(waiting))))
+        while reading:
+            rows = reading.popleft().result()
+            if waiting:
+                reading.append(pool.submit(dataset.rows, waiting.popleft(), True))
+            assert rows.pictures is not None
+            yield rows.pictures
+
+
+def _kept(count: int) -> np.ndarray:
+    """Indices of the pictures whose features are kept."""
+    return np.sort(np.random.default_rng(1).permutation(count)[:KEPT])
+
+
+def _needs_features(config: TrialConfig) -> bool:
+    return not {"kernel_distance", "precision_recall"}.isdisjoint(config.eval.extras)
+
+
+def _read_npz(path: Path, width: int) -> tuple[Tensor, Tensor]:
+    """mu [width] and sigma [width, width], float64. Raises UserError when the file has none such."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mu, sigma = (torch.from_numpy(np.asarray(file[key], dtype=np.float64)) for key in ("mu", "sigma"))
+    except OSError as error:
+        raise UserError(f"eval.reference {path}: {error.strerror or error}") from None
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise UserError(f"eval.reference {path} is no npz with mu and sigma: {error}") from None
+    if mu.shape != (width,) or sigma.shape != (width, width):
+        raise UserError(
+            f"eval.reference {path} has mu {list(mu.shape)} and sigma {list(sigma.shape)}; the extractor's features "
+            f"have {width} values: use the reference of eval.extractor"
+        )
+    if not (mu.isfinite().all() and sigma.isfinite().all()):
+        raise UserError(f"eval.reference {path} has values that are not finite; download it again")
+    return mu, sigma
+
+
+def _has_pictures(path: Path) -> bool:
+    with zipfile.ZipFile(path) as file:
+        return "arr_0.npy" in file.namelist()
+
+
+def _save(tensors: dict[str, Tensor], path: Path) -> None:
+    """Atomically, under a name that no other process uses meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
+    os.close(handle)
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial)
+    os.chmod(partial, 0o644)  # a temporary file is its owner's alone; the cache may be shared
+    os.replace(partial, path)

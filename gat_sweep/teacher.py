@@ -1,0 +1,134 @@
+"""The vision foundation model that D is aligned with (paper section 2.5, Eq. 9): pictures in, tokens out."""
+
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from gat_sweep.config import TrialConfig
+from gat_sweep.data.dataset import Rows
+from gat_sweep.errors import UserError
+from gat_sweep.gat.augment import AugmentDraws, move, move_tokens
+from gat_sweep.metrics.extractors import EfficientNetLite0, weights_digest
+
+SIDE = 224  # of the pictures every teacher sees
+EFFICIENTNET = "efficientnet_lite0"
+
+
+class Teacher:
+    """A frozen network on a device.
+
+    Attributes:
+        width: of a token.
+        digest: of the weights, 12 hex digits.
+    """
+
+    def __init__(self, network: nn.Module, width: int, prefix: int, mean: Tensor, std: Tensor, grid: int):
+        self.network: Any = network.eval().requires_grad_(False)
+        self.width, self.prefix, self.grid = width, prefix, grid
+        self.mean, self.std = mean, std
+        self.digest = weights_digest(network)
+
+    @torch.no_grad()
+    def tokens(self, pictures: Tensor) -> Tensor:
+        """Pictures [N, 3, h, w], 0 to 255, to float32 [N, 1 + grid * grid, width]: [cls], then the grid row by row.
+
+        A network without [cls] token gives the mean of its map in its place; the map is resized (bicubic) when its
+        grid is another.
+        """
+        x = F.interpolate(pictures.float() / 255, size=(SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
+        features = self.network.forward_features((x - self.mean) / self.std).float()
+        if features.ndim == 4:  # [N, W, y, x]
+            grid, first = features, features.mean(dim=(2, 3))
+        else:  # [N, prefix + y * x, W]; registers stand between [cls] and the patches
+            patches = features[:, self.prefix :]
+            side = int(patches.shape[1] ** 0.5)
+            grid, first = patches.transpose(1, 2).unflatten(2, (side, side)), features[:, 0]
+        if grid.shape[-1] != self.grid:
+            grid = F.interpolate(grid, size=(self.grid, self.grid), mode="bicubic", antialias=True)
+        return torch.cat([first[:, None], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def load_teacher(name: str, checkpoint: str | None, grid: int, device: torch.device | str = "cpu") -> Teacher:
+    """The teacher of that name, its patch tokens on a grid x grid.
+
+    name: "efficientnet_lite0" (comes with the installation) or a vision transformer of timm's.
+    checkpoint: local weights for timm, read weights-only; timm's hub unless given.
+    Raises UserError when the weights cannot be had.
+    """
+    if name == EFFICIENTNET:
+        network: Any = EfficientNetLite0(SIDE).network
+        half = torch.full((3, 1, 1), 0.5, device=device)
+        return Teacher(network.to(device), network.num_features, 0, half, half, grid)
+    _check_name(name)
+    options = {"checkpoint_path": checkpoint} if checkpoint else {"pretrained": True}
+    try:
+        network = timm.create_model(name, img_size=SIDE, num_classes=0, **options)
+    except (LocalEntryNotFoundError, HfHubHTTPError, FileNotFoundError) as error:
+        raise UserError(
+            f"teacher '{name}': its weights are not here and cannot be downloaded; set teacher.checkpoint to a local "
+            f"file ({type(error).__name__})"
+        ) from None
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise UserError(f"teacher '{name}' does not fit the weights in {checkpoint}: {error}") from None
+    mean, std = (
+        torch.tensor(network.pretrained_cfg[key], device=device).view(3, 1, 1) for key in ("mean", "std")
+    )
+    return Teacher(network.to(device), network.num_features, network.num_prefix_tokens, mean, std, grid)
+
+
+def trial_teacher(config: TrialConfig, device: torch.device) -> Teacher | None:
+    """The teacher that a trial runs while it trains; None without alignment, or when its tokens are stored."""
+    teacher = config.teacher
+    if teacher is None or config.discriminator_spec.teacher_width == 0 or teacher.cached:
+        return None
+    network = load_teacher(teacher.name, teacher.checkpoint, config.data.side // config.model.patch, device)
+    if network.width != teacher.width:
+        raise UserError(f"teacher '{teacher.name}' has tokens of width {network.width}; set teacher.width to that")
+    return network
+
+
+def teacher_tokens(teacher: Teacher | None, config: TrialConfig, rows: Rows, draws: AugmentDraws) -> Tensor | None:
+    """What D's tokens of the real images are to agree with, [B, 1 + T, W]; None without alignment.
+
+    The teacher sees each picture translated and flipped as its latent is (A.1); stored tokens are moved on their
+    grid instead, their [cls] left as it is.
+    """
+    if config.discriminator_spec.teacher_width == 0:
+        return None
+    real = draws.of_real()
+    if rows.teacher is not None:
+        return move_tokens(rows.teacher.float(), real, config.model.patch)
+    assert teacher is not None and rows.pictures is not None
+    # Latents move in zeros; the picture's zero is the middle grey.
+    centred = rows.pictures.float() - 127.5
+    return teacher.tokens(move(centred, real, centred.shape[-1] // config.data.side) + 127.5)
+
+
+@lru_cache
+def forward_flops(name: str) -> int:
+    """FLOPs of the teacher on one picture, counted by torch on the meta device."""
+    with torch.device("meta"):
+        if name == EFFICIENTNET:
+            network = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+        else:
+            _check_name(name)
+            network = timm.create_model(name, img_size=SIDE, num_classes=0)
+        teacher: Any = network.eval()
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            teacher.forward_features(torch.empty(1, 3, SIDE, SIDE))
+    return counter.get_total_flops()
+
+
+def _check_name(name: str) -> None:
+    if not name.startswith("vit_") or not timm.is_model(name):
+        raise UserError(
+            f"unknown teacher '{name}'; use {EFFICIENTNET}, or a vision transformer of timm's such as "
+            "vit_base_patch14_dinov2.lvd142m"
+        )
