@@ -59,7 +59,7 @@ class Protocol(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One evaluation, checked. `value` is NaN only when the trial diverged or failed here."""
+    """One evaluation, checked. `value` is NaN where the trial broke, or did not measure the column asked for."""
 
     trial: str
     cell: Cell

@@ -34,6 +34,7 @@ class TrialView:
     rate: float = 0.0  # images per second
     distances: list[float] = field(default_factory=list)
     metric: str = ""
+    note: str = ""  # what it is doing beside steps, until its next numbers
 
     @property
     def steps(self) -> int:
@@ -67,6 +68,9 @@ class TrialView:
             changed = self.status != record["status"]
             self.status, self.reason = record["status"], record.get("reason", "")
             return changed
+        self.note = record.get("note", "")
+        if self.note:
+            return True
         metrics = record["metrics"]
         self.rate = metrics.get("images_per_second", self.rate)
         self.metric = METRICS[self.trial.config.eval.extractor]
@@ -137,7 +141,7 @@ class Monitor:
         for view in self.views:
             table.add_row(
                 view.trial.id,
-                view.status,
+                f"{view.status} {view.note}".strip(),
                 f"{view.step}/{view.steps}",
                 duration(view.seconds_left) if view.status == "running" else "",
                 f"{view.rate:.0f}" if view.rate else "",
@@ -155,6 +159,8 @@ class Monitor:
             parts.append(f"ETA {duration(view.seconds_left)}  {view.rate:.0f} images/s")
         if view.distances:
             parts.append(f"{view.metric} {view.distances[-1]:.1f} (best {min(view.distances):.1f})")
+        if view.note:
+            parts.append(view.note)
         if view.reason:
             parts.append(view.reason)
         return "  ".join(parts)

@@ -253,6 +253,8 @@ class Tracker:
             _write_shipped(trial_dir, child)
 
         for record_end, record in read_journal(journal, child.offset):
+            if "note" in record:
+                continue
             if "status" in record:
                 flush()
                 _set_status(client, child.run_id, record)  # the offset passes it later: twice does no harm

@@ -94,8 +94,10 @@ def train(trial: Trial, device: torch.device, stop: Callable[[], bool] = lambda:
         seconds = saved["seconds"]
     began = evaluated = saved_at = step
 
-    evaluator = Evaluator(config, dataset, trial.home, device, rank, world)
     recorder = Recorder(trial, step) if rank == 0 else None
+    evaluator = Evaluator(
+        config, dataset, trial.home, device, rank, world, say=lambda text: recorder.note(step, text) if recorder else None
+    )
     if recorder and step == 0 and evaluator.reference.halves is not None:
         recorder.journal(0, {f"{evaluator.extractor.metric}_real_halves": evaluator.reference.halves})
 
@@ -198,6 +200,10 @@ class Recorder:
 
     def journal(self, step: int, metrics: dict[str, float]) -> None:
         _append_journal(self.folder, {"step": step, "metrics": metrics})
+
+    def note(self, step: int, text: str) -> None:
+        """Something that whoever watches should know; not a result."""
+        _append_journal(self.folder, {"step": step, "note": text})
 
     def evaluation(self, step: int, result: Evaluation, progress: dict[str, float]) -> None:
         self.table.append(step=step, status="running", reason="", **vars(result), **_columns(progress))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from gat_sweep.data.units import Unit
 from gat_sweep.errors import UserError
 
 
-def here(encoding: Encoding, units: list[Unit], job: EncodeJob) -> Iterator[Done]:
+def here(encoding: Encoding, units: list[Unit], job: EncodeJob) -> Generator[Done, None, None]:
     """Without Ray."""
     encoder = Encoder(encoding)
     for unit in units:
@@ -191,7 +191,7 @@ def test_cut_off_anywhere_it_ends_the_same(tmp_path: Path, tiles: str) -> None:
     run(job)
     cut = replace(job, out=tmp_path / "cut/set")
 
-    def dies(encoding: Encoding, units: list[Unit], job: EncodeJob) -> Iterator[Done]:
+    def dies(encoding: Encoding, units: list[Unit], job: EncodeJob) -> Generator[Done, None, None]:
         """After two units, and a third whose line is not written."""
         for i, done in enumerate(here(encoding, units, job)):
             if i == 2:
@@ -208,7 +208,7 @@ def test_cut_off_anywhere_it_ends_the_same(tmp_path: Path, tiles: str) -> None:
     (cut.out / "shards/.00003.arrow.x.tmp").write_bytes(b"half a shard")
     redone: list[int] = []
 
-    def counts(encoding: Encoding, units: list[Unit], job: EncodeJob) -> Iterator[Done]:
+    def counts(encoding: Encoding, units: list[Unit], job: EncodeJob) -> Generator[Done, None, None]:
         redone.extend(unit.index for unit in units)
         yield from here(encoding, units, job)
 
@@ -241,7 +241,7 @@ def test_one_folder_holds_one_encoding(tmp_path: Path, tiles: str, vae: str) -> 
 def test_two_at_once_are_refused(tmp_path: Path, tiles: str) -> None:
     job = EncodeJob(tmp_path / "set", "pixels", images=tiles, size=32)
 
-    def meanwhile(encoding: Encoding, units: list[Unit], job: EncodeJob) -> Iterator[Done]:
+    def meanwhile(encoding: Encoding, units: list[Unit], job: EncodeJob) -> Generator[Done, None, None]:
         with pytest.raises(UserError, match="another `gat-sweep encode` writes to"):
             run(job)
         yield from here(encoding, units, job)

@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.table import Cell, Protocol, load_table
+from analysis.table import Cell, Protocol, load_table, protocol_differences
 
 HEADER = "trial,generator_size,step,flops,g_forward_flops,metric,value"
 ROW = "t1,S,100,1e15,2e9,fd_lite,12.5"
@@ -94,6 +95,37 @@ def test_excluded_trials_are_listed_with_a_reason(tmp_path: Path) -> None:
         "short": ("done", "unfinished: step 300 of 800"),
         "open": ("running", "unfinished: step 800 of 800, status running"),
     }
+
+
+def test_another_measure_of_the_last_evaluation(tmp_path: Path) -> None:
+    """A trial whose extras were not measured is left out, and says so."""
+    write_parquet(
+        tmp_path / "a.parquet",
+        parquet_row(step=50, fd_infinity=None),
+        parquet_row(fd_infinity=7.5, kernel_distance=0.1),
+    )
+    write_parquet(tmp_path / "b.parquet", parquet_row(trial="t2", fd_infinity=None))
+    table = load_table(tmp_path, "fd_infinity")
+    (trial,) = table.complete()
+    assert (trial.last.value, trial.last.measured.metric) == (7.5, "fd_lite:fd_infinity")
+    assert trial.trajectory(trial.last.measured)[1].tolist() == [7.5]
+    (excluded,) = table.excluded()
+    assert (excluded.trial, excluded.reason) == ("t2", "fd_infinity was not measured at its last evaluation")
+    with pytest.raises(ValueError, match="no such measure: 'recall'; use value, fd_infinity, kernel_distance"):
+        load_table(tmp_path, "recall")
+    write_parquet(tmp_path / "b.parquet", parquet_row(trial="t2"))
+    with pytest.raises(ValueError, match="missing columns: fd_infinity"):
+        load_table(tmp_path, "fd_infinity")
+
+
+def test_differences_of_protocols_are_named_by_key() -> None:
+    a = Protocol("fid", 10, "r", json.dumps({"n": 10, "psi": 1.0, "weights": "abc", "chunk": 64}))
+    b = Protocol("fid", 10, "r", json.dumps({"n": 10, "psi": 0.5, "weights": "abc"}))
+    expected = "protocol.psi is 1.0 (as in t1) or 0.5 (as in t2); protocol.chunk is 64 (as in t1) or None (as in t2)"
+    assert protocol_differences({a: "t1", b: "t2"}) == expected
+    plain = {Protocol("fid", 10, "r", "v1"): "t1", Protocol("fid", 20, "r", "v2"): "t2"}
+    expected = "n is 10 (as in t1) or 20 (as in t2); protocol is 'v1' (as in t1) or 'v2' (as in t2)"
+    assert protocol_differences(plain) == expected
 
 
 def test_a_trial_that_failed_and_was_resumed_is_complete(tmp_path: Path) -> None:

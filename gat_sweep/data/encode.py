@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class EncodeJob:
 
 
 # Does units, in any order, and yields each as it is done.
-Run = Callable[[Encoding, list[Unit], EncodeJob], Iterator[Done]]
+Run = Callable[[Encoding, list[Unit], EncodeJob], Generator[Done, None, None]]
 
 
 def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
@@ -162,8 +163,10 @@ def _work(job: EncodeJob, plan: Plan, encoding: Encoding, journal: Journal, cons
     _check_bad(job, journal)
     if not left:
         return
-    with _Shown(console, sum(sizes[index] for index in journal.done), len(plan)) as shown:
-        for done in run(encoding, left, job):
+    before = sum(sizes[index] for index in journal.done)
+    # Closed also when this raises: that ends the workers.
+    with _Shown(console, before, len(plan)) as shown, closing(run(encoding, left, job)) as finished:
+        for done in finished:
             journal.add(done)
             shown.add(sizes[done.unit])
             _check_bad(job, journal)

@@ -6,7 +6,7 @@ Imports ray inside of functions: who only reads data sets does not pay for it.
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CPU_THREADS = 2  # of an encoder without a GPU; fixed, as sums over more or fewer threads differ in the last bits
 
 
-def run_on_ray(encoding: Encoding, units: list[Unit], job: "EncodeJob") -> Iterator[Done]:
+def run_on_ray(encoding: Encoding, units: list[Unit], job: "EncodeJob") -> Generator[Done, None, None]:
     """Does the units on job.address, or on a Ray of its own here; yields each as it is done.
 
     Raises UserError when a worker met one.

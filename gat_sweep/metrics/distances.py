@@ -97,8 +97,10 @@ def frechet_infinity(real: Statistics, generated: Tensor, root: Tensor | None = 
     adding up as those of independently drawn subsets would. The standard error is the block jackknife's, of the
     generated pictures alone: the reference is taken as given.
 
-    Measured on Gaussians with the spectrum of EfficientNet-Lite0's features of CIFAR-10 (tests/test_metrics.py has a
-    small one): with F = 64 and n = 4 F to 25 F, the truth lay within 2 standard errors in 93 to 99 % of 200 trials.
+    Measured with the mean and covariance of EfficientNet-Lite0's features of CIFAR-10 and F = 64 of them: two standard
+    errors held the truth in 91 to 98 % of 200 trials each at n = 7 F and 25 F, on planted Gaussians at no, a small and a
+    large distance and on resampled features; the bias of the plain distance fell to a fiftieth or less of itself or was
+    lost in the noise. 31 distances are computed.
     Raises UserError for fewer than ENOUGH * F features.
     """
     check_enough(len(generated), generated.shape[1])
