@@ -24,6 +24,7 @@ for command in [
     measure.model_info,
     measure.parity,
     measure.bench,
+    measure.evaluate,
 ]:
     cli.add_command(command)
 

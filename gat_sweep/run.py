@@ -80,7 +80,7 @@ def train_command(config: TrialConfig, home: Path, name: str, device: str | None
     (trial,) = _trials(sweep, home, name)
     check_dataset(config)
     check_evaluation(config)
-    chosen = _device(device)
+    chosen = chosen_device(device)
     open_run(home, name, sweep)
     try:
         if final_status(trial.table) not in FINISHED:
@@ -105,7 +105,7 @@ def bench_command(
 
     if sys.platform != "linux":
         raise UserError("bench reads peak memory from /proc; run it on Linux")
-    chosen = _device(device)
+    chosen = chosen_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     if chosen.type == "cpu":
@@ -123,7 +123,9 @@ def bench_command(
     return results
 
 
-def fit_law_command(source: str | None, home: Path, out: Path | None) -> tuple[dict[str, Any], str, list[Path]]:
+def fit_law_command(
+    source: str | None, metric: str, home: Path, out: Path | None
+) -> tuple[dict[str, Any], str, list[Path]]:
     """Fits and draws a law; (its JSON, a summary to print, the files written).
 
     source: a run's name, a .parquet or .csv, or None for the paper's own points.
@@ -149,7 +151,7 @@ def fit_law_command(source: str | None, home: Path, out: Path | None) -> tuple[d
         path = folder / "table3.csv"
         paper.write_table(path, paper.FORWARDS)
     try:
-        table = load_table(path)
+        table = load_table(path, metric)
         law = fit_law(table)
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -206,7 +208,7 @@ def results_table(trials: list[Trial]) -> Table:
     return table
 
 
-def _device(name: str | None) -> torch.device:
+def chosen_device(name: str | None) -> torch.device:
     """The device of that name, or the best there is. Raises UserError when there is none such."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -6,7 +6,6 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,7 +13,7 @@ from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Rows
 from gat_sweep.errors import UserError
 from gat_sweep.gat.augment import AugmentDraws, move, move_tokens
-from gat_sweep.metrics.extractors import EfficientNetLite0, weights_digest
+from gat_sweep.metrics.extractors import EfficientNetLite0, vision_transformer, weights_digest
 
 SIDE = 224  # of the pictures every teacher sees
 EFFICIENTNET = "efficientnet_lite0"
@@ -66,19 +65,8 @@ def load_teacher(name: str, checkpoint: str | None, grid: int, device: torch.dev
         half = torch.full((3, 1, 1), 0.5, device=device)
         return Teacher(network.to(device), network.num_features, 0, half, half, grid)
     _check_name(name)
-    options = {"checkpoint_path": checkpoint} if checkpoint else {"pretrained": True}
-    try:
-        network = timm.create_model(name, img_size=SIDE, num_classes=0, **options)
-    except (LocalEntryNotFoundError, HfHubHTTPError, FileNotFoundError) as error:
-        raise UserError(
-            f"teacher '{name}': its weights are not here and cannot be downloaded; set teacher.checkpoint to a local "
-            f"file ({type(error).__name__})"
-        ) from None
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise UserError(f"teacher '{name}' does not fit the weights in {checkpoint}: {error}") from None
-    mean, std = (
-        torch.tensor(network.pretrained_cfg[key], device=device).view(3, 1, 1) for key in ("mean", "std")
-    )
+    network = vision_transformer(name, checkpoint, SIDE, "teacher.checkpoint")
+    mean, std = (torch.tensor(network.pretrained_cfg[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
     return Teacher(network.to(device), network.num_features, network.num_prefix_tokens, mean, std, grid)
 
 

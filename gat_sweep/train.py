@@ -22,12 +22,11 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
-from gat_sweep.checkpoint import load_checkpoint, save_checkpoint
+from gat_sweep.checkpoint import check_data, load_checkpoint, save_checkpoint
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset
 from gat_sweep.data.loader import Loader
 from gat_sweep.engine import Engine, draw
-from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluate import Evaluation, Evaluator
 from gat_sweep.plan import iteration_flops
 from gat_sweep.run_table import RunTable, trial_constants
@@ -84,11 +83,7 @@ def train(trial: Trial, device: torch.device, stop: Callable[[], bool] = lambda:
     step, seconds = 0, 0.0
     if found:
         step, saved = found
-        if saved["data"] != dataset.digest:
-            raise UserError(
-                f"trial {trial.id} was trained on data {saved['data']}, '{config.data.path}' holds {dataset.digest}; "
-                "set data.path to the data it began with, or give the run another --name"
-            )
+        check_data(saved, dataset, f"trial {trial.id}")
         for name, part in engine.parts().items():
             part.load_state_dict(saved[name])
         seconds = saved["seconds"]
@@ -96,7 +91,13 @@ def train(trial: Trial, device: torch.device, stop: Callable[[], bool] = lambda:
 
     recorder = Recorder(trial, step) if rank == 0 else None
     evaluator = Evaluator(
-        config, dataset, trial.home, device, rank, world, say=lambda text: recorder.note(step, text) if recorder else None
+        config,
+        dataset,
+        trial.home,
+        device,
+        rank,
+        world,
+        say=lambda text: recorder.note(step, text) if recorder else None,
     )
     if recorder and step == 0 and evaluator.reference.halves is not None:
         recorder.journal(0, {f"{evaluator.extractor.metric}_real_halves": evaluator.reference.halves})

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 
 from gat_sweep.data.dataset import Encoded
+from gat_sweep.data.pictures import png
 from gat_sweep.data.shards import (
     CachedTeacher,
     Columns,
     float16,
     open_shards,
-    png,
     write_manifest,
     write_shard,
 )

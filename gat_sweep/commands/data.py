@@ -15,12 +15,8 @@ from gat_sweep.commands.options import console
 @click.option("--teacher", help="Also store this teacher's tokens, for small sets: efficientnet_lite0, or timm's name.")
 @click.option("--teacher-checkpoint", help="Its weights, as a local file.")
 @click.option("--teacher-grid", type=click.IntRange(min=1), help="Its tokens per side; half the latent's unless given.")
-@click.option(
-    "--store-images", is_flag=True, help="Also keep the pictures, lossless, for teacher and references."
-)
-@click.option(
-    "--size", type=click.IntRange(min=8), default=256, show_default=True, help="Side of the cropped squares."
-)
+@click.option("--store-images", is_flag=True, help="Also keep the pictures, lossless, for teacher and references.")
+@click.option("--size", type=click.IntRange(min=8), default=256, show_default=True, help="Side of the cropped squares.")
 @click.option("--label-column", help="Of parquet files; found by itself where there is one only.")
 @click.option(
     "--max-bad", type=click.IntRange(min=0), default=100, show_default=True, help="Pictures allowed to be bad."

@@ -10,10 +10,14 @@ import click
 from rich.console import Console
 
 from gat_sweep.commands.options import (
+    DEFAULT_RECIPE,
     config_options,
     console,
+    device_option,
+    home_option,
     json_option,
     make_config,
+    parse_settings,
     print_json,
 )
 from gat_sweep.errors import UserError
@@ -73,7 +77,7 @@ def parity(file: Path, as_json: bool) -> None:
 @click.option("--batch", type=int, default=None, help="Images per step; the recipe's unless given.")
 @click.option("--iterations", type=click.IntRange(min=3), default=10, show_default=True, help="Timed pairs of steps.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all of them unless given.")
-@click.option("--device", default=None, help="cpu, cuda, cuda:1; cuda when there is one, unless given.")
+@device_option
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the JSON to this file.")
 @config_options
 @json_option
@@ -116,3 +120,32 @@ def bench(
         return
     for result in results:
         show(result, console())
+
+
+@click.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--recipe", default=DEFAULT_RECIPE, show_default=True, help="Protocol and data, when TARGET is pictures.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override eval.* or data.path.")
+@home_option
+@device_option
+@json_option
+def evaluate(
+    target: Path, recipe: str, settings: tuple[str, ...], home: Path, device: str | None, as_json: bool
+) -> None:
+    """Measure a trial's checkpoint, or generated pictures (an npz with arr_0, or a folder)."""
+    from gat_sweep.metrics.command import evaluate_command, evaluation_table
+    from gat_sweep.run import chosen_device
+
+    progress = Console(stderr=True)
+    found = evaluate_command(
+        target,
+        recipe,
+        parse_settings(settings),
+        home.absolute(),
+        chosen_device(device),
+        lambda text: progress.print(text, highlight=False),
+    )
+    if as_json:
+        print_json(asdict(found))
+    else:
+        console().print(evaluation_table(found))

@@ -21,6 +21,7 @@ home_option = click.option(
     show_default=True,
     help="Where runs live (or set GAT_SWEEP_HOME).",
 )
+device_option = click.option("--device", default=None, help="cpu, cuda, cuda:1; cuda when there is one, unless given.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 

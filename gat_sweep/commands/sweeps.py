@@ -10,6 +10,7 @@ from gat_sweep.commands.options import (
     check_name,
     config_options,
     console,
+    device_option,
     home_option,
     json_option,
     make_config,
@@ -76,7 +77,7 @@ def run(
 @config_options
 @home_option
 @click.option("--name", default="train", show_default=True, help="Name of the run.")
-@click.option("--device", default=None, help="cpu, cuda, cuda:1; cuda when there is one, unless given.")
+@device_option
 def train(recipe: str, preset: str, settings: tuple[str, ...], home: Path, name: str, device: str | None) -> None:
     """Train one trial here, without Ray and MLflow."""
     from gat_sweep.run import train_command
@@ -89,17 +90,24 @@ def train(recipe: str, preset: str, settings: tuple[str, ...], home: Path, name:
 
 @click.command("fit-law")
 @click.argument("source", required=False)
+@click.option(
+    "--metric",
+    type=click.Choice(["value", "fd_infinity", "kernel_distance"]),
+    default="value",
+    show_default=True,
+    help="Column to fit: the Frechet distance at N samples, or what eval.extras measured at the end.",
+)
 @click.option("--paper", is_flag=True, help="Fit the paper's own Table 3 with our FLOPs.")
 @home_option
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for law.json and the plot.")
 @json_option
-def fit_law(source: str | None, paper: bool, home: Path, out: Path | None, as_json: bool) -> None:
+def fit_law(source: str | None, metric: str, paper: bool, home: Path, out: Path | None, as_json: bool) -> None:
     """Fit metric = a C^-b to a run, a table.parquet or a table.csv, and draw it."""
     from gat_sweep.run import fit_law_command
 
     if paper == bool(source):
         raise UserError("give the name of a run, a .parquet or a .csv; or --paper alone")
-    law, text, files = fit_law_command(source, home.absolute(), out)
+    law, text, files = fit_law_command(source, metric, home.absolute(), out)
     if as_json:
         print_json(law)
         return

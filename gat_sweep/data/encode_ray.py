@@ -1,6 +1,6 @@
 """Units on Ray Data: reading and cropping as tasks on CPUs, encoding and writing in one actor per GPU.
 
-Imports ray inside of functions: who only reads data sets does not pay for it.
+Imports ray inside of functions, as this is imported wherever data sets are; and torch, see sources.py.
 """
 
 import json
@@ -14,25 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from gat_sweep.data.encoder import Encoder, Encoding
-from gat_sweep.data.journal import Done
-from gat_sweep.data.sources import Loaded
-from gat_sweep.data.units import Unit
+from gat_sweep.data.sources import Loaded, read_unit
+from gat_sweep.data.units import Source, Unit
 from gat_sweep.errors import UserError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # these bring torch along, which readers do without
     from gat_sweep.data.encode import EncodeJob
+    from gat_sweep.data.encoder import Encoding
+    from gat_sweep.data.journal import Done
 
 CPU_THREADS = 2  # of an encoder without a GPU; fixed, as sums over more or fewer threads differ in the last bits
 
 
-def run_on_ray(encoding: Encoding, units: list[Unit], job: "EncodeJob") -> Generator[Done, None, None]:
+def run_on_ray(encoding: "Encoding", units: list[Unit], job: "EncodeJob") -> "Generator[Done, None, None]":
     """Does the units on job.address, or on a Ray of its own here; yields each as it is done.
 
     Raises UserError when a worker met one.
     """
+    from gat_sweep.data.journal import Done
     from gat_sweep.launch import RAY_ENVIRONMENT, local_resources
 
     # Ray's core calls it an error, in a long line, that Ray Data's actors may be restarted.
@@ -60,12 +60,17 @@ def run_on_ray(encoding: Encoding, units: list[Unit], job: "EncodeJob") -> Gener
         items = [{"unit": json.dumps(asdict(unit))} for unit in units]
         rows = (
             ray.data.from_items(items, override_num_blocks=len(items))  # a task each
-            .map_batches(partial(_read, encoding), batch_size=1, batch_format="pyarrow", num_cpus=1)
+            .map_batches(
+                partial(_read, encoding.source, encoding.picture_side, encoding.store_images),
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=1,
+            )
             .map_batches(
                 _Encoder,
                 batch_size=1,
                 batch_format="pyarrow",
-                fn_constructor_kwargs={"encoding": encoding},
+                fn_constructor_kwargs={"encoding": encoding, "device": "cuda" if gpus else "cpu"},
                 compute=ray.data.ActorPoolStrategy(size=min(encoders, len(items))),
                 # No CPU: the readers would wait for ever for those that encoders hold and do not use while they wait.
                 num_cpus=0,
@@ -93,58 +98,58 @@ def _no_stderr() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _read(encoding: Encoding, batch: pa.Table) -> pa.Table:
-    """Runs in a task: a unit to its pictures, in one row, as a block of Ray Data may not be larger than its rows."""
-    torch.set_num_threads(1)
+def _read(source: Source, size: int, as_png: bool, batch: pa.Table) -> pa.Table:
+    """Runs in a task: a unit to its pictures, in one row, which Ray Data cannot cut."""
     unit = Unit(**json.loads(batch["unit"][0].as_py()))
     try:
-        loaded, images = Encoder(encoding).read(unit)
+        return _pack(unit.index, read_unit(source, unit, size, as_png))
     except UserError as error:  # an exception would come back as Ray's own, with all of its trace
-        return pa.table({"error": [str(error)], **_pack(unit.index, Loaded([], [], [], None, None), [])})
-    return pa.table({"error": [""], **_pack(unit.index, loaded, images)})
+        return _pack(unit.index, Loaded([], [], [], None, None, []), str(error))
 
 
 class _Encoder:
     """Runs in an actor."""
 
-    def __init__(self, encoding: Encoding):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    def __init__(self, encoding: "Encoding", device: str):
+        import torch
+
+        from gat_sweep.data.encoder import Encoder
+
         if device == "cpu":
             torch.set_num_threads(CPU_THREADS)
         self.encoder = Encoder(encoding, device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        if error := batch["error"][0].as_py():
-            return pa.table({"error": [error], "done": [""]})
-        try:
-            done = self.encoder.write(*_unpack(batch))
-        except UserError as error:
-            return pa.table({"error": [str(error)], "done": [""]})
-        return pa.table({"error": [""], "done": [done.model_dump_json()]})
+        index, loaded, error = _unpack(batch)
+        done = ""
+        if not error:
+            try:
+                done = self.encoder.write(index, loaded).model_dump_json()
+            except UserError as own:
+                error = str(own)
+        return pa.table({"error": [error], "done": [done]})
 
 
-def _pack(index: int, loaded: Loaded, images: list[bytes]) -> dict[str, pa.Array]:
-    """Columns of one row; arrays go without a copy."""
+def _pack(index: int, loaded: Loaded, error: str = "") -> pa.Table:
+    """A unit as a table of one row; arrays go without a copy."""
     head: dict[str, Any] = {"index": index, "names": loaded.names, "labels": loaded.labels, "skipped": loaded.skipped}
-    columns = {}
+    columns = {"images": pa.array([loaded.images], pa.list_(pa.large_binary()))}
     for name in ("pictures", "moments"):
         values = getattr(loaded, name)
         head[name] = None if values is None else values.shape
         data = pa.py_buffer(b"" if values is None else np.ascontiguousarray(values))
         offsets = pa.py_buffer(np.array([0, data.size], np.int64))
         columns[name] = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, offsets, data])
-    return {
-        "head": pa.array([json.dumps(head)]),
-        **columns,
-        "images": pa.array([images], pa.list_(pa.large_binary())),
-    }
+    return pa.table({"head": [json.dumps(head)], "error": [error], **columns})
 
 
-def _unpack(batch: pa.Table) -> tuple[int, Loaded, list[bytes]]:
+def _unpack(batch: pa.Table) -> tuple[int, Loaded, str]:
+    """What _pack took."""
     head = json.loads(batch["head"][0].as_py())
-    arrays = {
-        name: None if head[name] is None else np.frombuffer(batch[name][0].as_buffer(), dtype).reshape(head[name])
+    pictures, moments = (
+        None if head[name] is None else np.frombuffer(batch[name][0].as_buffer(), dtype).reshape(head[name])
         for name, dtype in (("pictures", np.uint8), ("moments", np.float32))
-    }
-    loaded = Loaded(head["names"], head["labels"], [(s, r) for s, r in head["skipped"]], **arrays)
-    return head["index"], loaded, batch["images"][0].as_py()
+    )
+    skipped = [(name, reason) for name, reason in head["skipped"]]
+    loaded = Loaded(head["names"], head["labels"], skipped, pictures, moments, batch["images"][0].as_py())
+    return head["index"], loaded, batch["error"][0].as_py()

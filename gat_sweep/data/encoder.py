@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from gat_sweep.data.journal import Done
-from gat_sweep.data.shards import SHARDS, CachedTeacher, Columns, Skipped, float16, png, write_shard
-from gat_sweep.data.sources import Loaded, read_unit
+from gat_sweep.data.shards import SHARDS, CachedTeacher, Columns, Skipped, float16, write_shard
+from gat_sweep.data.sources import Loaded
 from gat_sweep.data.tokenizer import PIXELS, Tokenizer, TokenizerIdentity, load_tokenizer
-from gat_sweep.data.units import Source, Unit
+from gat_sweep.data.units import Source
 from gat_sweep.errors import UserError
 
 if TYPE_CHECKING:  # brings timm along, which only --teacher needs
@@ -41,19 +41,13 @@ class Encoding:
 
 
 class Encoder:
-    """Reads, encodes and writes units; loads the networks when first needed, since readers need none."""
+    """Encodes units on a device and writes them; loads the networks at the first that needs them."""
 
     def __init__(self, encoding: Encoding, device: str = "cpu"):
         self.encoding, self.device = encoding, device
 
-    def read(self, unit: Unit) -> tuple[Loaded, list[bytes]]:
-        """The unit's images, and its pictures as PNG where they are to be stored."""
-        loaded = read_unit(self.encoding.source, unit, self.encoding.picture_side)
-        stored = self.encoding.store_images and loaded.pictures is not None
-        return loaded, [png(picture) for picture in loaded.pictures] if stored else []  # type: ignore[union-attr]
-
-    def write(self, index: int, loaded: Loaded, images: list[bytes]) -> Done:
-        """Encodes what `read` gave and writes the shard, unless none of its images can be used."""
+    def write(self, index: int, loaded: Loaded) -> Done:
+        """Encodes a unit as read_unit gave it and writes its shard, unless none of its images can be used."""
         arrays: dict[str, np.ndarray] = {}
         count = len(loaded.names)
         good, why = np.ones(count, bool), {}
@@ -76,7 +70,9 @@ class Encoder:
             columns = Columns(
                 labels=np.asarray(loaded.labels, np.int32)[good],
                 sources=[name for name, keep in zip(loaded.names, good, strict=True) if keep],
-                images=[image for image, keep in zip(images, good, strict=True) if keep] if images else None,
+                images=[image for image, keep in zip(loaded.images, good, strict=True) if keep]
+                if loaded.images
+                else None,
                 **{name: values if good.all() else values[good] for name, values in arrays.items()},
             )
             shard = write_shard(Path(self.encoding.out) / SHARDS / f"{index:05d}.arrow", columns)

@@ -117,13 +117,6 @@ def float16(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return half, np.asarray(np.isfinite(half).all(axis=tuple(range(1, half.ndim))))
 
 
-def png(picture: np.ndarray) -> bytes:
-    """A picture, uint8 [3, h, w], without loss."""
-    file = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))).save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
 def write_atomically(path: Path, content: "pa.RecordBatch | bytes") -> None:
     """Under a name of its own first: a reader sees the whole file or none, also after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)

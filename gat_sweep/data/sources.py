@@ -1,4 +1,7 @@
-"""Pictures or latents on disk: the plan of what to encode, and the reading of one unit of it."""
+"""Pictures or latents on disk: the plan of what to encode, and the reading of one unit of it.
+
+Imports no torch, as nothing here does that reads: readers are many processes, and start with a fraction of the memory.
+"""
 
 import glob
 import os
@@ -10,7 +13,7 @@ import numpy as np
 
 from gat_sweep.data.latents import load_moments
 from gat_sweep.data.parquet import check_one_split, parquet_rows, plan_parquet
-from gat_sweep.data.pictures import EXTENSIONS, Unusable, decoding, load_square
+from gat_sweep.data.pictures import EXTENSIONS, Unusable, decoding, load_square, png
 from gat_sweep.data.units import Plan, Source, Unit, divide, read_file
 from gat_sweep.errors import UserError
 
@@ -26,6 +29,7 @@ class Loaded:
     skipped: list[tuple[str, str]]
     pictures: np.ndarray | None  # [n, 3, size, size] uint8; None when n is 0
     moments: np.ndarray | None  # [n, 2C, Y, X] float32: mean, then std
+    images: list[bytes]  # the pictures as PNG, where they are to be stored so
 
 
 def plan_images(images: str, shard_size: int, label_column: str | None = None) -> Plan:
@@ -52,8 +56,8 @@ def plan_images(images: str, shard_size: int, label_column: str | None = None) -
     return plan_parquet(tables, shard_size, label_column)
 
 
-def read_unit(source: Source, unit: Unit, size: int) -> Loaded:
-    """The unit's pictures, cropped to `size`, and its latents.
+def read_unit(source: Source, unit: Unit, size: int, as_png: bool = False) -> Loaded:
+    """The unit's pictures, cropped to `size`, and its latents; with as_png the pictures as files too.
 
     Raises UserError when a file cannot be read at all: that is the disk's trouble, not the picture's.
     """
@@ -74,7 +78,12 @@ def read_unit(source: Source, unit: Unit, size: int) -> Loaded:
             names.append(name)
             labels.append(label)
     return Loaded(
-        names, labels, skipped, np.stack(pictures) if pictures else None, np.stack(moments) if moments else None
+        names,
+        labels,
+        skipped,
+        np.stack(pictures) if pictures else None,
+        np.stack(moments) if moments else None,
+        [png(picture) for picture in pictures] if as_png else [],
     )
 
 

@@ -145,4 +145,3 @@ def _color_map(final: Tensor, draws: AugmentDraws) -> tuple[Tensor, Tensor]:
     gain = torch.where(colored, c * s, 1.0)
     offset = torch.where(colored, c * (1 - s) * over_channels + (1 - c) * over_image + b, 0.0)
     return gain, offset
-

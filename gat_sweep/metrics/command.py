@@ -1,7 +1,6 @@
 """What the command `evaluate` measures: a checkpoint of a trial, or pictures that lie in files."""
 
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from gat_sweep.checkpoint import read_trial
 from gat_sweep.config import TrialConfig, check_key, load_recipe, resolve
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.errors import UserError
@@ -56,32 +56,17 @@ def evaluate_checkpoint(path: Path, settings: Mapping[str, Any], device: torch.d
     """A trial's EMA generator as training measures it, with all of eval.extras.
 
     settings: as of evaluate_command.
-    Raises UserError when the checkpoint does not lie in its trial's folder, or is damaged.
+    Raises UserError when the checkpoint does not lie in its trial's folder, is damaged, or the data is another.
     """
     for key in settings:
         if not key.startswith(CHANGEABLE):
             raise UserError(f"--set {key}: of a trained model only {', '.join(CHANGEABLE[1:])} and eval.* can be set")
-    trial = path.absolute().parent.parent
-    if not path.is_file() or not (trial / "config.json").is_file():
-        raise UserError(
-            f"{path} is no checkpoint of a trial; give runs/<run>/trials/<trial>/checkpoints/step_*.pt, with the "
-            "config.json that training wrote beside that folder"
-        )
-    config = resolve(json.loads((trial / "config.json").read_text(encoding="utf-8")), settings)
-    try:
-        saved = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); give another checkpoint") from None
+    config, state = read_trial(path, settings, device)
     check_evaluation(config)
-    dataset = load_dataset(config.data)
-    if saved["data"] != dataset.digest:
-        raise UserError(
-            f"{path} was trained on data {saved['data']}, data.path holds {dataset.digest}; set data.path to the data "
-            "it was trained on"
-        )
     ema = Generator(config.generator_spec).to(device)
-    ema.load_state_dict(saved["ema"])
-    return Evaluator(config, dataset, trial.parents[2], device, say=say).measure(ema, extras=True)
+    ema.load_state_dict(state["ema"])
+    dataset, home = load_dataset(config.data), path.absolute().parents[4]
+    return Evaluator(config, dataset, home, device, say=say).measure(ema, extras=True)
 
 
 def evaluate_pictures(

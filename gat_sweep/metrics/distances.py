@@ -97,10 +97,9 @@ def frechet_infinity(real: Statistics, generated: Tensor, root: Tensor | None = 
     adding up as those of independently drawn subsets would. The standard error is the block jackknife's, of the
     generated pictures alone: the reference is taken as given.
 
-    Measured with the mean and covariance of EfficientNet-Lite0's features of CIFAR-10 and F = 64 of them: two standard
-    errors held the truth in 91 to 98 % of 200 trials each at n = 7 F and 25 F, on planted Gaussians at no, a small and a
-    large distance and on resampled features; the bias of the plain distance fell to a fiftieth or less of itself or was
-    lost in the noise. 31 distances are computed.
+    Measured on 64 of EfficientNet-Lite0's features of CIFAR-10, at n = 7 F and 25 F, 200 trials each of planted
+    Gaussians (at no, a small and a large distance) and of resampled features: two standard errors held the truth in
+    91 to 98 %, and no bias was left beyond the noise, of the 1.2 to 4.7 that the plain distance had.
     Raises UserError for fewer than ENOUGH * F features.
     """
     check_enough(len(generated), generated.shape[1])

@@ -127,14 +127,7 @@ class DinoV2(_Network):
     std: Tensor
 
     def __init__(self, weights: str | None):
-        # As a "pretrained file", so that timm fits the position table of 518-pixel checkpoints to this side.
-        overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
-        try:
-            network: Any = timm.create_model(self.model, pretrained=True, img_size=self.side, num_classes=0, **overlay)
-        except (LocalEntryNotFoundError, HfHubHTTPError, FileNotFoundError) as error:
-            raise UserError(_missing(self.name, f"https://huggingface.co/timm/{self.model}", error)) from None
-        except (RuntimeError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-            raise UserError(f"eval.weights {weights} does not fit {self.model}: {error}") from None
+        network = vision_transformer(self.model, weights, self.side, "eval.weights")
         super().__init__(network, f"bicubic-antialias-{self.side}", network.num_features)
         for key in ("mean", "std"):
             value = torch.tensor(network.pretrained_cfg[key]).view(3, 1, 1)
@@ -197,6 +190,22 @@ def inception_weights(path: str | None) -> dict[str, Tensor]:
     return weights
 
 
+def vision_transformer(model: str, weights: str | None, side: int, setting: str) -> Any:
+    """timm's network of that name without its classifier, for pictures of that side.
+
+    weights: a local checkpoint, read weights-only; timm's hub unless given. setting: the config value that names them.
+    Raises UserError when they cannot be had or do not fit.
+    """
+    # As a "pretrained file", so that timm fits the position table of 518-pixel checkpoints to this side.
+    overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
+    try:
+        return timm.create_model(model, pretrained=True, img_size=side, num_classes=0, **overlay)
+    except (LocalEntryNotFoundError, HfHubHTTPError, FileNotFoundError) as error:
+        raise UserError(_missing(model, f"https://huggingface.co/timm/{model}", error, setting)) from None
+    except (RuntimeError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+        raise UserError(f"{setting} {weights} does not fit {model}: {error}") from None
+
+
 def weights_digest(network: nn.Module) -> str:
     """Of every tensor of the state dict and its name, 12 hex digits."""
     digest = hashlib.sha256()
@@ -212,8 +221,8 @@ def _check_resize(config: Eval) -> None:
         raise UserError(f"extractor '{config.extractor}' sees {side}x{side} pictures; set eval.resize={side}")
 
 
-def _missing(name: str, url: str, error: Exception) -> str:
+def _missing(name: str, url: str, error: Exception, setting: str = "eval.weights") -> str:
     return (
-        f"extractor '{name}': its weights are not here and {url} cannot be reached ({type(error).__name__}); download "
-        "them where there is a network and set eval.weights to the file"
+        f"'{name}': its weights are not here and {url} cannot be reached ({type(error).__name__}); download "
+        f"them where there is a network and set {setting} to the file"
     )
