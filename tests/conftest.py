@@ -13,8 +13,9 @@ import torch
 from sklearn.datasets import load_sample_images
 
 from gat_sweep.config import TrialConfig, load_recipe, resolve
-from gat_sweep.data.shards import Columns, float16, write_manifest, write_shard
+from gat_sweep.data.shards import CachedTeacher, Columns, float16, write_manifest, write_shard
 from gat_sweep.data.tokenizer import Pixels, TokenizerIdentity
+from gat_sweep.teacher import EFFICIENTNET, load_teacher
 from gat_sweep.train import Trial
 
 torch.set_num_threads(1)
@@ -57,10 +58,20 @@ def photographs(count: int, side: int, seed: int = 0) -> np.ndarray:
     return np.stack(squares).transpose(0, 3, 1, 2)
 
 
-def encoded_pixels(folder: Path, count: int, side: int) -> np.ndarray:
-    """A data set of photographs in two classes, in shards of 7; returns its pictures."""
+def encoded_pixels(folder: Path, count: int, side: int, grid: int | None = None) -> np.ndarray:
+    """A data set of photographs in two classes, in shards of 7; returns its pictures.
+
+    grid: EfficientNet-Lite0's tokens are stored beside them, so many to a side.
+    """
     pictures = photographs(count, side)
-    _write(folder, Pixels(3).identity, side, "uint8", [{"pixels": part} for part in _split(pictures)])
+    parts = [{"pixels": part} for part in _split(pictures)]
+    teacher = None
+    if grid:
+        network = load_teacher(EFFICIENTNET, None, grid)
+        for part in parts:
+            part["teacher"] = network.tokens(torch.from_numpy(part["pixels"])).half().numpy()
+        teacher = CachedTeacher(name=EFFICIENTNET, digest=network.digest, tokens=1 + grid**2, width=network.width)
+    _write(folder, Pixels(3).identity, side, "uint8", parts, teacher)
     return pictures
 
 
@@ -82,7 +93,12 @@ def _split(values: np.ndarray) -> list[np.ndarray]:
 
 
 def _write(
-    folder: Path, tokenizer: TokenizerIdentity, side: int, dtype: str, parts: list[dict[str, np.ndarray]]
+    folder: Path,
+    tokenizer: TokenizerIdentity,
+    side: int,
+    dtype: str,
+    parts: list[dict[str, np.ndarray]],
+    teacher: CachedTeacher | None = None,
 ) -> None:
     shards, start = [], 0
     for number, part in enumerate(parts):
@@ -100,7 +116,7 @@ def _write(
         dtype=dtype,
         has_pictures=dtype == "uint8",
         tokenizer=tokenizer,
-        teacher=None,
+        teacher=teacher,
         classes=("palace", "flower"),
         shards=tuple(shards),
         skipped=(),

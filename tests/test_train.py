@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import tiny_config, tiny_trial
+from conftest import encoded_pixels, tiny_config, tiny_trial
 
 from gat_sweep import engine
+from gat_sweep.errors import UserError
 from gat_sweep.gat import flops
 from gat_sweep.run_table import SCHEMA
 from gat_sweep.train import Trial, record_failure, train
@@ -180,3 +181,52 @@ def test_two_workers_give_the_number_that_one_gives(home: Path, tmp_path: Path) 
     ema.load_state_dict(state(trial, 4)["ema"])
     alone = Evaluator(config, load_dataset(config.data), home, CPU, 0, 1).measure(ema)
     assert alone.value == rows(trial)[-1]["value"]
+
+
+# ---------------------------------------------------------------- encoded photographs
+
+
+def photograph_trial(home: Path, folder: Path, name: str, **overrides: Any) -> Trial:
+    data = {"dataset": "encoded", "path": str(folder), "side": 8, "channels": 3, "classes": 2}
+    return tiny_trial(home, name, data=data, teacher=TEACHER, **overrides)
+
+
+TEACHER = {"name": "efficientnet_lite0", "width": 1280}
+
+
+def losses(trial: Trial) -> list[dict[str, float]]:
+    records = [json.loads(line) for line in (trial.folder / "journal.jsonl").read_text().splitlines()]
+    return [r["metrics"] for r in records if "loss_d" in r.get("metrics", {})]
+
+
+def test_photographs_with_a_teacher_online_and_cached(tmp_path: Path) -> None:
+    """On pictures that are not moved both teachers say the same, up to float16; and both give D the alignment term."""
+    encoded_pixels(tmp_path / "data", count=40, side=8, grid=4)
+    still = {"augment__translation": 0, "augment__flip": 0, "train__steps": 2, "eval__samples": 40}
+    online = photograph_trial(tmp_path, tmp_path / "data", "online", **still)
+    cached = photograph_trial(tmp_path, tmp_path / "data", "cached", teacher__cached=True, **still)
+    without = photograph_trial(tmp_path, tmp_path / "data", "without", objective__align_weight=0, **still)
+    for trial in (online, cached, without):
+        assert train(trial, CPU).status == "done"
+    a, b, c = (losses(trial)[0] for trial in (online, cached, without))
+    assert a["alignment"] == pytest.approx(b["alignment"], abs=1e-3) and 0.5 < a["alignment"] < 1.5
+    penalties = online.config.objective.gp_weight * (a["penalty_real"] + a["penalty_fake"])
+    assert a["loss_d"] == pytest.approx(a["adversarial_d"] + penalties + a["alignment"], rel=1e-5)
+    assert "alignment" not in c
+    assert json.loads(rows(online)[-1]["flops_per_image"])["teacher_forward"] > 7e8
+    assert "teacher_forward" not in json.loads(rows(cached)[-1]["flops_per_image"])
+    reference = rows(online)[-1]["reference"]
+    assert reference.startswith("photographs:40:") and json.loads(rows(online)[-1]["protocol"])["tokenizer"] == "pixels"
+
+
+def test_another_data_set_is_no_continuation(tmp_path: Path) -> None:
+    encoded_pixels(tmp_path / "data", count=40, side=8)
+    encoded_pixels(tmp_path / "other", count=41, side=8)
+    short = {"train__steps": 2, "train__eval_every": 1, "eval__samples": 40, "objective__align_weight": 0}
+    begun = photograph_trial(tmp_path, tmp_path / "data", "run", **short)
+    calls = iter([False, True])
+    assert train(begun, CPU, stop=lambda: next(calls)).status == "running"
+    with pytest.raises(UserError, match=r"set data\.path to the data it was trained on"):
+        train(photograph_trial(tmp_path, tmp_path / "other", "run", **short), CPU)
+    shutil.move(tmp_path / "data", tmp_path / "moved")  # where it lies is no part of what it is
+    assert train(photograph_trial(tmp_path, tmp_path / "moved", "run", **short), CPU).status == "done"

@@ -44,8 +44,8 @@ class EncodeJob:
     batch: int = 16  # images at once through the networks
     max_bad: int = 100  # images that cannot be used, before all stops
     address: str | None = None  # of a running Ray cluster ("auto") whose nodes see the same folders; here unless given
-    cpus: int | None = None  # of this machine without an address, all unless given; two of them make an encoder
-    gpus: int | None = None  # the same; where there are any, each is an encoder
+    cpus: int | None = None  # of this machine without an address, all unless given
+    gpus: int | None = None  # the same
 
 
 # Does units, in any order, and yields each as it is done.

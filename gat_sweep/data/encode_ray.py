@@ -1,4 +1,4 @@
-"""Units on Ray Data: reading and cropping as tasks on CPUs, encoding and writing in one actor per GPU.
+"""Units on Ray Data: tasks on CPUs read and crop, an actor per GPU (or CPU, where there is none) encodes and writes.
 
 Imports ray inside of functions, as this is imported wherever data sets are; and torch, see sources.py.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # these bring torch along, which readers do without
     from gat_sweep.data.encoder import Encoding
     from gat_sweep.data.journal import Done
 
-CPU_THREADS = 2  # of an encoder without a GPU; fixed, as sums over more or fewer threads differ in the last bits
+CPUS_PER_WRITER = 8  # where there is no network to run, an encoder only writes what so many CPUs read
 
 
 def run_on_ray(encoding: "Encoding", units: list[Unit], job: "EncodeJob") -> "Generator[Done, None, None]":
@@ -45,9 +45,12 @@ def run_on_ray(encoding: "Encoding", units: list[Unit], job: "EncodeJob") -> "Ge
             ray.init(address=job.address, runtime_env={"env_vars": RAY_ENVIRONMENT}, **quiet)
         else:
             here = local_resources()
-            cpus = int(here.cpus) if job.cpus is None else job.cpus
-            gpus = int(here.gpus) if job.gpus is None else job.gpus
-            ray.init(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, **quiet)
+            ray.init(
+                num_cpus=int(here.cpus) if job.cpus is None else job.cpus,
+                num_gpus=int(here.gpus) if job.gpus is None else job.gpus,
+                include_dashboard=False,
+                **quiet,
+            )
     try:
         import ray.data
 
@@ -56,7 +59,9 @@ def run_on_ray(encoding: "Encoding", units: list[Unit], job: "EncodeJob") -> "Ge
         context.enable_progress_bars = context.print_on_execution_start = False
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
-        encoders = gpus or max(1, int(there.get("CPU", 1)) // 2)
+        cpus = int(there.get("CPU", 1))
+        networks = encoding.tokenizer.source != PIXELS or encoding.teacher is not None
+        encoders = (gpus or cpus) if networks else max(1, cpus // CPUS_PER_WRITER)
         items = [{"unit": json.dumps(asdict(unit))} for unit in units]
         rows = (
             ray.data.from_items(items, override_num_blocks=len(items))  # a task each
@@ -70,11 +75,11 @@ def run_on_ray(encoding: "Encoding", units: list[Unit], job: "EncodeJob") -> "Ge
                 _Encoder,
                 batch_size=1,
                 batch_format="pyarrow",
-                fn_constructor_kwargs={"encoding": encoding, "device": "cuda" if gpus else "cpu"},
+                fn_constructor_kwargs={"encoding": encoding, "device": "cuda" if gpus and networks else "cpu"},
                 compute=ray.data.ActorPoolStrategy(size=min(encoders, len(items))),
                 # No CPU: the readers would wait for ever for those that encoders hold and do not use while they wait.
                 num_cpus=0,
-                num_gpus=1 if gpus else 0,
+                num_gpus=1 if gpus and networks else 0,
             )
         )
         for row in rows.iter_rows():
@@ -115,8 +120,7 @@ class _Encoder:
 
         from gat_sweep.data.encoder import Encoder
 
-        if device == "cpu":
-            torch.set_num_threads(CPU_THREADS)
+        torch.set_num_threads(1)  # an encoder per CPU does; and sums over more threads differ in the last bits
         self.encoder = Encoder(encoding, device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
