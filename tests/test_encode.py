@@ -22,13 +22,13 @@ from sklearn.datasets import load_sample_images
 from test_sources import PHOTO, bad_pictures, save, square, write_edm2
 from test_tokenizer import save_vae
 
-from gat_sweep.data.encode import EncodeJob, encode
-from gat_sweep.data.encoder import Encoder, Encoding
-from gat_sweep.data.journal import Done
 from gat_sweep.data.shards import Manifest, open_shards
-from gat_sweep.data.sources import read_unit
 from gat_sweep.data.tokenizer import load_tokenizer
-from gat_sweep.data.units import Unit
+from gat_sweep.encode.encoder import Encoder, Encoding
+from gat_sweep.encode.job import EncodeJob, encode
+from gat_sweep.encode.journal import Done
+from gat_sweep.encode.sources import read_unit
+from gat_sweep.encode.units import Unit
 from gat_sweep.errors import UserError
 
 
@@ -268,7 +268,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from rich.console import Console
-from gat_sweep.data.encode import EncodeJob, encode
+from gat_sweep.encode.job import EncodeJob, encode
 job = json.loads(sys.argv[1])
 encode(EncodeJob(**{**job, "out": Path(job["out"])}), Console(width=200))
 """

@@ -10,6 +10,8 @@ import pytest
     ("module", "absent"),
     [
         ("gat_sweep.train", ["ray", "mlflow"]),
+        ("gat_sweep.encode.on_ray", ["ray", "torch", "timm", "diffusers"]),
+        ("gat_sweep.encode.sources", ["torch"]),
         ("gat_sweep.cli", ["ray", "mlflow", "torch"]),
         ("gat_sweep.gat.losses", ["timm", "pydantic", "gat_sweep.config", "gat_sweep.train"]),
         ("analysis.plots", ["ray", "mlflow", "torch", "gat_sweep"]),

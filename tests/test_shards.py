@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 
 from gat_sweep.data.dataset import Encoded
-from gat_sweep.data.pictures import png
 from gat_sweep.data.shards import (
     CachedTeacher,
     Columns,
@@ -21,6 +20,7 @@ from gat_sweep.data.shards import (
     write_shard,
 )
 from gat_sweep.data.tokenizer import PIXELS, TokenizerIdentity
+from gat_sweep.encode.pictures import png
 from gat_sweep.errors import UserError
 
 COUNTS = (5, 3, 1, 4)  # images of each shard

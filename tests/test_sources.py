@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from gat_sweep.data.latents import plan_latents
-from gat_sweep.data.pictures import Unusable, center_crop, decoding, load_square
-from gat_sweep.data.sources import plan_images, read_unit
-from gat_sweep.data.units import Plan
+from gat_sweep.encode.latents import plan_latents
+from gat_sweep.encode.pictures import Unusable, center_crop, decoding, load_square
+from gat_sweep.encode.sources import plan_images, read_unit
+from gat_sweep.encode.units import Plan
 from gat_sweep.errors import UserError
 
 PHOTO = load_sample_images().images[0]  # uint8 [427, 640, 3]

@@ -44,8 +44,8 @@ def encode(
 
     The same command again goes on where it was stopped.
     """
-    from gat_sweep.data.encode import EncodeJob
-    from gat_sweep.data.encode import encode as run
+    from gat_sweep.encode.job import EncodeJob
+    from gat_sweep.encode.job import encode as run
 
     job = EncodeJob(
         out=out,

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gat_sweep.data.latents import load_moments
-from gat_sweep.data.parquet import check_one_split, parquet_rows, plan_parquet
-from gat_sweep.data.pictures import EXTENSIONS, Unusable, decoding, load_square, png
-from gat_sweep.data.units import Plan, Source, Unit, divide, read_file
+from gat_sweep.encode.latents import load_moments
+from gat_sweep.encode.parquet import check_one_split, parquet_rows, plan_parquet
+from gat_sweep.encode.pictures import EXTENSIONS, Unusable, decoding, load_square, png
+from gat_sweep.encode.units import Plan, Source, Unit, divide, read_file
 from gat_sweep.errors import UserError
 
 SPLITS = {"train", "val", "valid", "validation", "test"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gat_sweep.data.units import Plan, Source, Unit, divide, numbered_classes
+from gat_sweep.encode.units import Plan, Source, Unit, divide, numbered_classes
 from gat_sweep.errors import UserError
 from gat_sweep.yamlfile import nearest
 

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from gat_sweep.data.pictures import EXTENSIONS, Unusable
-from gat_sweep.data.units import Plan, Source, divide, numbered_classes, read_file
+from gat_sweep.encode.pictures import EXTENSIONS, Unusable
+from gat_sweep.encode.units import Plan, Source, divide, numbered_classes, read_file
 from gat_sweep.errors import UserError
 
 

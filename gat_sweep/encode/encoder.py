@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gat_sweep.data.journal import Done
 from gat_sweep.data.shards import SHARDS, CachedTeacher, Columns, Skipped, float16, write_shard
-from gat_sweep.data.sources import Loaded
 from gat_sweep.data.tokenizer import PIXELS, Tokenizer, TokenizerIdentity, load_tokenizer
-from gat_sweep.data.units import Source
+from gat_sweep.encode.journal import Done
+from gat_sweep.encode.sources import Loaded
+from gat_sweep.encode.units import Source
 from gat_sweep.errors import UserError
 
 if TYPE_CHECKING:  # brings timm along, which only --teacher needs
@@ -38,6 +38,11 @@ class Encoding:
     teacher: CachedTeacher | None
     teacher_grid: int
     teacher_checkpoint: str | None
+
+    @property
+    def runs_networks(self) -> bool:
+        """Whether there is more to do than to write what was read."""
+        return self.teacher is not None or (self.tokenizer.source != PIXELS and self.source.kind != "latents")
 
 
 class Encoder:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from gat_sweep.data.sources import Loaded, read_unit
-from gat_sweep.data.units import Source, Unit
+from gat_sweep.encode.sources import Loaded, read_unit
+from gat_sweep.encode.units import Source, Unit
 from gat_sweep.errors import UserError
 
 if TYPE_CHECKING:  # these bring torch along, which readers do without
-    from gat_sweep.data.encode import EncodeJob
-    from gat_sweep.data.encoder import Encoding
-    from gat_sweep.data.journal import Done
+    from gat_sweep.encode.encoder import Encoding
+    from gat_sweep.encode.job import EncodeJob
+    from gat_sweep.encode.journal import Done
 
 CPUS_PER_WRITER = 8  # where there is no network to run, an encoder only writes what so many CPUs read
 
@@ -32,7 +32,7 @@ def run_on_ray(encoding: "Encoding", units: list[Unit], job: "EncodeJob") -> "Ge
 
     Raises UserError when a worker met one.
     """
-    from gat_sweep.data.journal import Done
+    from gat_sweep.encode.journal import Done
     from gat_sweep.launch import RAY_ENVIRONMENT, local_resources
 
     # Ray's core calls it an error, in a long line, that Ray Data's actors may be restarted.
@@ -60,7 +60,7 @@ def run_on_ray(encoding: "Encoding", units: list[Unit], job: "EncodeJob") -> "Ge
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
         cpus = int(there.get("CPU", 1))
-        networks = encoding.tokenizer.source != PIXELS or encoding.teacher is not None
+        networks = encoding.runs_networks
         encoders = (gpus or cpus) if networks else max(1, cpus // CPUS_PER_WRITER)
         items = [{"unit": json.dumps(asdict(unit))} for unit in units]
         rows = (
@@ -118,7 +118,7 @@ class _Encoder:
     def __init__(self, encoding: "Encoding", device: str):
         import torch
 
-        from gat_sweep.data.encoder import Encoder
+        from gat_sweep.encode.encoder import Encoder
 
         torch.set_num_threads(1)  # an encoder per CPU does; and sums over more threads differ in the last bits
         self.encoder = Encoder(encoding, device)

@@ -12,17 +12,18 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gat_sweep.data.encode_ray import run_on_ray
-from gat_sweep.data.encoder import Encoding
-from gat_sweep.data.journal import Done, Journal, locked
-from gat_sweep.data.latents import plan_latents
 from gat_sweep.data.shards import SHARDS, CachedTeacher, Manifest, open_shards, write_manifest
-from gat_sweep.data.sources import plan_images
 from gat_sweep.data.tokenizer import PIXELS, TokenizerIdentity, load_tokenizer
-from gat_sweep.data.units import Plan, Unit
+from gat_sweep.encode.encoder import Encoding
+from gat_sweep.encode.journal import Done, Journal, locked
+from gat_sweep.encode.latents import plan_latents
+from gat_sweep.encode.on_ray import run_on_ray
+from gat_sweep.encode.sources import plan_images
+from gat_sweep.encode.units import Plan, Unit
 from gat_sweep.errors import UserError
 
 LINE_EVERY = 30.0  # seconds between plain lines where there is no terminal
+RATE_AFTER = 3.0  # seconds from the first unit; several come at once at the beginning
 SHOWN_BAD = 3
 
 
@@ -216,12 +217,11 @@ class _Shown:
         now = time.monotonic()
         if self.first is None:  # what came before was start-up
             self.first = (now, self.count)
-            return
         since, count = self.first
-        rate = (self.count - count) / (now - since)
+        rate = (self.count - count) / (now - since) if now - since > RATE_AFTER else None
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.count, rate=f"{rate:,.0f} images/s")
-        elif now - self.spoken > LINE_EVERY:
+            self.bar.update(self.task, completed=self.count, rate=f"{rate:,.0f} images/s" if rate else "")
+        elif rate and now - self.spoken > LINE_EVERY:
             self.spoken = now
             left = (self.total - self.count) / rate
             self._say(f"{self.count:,} of {self.total:,} images, {rate:,.0f} images/s, {left:,.0f} s left")

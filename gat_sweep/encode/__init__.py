@@ -1,0 +1,1 @@
+"""Pictures to shards: `gat-sweep encode`."""
