@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from gat_sweep.commands import data, measure, sweeps
+from gat_sweep.commands import checkpoints, data, measure, sweeps
 from gat_sweep.errors import UserError
 
 
@@ -24,7 +24,9 @@ for command in [
     measure.model_info,
     measure.parity,
     measure.bench,
-    measure.evaluate,
+    measure.latency,
+    checkpoints.evaluate,
+    checkpoints.inspect,
 ]:
     cli.add_command(command)
 

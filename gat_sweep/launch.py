@@ -2,8 +2,8 @@
 
 A pack is one trial, or several small ones: a worker takes half a minute to start, a small trial not much longer.
 
-With encode/on_ray.py the only file that imports ray. Workers leave files (see train.py); nothing but a trial's end comes back
-through Ray, so what was recorded does not depend on who was alive to receive it.
+With encode/on_ray.py the only file that imports ray. Workers leave files (see train.py); nothing but a trial's end
+comes back through Ray, so what was recorded does not depend on who was alive to receive it.
 """
 
 import json

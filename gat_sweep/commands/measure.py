@@ -1,6 +1,5 @@
-"""Networks, steps and checkpoints measured: model-info, parity, bench."""
+"""Networks and steps measured: model-info, parity, bench, latency."""
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -10,17 +9,14 @@ import click
 from rich.console import Console
 
 from gat_sweep.commands.options import (
-    DEFAULT_RECIPE,
     config_options,
-    console,
     device_option,
-    home_option,
     json_option,
     make_config,
-    parse_settings,
+    out_option,
     print_json,
+    print_results,
 )
-from gat_sweep.errors import UserError
 
 
 @click.command("model-info")
@@ -78,7 +74,7 @@ def parity(file: Path, as_json: bool) -> None:
 @click.option("--iterations", type=click.IntRange(min=3), default=10, show_default=True, help="Timed pairs of steps.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all of them unless given.")
 @device_option
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Also write the JSON to this file.")
+@out_option
 @config_options
 @json_option
 def bench(
@@ -101,8 +97,6 @@ def bench(
     from benchmarks.step import show
     from gat_sweep.run import bench_command
 
-    if out is not None and not out.parent.is_dir():
-        raise UserError(f"--out {out}: no such folder; make {out.parent} first")
     chosen: dict[str, Any] = {"workers.count": 1}
     if batch is not None:
         chosen["train.batch"] = batch
@@ -113,39 +107,42 @@ def bench(
         for size in sizes or ("",)
     ]
     results = bench_command(configs, device, threads, iterations, Console(stderr=True))
-    if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    if as_json:
-        print_json(results)
-        return
-    for result in results:
-        show(result, console())
+    print_results(results, show, out, as_json)
 
 
 @click.command()
-@click.argument("target", type=click.Path(path_type=Path))
-@click.option("--recipe", default=DEFAULT_RECIPE, show_default=True, help="Protocol and data, when TARGET is pictures.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override eval.* or data.path.")
-@home_option
+@click.option("--size", "sizes", multiple=True, help="Size of the generator; repeat for several.")
+@click.option("--images", type=click.IntRange(min=1), default=64, show_default=True, help="Table 6 has 64.")
+@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, help="Images at once.")
+@click.option("--repeats", type=click.IntRange(min=3), default=10, show_default=True, help="Of the timed generation.")
+@click.option("--tokenizer", help="A VAE (hub id or folder), whose decoder is timed too.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all of them unless given.")
 @device_option
+@out_option
+@config_options
 @json_option
-def evaluate(
-    target: Path, recipe: str, settings: tuple[str, ...], home: Path, device: str | None, as_json: bool
+def latency(
+    sizes: tuple[str, ...],
+    images: int,
+    batches: tuple[int, ...],
+    repeats: int,
+    tokenizer: str | None,
+    threads: int | None,
+    device: str | None,
+    out: Path | None,
+    recipe: str,
+    preset: str,
+    settings: tuple[str, ...],
+    as_json: bool,
 ) -> None:
-    """Measure a trial's checkpoint, or generated pictures (an npz with arr_0, or a folder)."""
-    from gat_sweep.metrics.command import evaluate_command, evaluation_table
+    """Time and memory of generating images (Table 6): G alone, with guidance, with the tokenizer's decoder."""
+    from benchmarks.inference import inference_command, show_inference
     from gat_sweep.run import chosen_device
 
-    progress = Console(stderr=True)
-    found = evaluate_command(
-        target,
-        recipe,
-        parse_settings(settings),
-        home.absolute(),
-        chosen_device(device),
-        lambda text: progress.print(text, highlight=False),
+    chosen = [{"model.generator": size, "model.discriminator": size} if size else {} for size in sizes or ("",)]
+    configs = [make_config(recipe, preset, settings, {"workers.count": 1}, values) for values in chosen]
+    at_once = sorted(set(batches or (1, images)))
+    results = inference_command(
+        configs, chosen_device(device), threads, images, at_once, repeats, tokenizer, Console(stderr=True)
     )
-    if as_json:
-        print_json(asdict(found))
-    else:
-        console().print(evaluation_table(found))
+    print_results(results, show_inference, out, as_json)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ home_option = click.option(
     help="Where runs live (or set GAT_SWEEP_HOME).",
 )
 device_option = click.option("--device", default=None, help="cpu, cuda, cuda:1; cuda when there is one, unless given.")
+out_option = click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=lambda context, option, path: _with_folder(path),
+    help="Also write the JSON to this file.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -63,6 +70,25 @@ def console() -> Console:
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1))
+
+
+def print_results(
+    results: list[dict[str, Any]], show: Callable[[dict[str, Any], Console], None], out: Path | None, as_json: bool
+) -> None:
+    """Results of a benchmark, to a file and for people or as JSON."""
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(results)
+        return
+    for result in results:
+        show(result, console())
+
+
+def _with_folder(path: Path | None) -> Path | None:
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"--out {path}: no such folder; make {path.parent} first")
+    return path
 
 
 def make_config(recipe: str, preset: str, settings: tuple[str, ...], *more: dict[str, Any]) -> Any:

@@ -1,0 +1,93 @@
+"""What training left behind, looked at: evaluate, inspect."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from gat_sweep.commands.options import (
+    DEFAULT_RECIPE,
+    console,
+    device_option,
+    home_option,
+    json_option,
+    parse_settings,
+    print_json,
+)
+
+
+@click.command()
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--recipe", default=DEFAULT_RECIPE, show_default=True, help="Protocol and data, when TARGET is pictures.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override eval.* or data.path.")
+@home_option
+@device_option
+@json_option
+def evaluate(
+    target: Path, recipe: str, settings: tuple[str, ...], home: Path, device: str | None, as_json: bool
+) -> None:
+    """Measure a trial's checkpoint, or generated pictures (an npz with arr_0, or a folder)."""
+    from gat_sweep.metrics.command import evaluate_command, evaluation_table
+    from gat_sweep.run import chosen_device
+
+    progress = Console(stderr=True)
+    found = evaluate_command(
+        target,
+        recipe,
+        parse_settings(settings),
+        home.absolute(),
+        chosen_device(device),
+        lambda text: progress.print(text, highlight=False),
+    )
+    if as_json:
+        print_json(asdict(found))
+    else:
+        console().print(evaluation_table(found))
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; <run>/inspect/... unless given.")
+@click.option("--images", type=click.IntRange(min=2), help="Real and generated images to look at; 2000 unless given.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--lpips-backbone",
+    type=click.Path(path_type=Path),
+    help="torchvision's AlexNet weights: block influence in LPIPS instead of the extractor's feature distance.",
+)
+@click.option("--teacher", help="What features are aligned with; the trial's own, or efficientnet_lite0, unless given.")
+@click.option("--teacher-checkpoint", help="Its weights, as a local file.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Where the data and the tokenizer lie.")
+@device_option
+@json_option
+def inspect(
+    checkpoint: Path,
+    out: Path | None,
+    images: int | None,
+    seed: int,
+    lpips_backbone: Path | None,
+    teacher: str | None,
+    teacher_checkpoint: str | None,
+    settings: tuple[str, ...],
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """What every block of a trial's networks does: influence, similarity, alignment, features (Fig. 4, 6b, 9)."""
+    from gat_sweep.inspect import Options, inspect_command, inspection_table
+    from gat_sweep.run import chosen_device
+
+    result, files = inspect_command(
+        checkpoint,
+        out,
+        Options(images, seed, lpips_backbone, teacher, teacher_checkpoint),
+        parse_settings(settings),
+        chosen_device(device),
+        Console(stderr=True),
+    )
+    if as_json:
+        print_json(result)
+        return
+    console().print(inspection_table(result))
+    for file in files:
+        click.echo(f"  {file}")
