@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.plots import COLOURS, STYLE, _save
+from analysis.plots import COLOURS, STYLE, save_figure
 
 NAMES = {"real": "real images", "fake": "generated images"}
 
@@ -25,7 +25,7 @@ def plot_influence(result: dict[str, Any], path: Path) -> list[Path]:
         _stages(axes, result)
         axes.set_ylabel(_wrapped(protocol["distance_label"]))
         axes.set_xlabel("block of G left out")
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def plot_similarity(result: dict[str, Any], path: Path) -> list[Path]:
@@ -43,7 +43,7 @@ def plot_similarity(result: dict[str, Any], path: Path) -> list[Path]:
             _stages(axes, result)
             axes.set_xlabel("block of G")
         figure.axes[0].set_ylabel("cosine similarity")
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def plot_alignment(result: dict[str, Any], path: Path) -> list[Path]:
@@ -67,7 +67,7 @@ def plot_alignment(result: dict[str, Any], path: Path) -> list[Path]:
         left.set_ylim(min(0.0, left.get_ylim()[0]), None)
         left.set_ylabel(f"CKNNA (k = {protocol['neighbours']}) with\n{protocol['teacher']}")
         figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2, handlelength=3.2)
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def plot_features(network: str, pictures: dict[str, np.ndarray], maps: dict[int, np.ndarray], path: Path) -> list[Path]:
@@ -100,7 +100,7 @@ def plot_features(network: str, pictures: dict[str, np.ndarray], maps: dict[int,
         axes.spines[:].set_visible(False)
         for data, part in zip(pictures, starts, strict=True):
             axes.text((part[0] + part[-1] + 1) / 2, -0.08, NAMES[data], ha="center", va="bottom")
-        return _save(figure, path)
+        return save_figure(figure, path)
 
 
 def _curve(

@@ -64,7 +64,7 @@ def plot_law(table: Table, law: Law, path_without_suffix: Path) -> list[Path]:
         _draw_points(axes, law, looks)
         _label(axes, law)
         figure.legend(handles=_legend(law, looks), loc="outside right upper", handlelength=3.2)
-        return _save(figure, Path(path_without_suffix))
+        return save_figure(figure, Path(path_without_suffix))
 
 
 def _looks(law: Law) -> dict[Cell, dict[str, Any]]:
@@ -214,7 +214,7 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def _save(figure: Figure, path: Path) -> list[Path]:
+def save_figure(figure: Figure, path: Path) -> list[Path]:
     """Write both formats whole: a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []

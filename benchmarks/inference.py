@@ -105,7 +105,7 @@ def inference_command(
     Raises UserError when it cannot be had, or does not fit.
     """
     if sys.platform != "linux":
-        raise UserError("bench-inference reads peak memory from /proc; run it on Linux")
+        raise UserError("latency reads peak memory from /proc; run it on Linux")
     if threads is not None:
         torch.set_num_threads(threads)
     if device.type == "cpu":

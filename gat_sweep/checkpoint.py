@@ -63,7 +63,7 @@ def read_trial(path: Path, settings: Mapping[str, Any], device: torch.device) ->
     except json.JSONDecodeError as error:
         raise UserError(f"{written} is damaged: {error}") from None
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({type(error).__name__}); give another checkpoint") from None
     check_data(state, load_dataset(config.data), str(path))
@@ -72,9 +72,10 @@ def read_trial(path: Path, settings: Mapping[str, Any], device: torch.device) ->
 
 def check_data(state: dict[str, Any], dataset: Dataset, whose: str) -> None:
     """Raises UserError unless a state was trained on this data."""
-    if state["data"] != dataset.digest:
+    trained_on = state.get("data", "without a digest")
+    if trained_on != dataset.digest:
         raise UserError(
-            f"{whose} was trained on data {state['data']}, '{dataset.name}' is {dataset.digest}; set data.path to the "
+            f"{whose} was trained on data {trained_on}, '{dataset.name}' is {dataset.digest}; set data.path to the "
             "data it was trained on"
         )
 

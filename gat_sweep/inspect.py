@@ -6,7 +6,6 @@ The paper's Fig. 4 (block influence, features), 6b (alignment with a vision mode
 import csv
 import json
 import math
-import pickle
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gat_sweep.config import PLACES, TrialConfig, resolve
+from gat_sweep.checkpoint import read_trial
+from gat_sweep.config import PLACES, TrialConfig
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.data.tokenizer import load_tokenizer
 from gat_sweep.errors import UserError
@@ -57,7 +57,11 @@ def inspect_command(
     tokenizer lie. Progress goes to the console.
     Raises UserError when a file is missing, damaged, or does not fit the trial.
     """
-    config, state = read_checkpoint(checkpoint, settings)
+    places = sorted(f"{section}.{key}" for section, keys in PLACES.items() for key in keys)
+    for key in settings:
+        if key not in places:
+            raise UserError(f"--set {key}: a trial is inspected as it was trained; set only {', '.join(places)}")
+    config, state = read_trial(checkpoint, settings, torch.device("cpu"))  # optimizers need not fit the device
     folder = out or checkpoint.absolute().parents[3] / "inspect" / f"{checkpoint.parents[1].name}-{checkpoint.stem}"
     subject = _subject(checkpoint, config, state, device)
     available = len(subject.dataset)
@@ -97,31 +101,6 @@ def inspect_command(
     return result, [folder / "inspect.json", folder / "inspect.csv", *_draw(result, found, folder)]
 
 
-def read_checkpoint(path: Path, settings: dict[str, Any]) -> tuple[TrialConfig, dict[str, Any]]:
-    """The config beside a checkpoint's folder, with other places, and the checkpoint's contents on the host.
-
-    Raises UserError when either is missing or damaged.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give one of <run>/trials/<trial>/checkpoints/step_*.pt")
-    written = path.absolute().parents[1] / "config.json"
-    if not written.is_file():
-        raise UserError(f"{written} is missing; leave the checkpoint where training wrote it")
-    places = {f"{section}.{key}" for section, keys in PLACES.items() for key in keys}
-    if other := sorted(settings.keys() - places):
-        raise UserError(
-            f"--set {other[0]}: a trial is inspected as it was trained; set only {', '.join(sorted(places))}"
-        )
-    try:
-        config = resolve(json.loads(written.read_text(encoding="utf-8")), settings)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{written} is damaged: {error}") from None
-    try:
-        return config, torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); give another checkpoint") from None
-
-
 def write_csv(path: Path, rows: list[Row]) -> None:
     """The long table; an empty field is a value that is not there."""
     with open(path, "w", newline="", encoding="utf-8") as file:
@@ -159,8 +138,6 @@ def inspection_table(result: dict[str, Any]) -> Table:
 
 def _subject(path: Path, config: TrialConfig, state: dict[str, Any], device: torch.device) -> Subject:
     dataset = load_dataset(config.data)
-    if state.get("data", dataset.digest) != dataset.digest:
-        raise UserError(f"{path} was trained on other data than '{dataset.name}'; set data.path to those")
     generator, discriminator = Generator(config.generator_spec), Discriminator(config.discriminator_spec)
     try:
         generator.load_state_dict(state["ema"])

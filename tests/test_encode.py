@@ -275,8 +275,9 @@ encode(EncodeJob(**{**job, "out": Path(job["out"])}), Console(width=200))
 
 
 @pytest.mark.ray
-def test_killed_on_ray_it_ends_as_without(tmp_path: Path, tiles: str, vae: str) -> None:
-    """The whole process group is killed after the first units; another number of encoders does the rest."""
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_on_ray_it_ends_as_without(tmp_path: Path, tiles: str, vae: str, killed: bool) -> None:
+    """Also when the whole process group is killed after the first units, and another number of encoders goes on."""
     whole = EncodeJob(tmp_path / "whole/set", vae, images=tiles, size=32, shard_size=16, batch=4, store_images=True)
     run(whole)
     out = tmp_path / "cut/set"
@@ -289,6 +290,11 @@ def test_killed_on_ray_it_ends_as_without(tmp_path: Path, tiles: str, vae: str) 
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ
         )
 
+    if not killed:
+        said = start(cpus=2).communicate(timeout=120)[0].decode()
+        assert said.splitlines()[-1].startswith("encoded 320 images"), said
+        assert content(out) == content(whole.out)
+        return
     first = start(cpus=1)
     deadline = time.monotonic() + 120
     journal = out / "encode.jsonl"

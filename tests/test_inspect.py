@@ -194,7 +194,8 @@ def test_latents_are_decoded_by_the_tokenizer_that_made_them(tmp_path: Path) -> 
     (tmp_path / "trial" / "checkpoints").mkdir(parents=True)
     (tmp_path / "trial" / "config.json").write_text(config.model_dump_json(), encoding="utf-8")
     path = tmp_path / "trial" / "checkpoints" / "step_00000000.pt"
-    torch.save({"ema": networks[0].state_dict(), "discriminator": networks[1].state_dict()}, path)
+    state = {"ema": networks[0].state_dict(), "discriminator": networks[1].state_dict()}
+    torch.save({**state, "data": load_dataset(config.data).digest}, path)
     with pytest.raises(UserError, match="is not the one that made the data set's latents, 'nowhere'"):
         inspect_command(path, None, Options(), {"data.tokenizer": str(tmp_path / "vae")}, CPU, Console(quiet=True))
 
@@ -262,7 +263,7 @@ def test_inspect_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     # Per block: three of G alone and CKNNA once; of D patches and [cls], on real and fake.
     assert len(read) == 4 * (3 + 1) + 4 * 2 * 2
     saved = torch.load(checkpoint, weights_only=True)
-    assert result["step"] == 4 and result["data"] == saved.get("data", result["data"])
+    assert result["step"] == 4 and result["data"] == saved["data"]
     assert inspection_table(result).row_count == 4
 
     again, other = inspect(checkpoint, tmp_path / "again")
@@ -285,7 +286,7 @@ def test_bad_input_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     refused("config.json is missing")
     shutil.copy(checkpoint.parents[1] / "config.json", folder.parent)
     refused("cannot be read")
-    torch.save({"ema": {}}, damaged)
+    torch.save({"ema": {}, "data": torch.load(checkpoint, weights_only=True)["data"]}, damaged)
     refused("does not hold the networks")
     (folder.parent / "config.json").write_text("{", encoding="utf-8")
     refused("config.json is damaged")
