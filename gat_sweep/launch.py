@@ -2,23 +2,22 @@
 
 A pack is one trial, or several small ones: a worker takes half a minute to start, a small trial not much longer.
 
-With encode/on_ray.py the only file that imports ray. Workers leave files (see train.py); nothing but a trial's end
-comes back through Ray, so what was recorded does not depend on who was alive to receive it.
+With cluster.py and encode/on_ray.py the only file that imports ray. Workers leave files (see train.py); nothing but a
+trial's end comes back through Ray, so what was recorded does not depend on who was alive to receive it.
 """
 
 import json
-import logging
-import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from gat_sweep import cluster
+from gat_sweep.cluster import Cluster
 from gat_sweep.config import TrialConfig, Workers
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.reference import load_reference
@@ -26,18 +25,6 @@ from gat_sweep.plan import iteration_flops
 from gat_sweep.run_table import FINISHED, final_status
 from gat_sweep.train import Trial, record_failure, train
 
-# Read by Ray at import or at start; set before either.
-RAY_ENVIRONMENT = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends the workers at once, not the step after next
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
-}
-MAX_DRIVERS = 64  # trials at once, whatever the cluster's size
 WORKER_RESTARTS = 1  # of a pack, after a worker died; it resumes from the newest checkpoint
 
 # A step of a small network is launches of small operations: on one CPU core, width 8 has a twelfth of the FLOPs
@@ -48,30 +35,17 @@ STEP_FLOPS = 1.5e9
 SHARE_BELOW = 2e13
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """What trials can be given: totals over all nodes."""
-
-    cpus: float
-    gpus: float
-
-
-def local_resources() -> Cluster:
-    """This machine's."""
-    return Cluster(len(os.sched_getaffinity(0)), torch.cuda.device_count())
-
-
-def check_feasible(trials: dict[str, TrialConfig], cluster: Cluster) -> None:
+def check_feasible(trials: dict[str, TrialConfig], there: Cluster) -> None:
     """Raises UserError when a trial asks for more than the cluster has, with both numbers."""
     for trial, config in trials.items():
         need = config.workers
-        for name, asked, there in [
-            ("CPUs", need.count * need.cpus, cluster.cpus),
-            ("GPUs", need.count * need.gpus, cluster.gpus),
+        for name, asked, offered in [
+            ("CPUs", need.count * need.cpus, there.cpus),
+            ("GPUs", need.count * need.gpus, there.gpus),
         ]:
-            if asked > there:
+            if asked > offered:
                 raise UserError(
-                    f"trial {trial} asks for {asked:g} {name} ({need.count} workers), the cluster has {there:g}; "
+                    f"trial {trial} asks for {asked:g} {name} ({need.count} workers), the cluster has {offered:g}; "
                     "lower workers.count, workers.cpus or workers.gpus with --set, or use a larger cluster"
                 )
 
@@ -120,37 +94,24 @@ def run_sweep(trials: list[Trial], address: str | None) -> None:
     address: of a running cluster ("auto"), or None to start Ray on this machine and stop it afterwards.
     A trial that fails leaves its reason in the run table and does not stop the others.
     """
-    os.environ.update(RAY_ENVIRONMENT)
-    import ray
-    from ray import tune
+    with cluster.session(address) as there:
+        from ray import tune
+        from ray.train import TrainingFailedError
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if address:
-        ray.init(address=address, runtime_env={"env_vars": RAY_ENVIRONMENT}, **quiet)
-    else:
-        cpus, gpus = local_resources().cpus, local_resources().gpus
-        ray.init(
-            num_cpus=int(cpus),
-            num_gpus=int(gpus),
-            resources={"sweep_driver": MAX_DRIVERS},
-            include_dashboard=False,
-            **quiet,
-        )
-    try:
-        there = ray.cluster_resources()
-        cluster = Cluster(there.get("CPU", 0), there.get("GPU", 0))
-        check_feasible({t.id: t.config for t in trials}, cluster)
-        if "sweep_driver" not in there:
+        check_feasible({t.id: t.config for t in trials}, there)
+        if not there.drives_sweeps:
             raise UserError(
                 "the cluster offers no 'sweep_driver' resource, which trials are driven from; start its head with "
-                f"--resources='{{\"sweep_driver\": {MAX_DRIVERS}}}' (cluster.yaml does)"
+                f"--resources='{{\"sweep_driver\": {cluster.MAX_DRIVERS}}}' (cluster.yaml does)"
             )
         launch = time.strftime("%Y%m%d-%H%M%S")
         for number, trial in enumerate(one_per_reference(trials)):
             if not measures_here(trial.config, address):
-                _trainer(_measure_reference, [trial], f"reference-{number}-{launch}").fit()
-        slots = max(1, min(MAX_DRIVERS, *(_fits(t.config.workers, cluster) for t in trials)))
+                try:
+                    _trainer(_measure_reference, [trial], f"reference-{number}-{launch}").fit()
+                except TrainingFailedError as error:
+                    raise UserError(f"the reference cannot be measured: {_reason(error)}") from None
+        slots = max(1, min(cluster.MAX_DRIVERS, *(_fits(t.config.workers, there) for t in trials)))
         # A pack's driver takes no CPU: were it to, drivers would starve their own workers for ever.
         drive = tune.with_resources(_drive_pack, {"sweep_driver": 1})
         tuner = tune.Tuner(
@@ -162,8 +123,6 @@ def run_sweep(trials: list[Trial], address: str | None) -> None:
             ),
         )
         tuner.fit()
-    finally:
-        ray.shutdown()
 
 
 def _drive_pack(config: dict[str, Any]) -> None:
@@ -261,10 +220,10 @@ def _cost(config: TrialConfig) -> float:
     return config.train.steps * (per_image * config.train.batch + STEP_FLOPS)
 
 
-def _fits(workers: Workers, cluster: Cluster) -> int:
+def _fits(workers: Workers, there: Cluster) -> int:
     """How many such trials run at once."""
-    by_cpu = cluster.cpus // (workers.count * workers.cpus)
-    by_gpu = cluster.gpus // (workers.count * workers.gpus) if workers.gpus else by_cpu
+    by_cpu = there.cpus // (workers.count * workers.cpus)
+    by_gpu = there.gpus // (workers.count * workers.gpus) if workers.gpus else by_cpu
     return int(min(by_cpu, by_gpu))
 
 

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from gat_sweep.cluster import local_resources
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset
 from gat_sweep.errors import UserError
@@ -35,7 +36,7 @@ def run_command(
         check_dataset(trial.config)
         check_evaluation(trial.config)
     if address is None:
-        launch.check_feasible(sweep.trials, launch.local_resources())
+        launch.check_feasible(sweep.trials, local_resources())
     open_run(home, name, sweep)
     open_trials = [trial for trial in trials if final_status(trial.table) not in FINISHED]
     if len(open_trials) < len(trials):

@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 from test_cli import call
 from test_train import assert_same_state
 
-from gat_sweep.launch import SHARE_BELOW, STEP_FLOPS, local_resources, packs, train_pack
+from gat_sweep.cluster import local_resources
+from gat_sweep.launch import SHARE_BELOW, STEP_FLOPS, packs, train_pack
 from gat_sweep.run_table import final_status, read_rows
 from gat_sweep.sweep import load_sweep
 from gat_sweep.tracking import default_uri
@@ -99,7 +100,12 @@ def start(cwd: Path, *args: str) -> subprocess.Popen[str]:
     """gat-sweep in a process group of its own, as a terminal starts it; Ray and its workers start from nothing."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     args = (sys.executable, "-m", "gat_sweep.cli", *args)
-    return subprocess.Popen(args, cwd=cwd, env=marked(cwd), start_new_session=True, **pipes)
+    return subprocess.Popen(args, cwd=cwd, env=marked(cwd), start_new_session=True, preexec_fn=_mind_ctrl_c, **pipes)
+
+
+def _mind_ctrl_c() -> None:
+    """A suite that was started in the background of a shell ignores it, and its children would."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def marked(mark: Path) -> dict[str, str]:

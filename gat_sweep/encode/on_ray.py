@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from gat_sweep.cluster import session
 from gat_sweep.encode.sources import Loaded, read_unit
 from gat_sweep.encode.units import Source, Unit
 from gat_sweep.errors import UserError
@@ -33,33 +34,18 @@ def run_on_ray(encoding: "Encoding", units: list[Unit], job: "EncodeJob") -> "Ge
     Raises UserError when a worker met one.
     """
     from gat_sweep.encode.journal import Done
-    from gat_sweep.launch import RAY_ENVIRONMENT, local_resources
 
     # Ray's core calls it an error, in a long line, that Ray Data's actors may be restarted.
-    os.environ.update(RAY_ENVIRONMENT | {"RAY_BACKEND_LOG_LEVEL": "fatal"})
-    import ray
-
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    with _no_stderr():
-        if job.address:
-            ray.init(address=job.address, runtime_env={"env_vars": RAY_ENVIRONMENT}, **quiet)
-        else:
-            here = local_resources()
-            ray.init(
-                num_cpus=int(here.cpus) if job.cpus is None else job.cpus,
-                num_gpus=int(here.gpus) if job.gpus is None else job.gpus,
-                include_dashboard=False,
-                **quiet,
-            )
-    try:
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    with ExitStack() as stack:
+        with _no_stderr():
+            there = stack.enter_context(session(job.address, job.cpus, job.gpus))
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
-        there = ray.cluster_resources()
-        gpus = int(there.get("GPU", 0))
-        cpus = int(there.get("CPU", 1))
+        cpus, gpus = int(there.cpus), int(there.gpus)
         networks = encoding.runs_networks
         encoders = (gpus or cpus) if networks else max(1, cpus // CPUS_PER_WRITER)
         items = [{"unit": json.dumps(asdict(unit))} for unit in units]
@@ -86,8 +72,6 @@ def run_on_ray(encoding: "Encoding", units: list[Unit], job: "EncodeJob") -> "Ge
             if row["error"]:
                 raise UserError(row["error"])
             yield Done.model_validate_json(row["done"])
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
