@@ -18,7 +18,6 @@ from gat_sweep.errors import UserError
 from gat_sweep.gat import flops
 from gat_sweep.gat.generator import Generator
 from gat_sweep.plan import human
-from gat_sweep.train import keep_freed_memory
 
 IMAGES = 64  # the paper's
 PSI, GUIDANCE = 0.7, 1.5  # any values but 1 cost the same
@@ -108,8 +107,6 @@ def inference_command(
         raise UserError("latency reads peak memory from /proc; run it on Linux")
     if threads is not None:
         torch.set_num_threads(threads)
-    if device.type == "cpu":
-        keep_freed_memory()
     decoder = load_tokenizer(tokenizer, device) if tokenizer else None
     results = []
     for config in configs:

@@ -13,13 +13,14 @@ from rich.table import Table
 from gat_sweep.cluster import local_resources
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset
+from gat_sweep.device import chosen_device
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluate import check_evaluation
 from gat_sweep.metrics.reference import Reference, load_reference, reference_name
 from gat_sweep.progress import Monitor
 from gat_sweep.run_table import FINISHED, final_status, read_rows, source_commit
 from gat_sweep.sweep import Sweep, open_run, read_run, trial_id
-from gat_sweep.train import Trial, keep_freed_memory, train
+from gat_sweep.train import Trial, train
 
 
 def run_command(
@@ -109,8 +110,6 @@ def bench_command(
     chosen = chosen_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    if chosen.type == "cpu":
-        keep_freed_memory()
     results = []
     for config in configs:
 
@@ -207,17 +206,6 @@ def results_table(trials: list[Trial]) -> Table:
             f"{(last['seconds'] or 0) / 60:.1f}",
         )
     return table
-
-
-def chosen_device(name: str | None) -> torch.device:
-    """The device of that name, or the best there is. Raises UserError when there is none such."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise UserError(f"--device {name}: no such device; use cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
 
 
 def _trials(sweep: Sweep, home: Path, name: str) -> list[Trial]:

@@ -8,7 +8,6 @@ Imports neither Ray nor MLflow. It writes files below the trial's folder, and ot
 and the rows of `<run>/table/<trial>.parquet`.
 """
 
-import ctypes
 import json
 import os
 import time
@@ -26,6 +25,7 @@ from gat_sweep.checkpoint import check_data, load_checkpoint, save_checkpoint
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset
 from gat_sweep.data.loader import Loader
+from gat_sweep.device import keep_freed_memory
 from gat_sweep.engine import Engine, draw
 from gat_sweep.metrics.evaluate import Evaluation, Evaluator
 from gat_sweep.plan import iteration_flops
@@ -255,17 +255,6 @@ def _columns(progress: dict[str, float]) -> dict[str, Any]:
 def _mix(seed: int, step: int, rank: int) -> int:
     """One 63-bit seed from three numbers, different for every (seed, step, rank) that can occur."""
     return (seed * 1_000_003 + step) * 65_537 + rank & (2**63 - 1)
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc reuse a step's buffers instead of returning them to the kernel, which zeroes them again each time.
-
-    Half of a small step on CPU is page faults otherwise. Elsewhere than on glibc there is nothing to set.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no allocation of its own mapping, however large
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def _write_text(path: Path, text: str) -> None:

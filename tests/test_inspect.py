@@ -22,7 +22,7 @@ from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.inspect import COLUMNS, Options, inspect_command, inspection_table
 from gat_sweep.inspection.cknna import cknna
-from gat_sweep.inspection.measures import Findings, Subject, look, pca_maps, similarity
+from gat_sweep.inspection.measures import CHUNK, Findings, Subject, look, pca_maps, similarity
 from gat_sweep.inspection.perceptual import FeatureDistance, Lpips
 from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens, without_block
 from gat_sweep.train import train
@@ -244,7 +244,7 @@ def checkpoint(home_with_reference: Path) -> Path:
 
 def inspect(checkpoint: Path, out: Path | None = None) -> tuple[dict[str, Any], list[Path]]:
     console = Console(quiet=True)
-    return inspect_command(checkpoint, out, Options(images=20), {}, CPU, console)
+    return inspect_command(checkpoint, out, Options(images=CHUNK + 5), {}, CPU, console)
 
 
 def test_inspect_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ def evaluate(
     target: Path, recipe: str, settings: tuple[str, ...], home: Path, device: str | None, as_json: bool
 ) -> None:
     """Measure a trial's checkpoint, or generated pictures (an npz with arr_0, or a folder)."""
+    from gat_sweep.device import chosen_device
     from gat_sweep.metrics.command import evaluate_command, evaluation_table
-    from gat_sweep.run import chosen_device
 
     progress = Console(stderr=True)
     found = evaluate_command(
@@ -74,8 +74,8 @@ def inspect(
     as_json: bool,
 ) -> None:
     """What every block of a trial's networks does: influence, similarity, alignment, features (Fig. 4, 6b, 9)."""
+    from gat_sweep.device import chosen_device
     from gat_sweep.inspect import Options, inspect_command, inspection_table
-    from gat_sweep.run import chosen_device
 
     result, files = inspect_command(
         checkpoint,

@@ -137,7 +137,7 @@ def latency(
 ) -> None:
     """Time and memory of generating images (Table 6): G alone, with guidance, with the tokenizer's decoder."""
     from benchmarks.inference import inference_command, show_inference
-    from gat_sweep.run import chosen_device
+    from gat_sweep.device import chosen_device
 
     chosen = [{"model.generator": size, "model.discriminator": size} if size else {} for size in sizes or ("",)]
     configs = [make_config(recipe, preset, settings, {"workers.count": 1}, values) for values in chosen]

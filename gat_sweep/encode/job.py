@@ -76,7 +76,7 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
         "shard_size": job.shard_size,
         "store_images": store_images,
     }
-    out = job.out.absolute()
+    out = Path(os.path.abspath(job.out))
     with locked(out):
         journal = Journal(out, identity)
         if journal.finished:

@@ -61,6 +61,11 @@ class Findings:
     shown_tokens: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
     shown_pictures: dict[str, Tensor] = field(default_factory=dict)
 
+    def show(self, network: str, data: str, tokens: list[Tensor]) -> None:
+        """Keeps the tokens [B, T, W] of each block for the figures, of the first chunk alone."""
+        if (network, data) not in self.shown_tokens:
+            self.shown_tokens[network, data] = [out[self.shown] for out in tokens]
+
     def rows(self, k: int, step: Callable[[], None]) -> list[Row]:
         """Every measure of every block; `step` is called after each CKNNA, of which `len(features)` are made."""
         rows = []
@@ -138,7 +143,7 @@ def _look_at_fake(
         for measure, value in values.items():
             found.values.setdefault(("G", i, "fake", measure), []).append(value.cpu())
         found.features.setdefault(("G", i, "fake", "cknna_patches"), []).append(out.mean(dim=1))
-    found.shown_tokens.setdefault(("G", "fake"), [out[found.shown] for out in tokens[1:]])
+    found.show("G", "fake", tokens[1:])
     _look_with_discriminator(subject, levels, y, "fake", random, found)
     _keep_pictures(teacher, pictures, "fake", found)
 
@@ -155,12 +160,13 @@ def _look_with_discriminator(
     for i, out in enumerate(tokens, start=1):
         found.features.setdefault(("D", i, data, "cknna_patches"), []).append(out[:, 1:].mean(dim=1))
         found.features.setdefault(("D", i, data, "cknna_cls"), []).append(out[:, 0])
-    found.shown_tokens.setdefault(("D", data), [out[found.shown, 1:] for out in tokens])
+    found.show("D", data, [out[:, 1:] for out in tokens])
 
 
 def _keep_pictures(teacher: Teacher, pictures: Tensor, data: str, found: Findings) -> None:
     found.teacher.setdefault(data, []).append(teacher.tokens(pictures)[:, 0])
-    found.shown_pictures.setdefault(data, pictures[found.shown])
+    if data not in found.shown_pictures:
+        found.shown_pictures[data] = pictures[found.shown]
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:

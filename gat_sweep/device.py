@@ -1,0 +1,31 @@
+"""The device that a command works on."""
+
+import ctypes
+
+import torch
+
+from gat_sweep.errors import UserError
+
+
+def chosen_device(name: str | None) -> torch.device:
+    """The device of that name, or the best there is. Raises UserError when there is none such."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device; use cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc reuse a step's buffers instead of returning them to the kernel, which zeroes them again each time.
+
+    Half of a small step on CPU is page faults otherwise. Elsewhere than on glibc there is nothing to set.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no allocation of its own mapping, however large
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
