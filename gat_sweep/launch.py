@@ -23,7 +23,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.metrics.reference import load_reference
 from gat_sweep.plan import iteration_flops
 from gat_sweep.run_table import FINISHED, final_status
-from gat_sweep.train import Trial, record_failure, train
+from gat_sweep.train import Trial, leave_note, record_failure, train
 
 WORKER_RESTARTS = 1  # of a pack, after a worker died; it resumes from the newest checkpoint
 
@@ -189,7 +189,7 @@ def _measure_reference(config: dict[str, Any]) -> None:
     (trial,) = config["pack"]
     device = _worker_device(trial)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    load_reference(trial.config, trial.home, device, rank, world)
+    load_reference(trial.config, trial.home, device, rank, world, say=lambda text: leave_note(trial, text))
 
 
 def _worker_device(trial: Trial) -> torch.device:

@@ -228,6 +228,12 @@ class Recorder:
         _append_journal(self.folder, {"step": step, "status": status, "reason": reason})
 
 
+def leave_note(trial: Trial, text: str) -> None:
+    """Tells whoever watches what goes on before a trial's first step."""
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    _append_journal(trial.folder, {"step": 0, "note": text})
+
+
 def record_failure(trial: Trial, reason: str) -> None:
     """Leaves a row and a journal line that say why a trial ended, after an exception anywhere in it."""
     table = RunTable(trial.table, trial_constants(trial.run, trial.sweep, trial.id, trial.config))
