@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from gat_sweep.teacher import EFFICIENTNET, load_teacher
 from gat_sweep.train import Trial
 
 torch.set_num_threads(1)
+# Workers of tests are forked from a process that has imported everything once.
+multiprocessing.set_forkserver_preload(["gat_sweep.train"])
 
 REFERENCE = Path(__file__).parent / "data" / "official_step.safetensors"
 TINY: dict[str, Any] = {

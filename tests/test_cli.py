@@ -1,7 +1,6 @@
 """The command line as a user meets it: what it prints, and what a mistake costs."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -124,22 +123,20 @@ def test_the_papers_law(gat, tmp_path: Path) -> None:  # type: ignore[no-untyped
     assert json.loads((tmp_path / "law" / "law.json").read_text()) == law
 
 
-def test_train_without_ray_twice_and_from_elsewhere(tmp_path: Path, home_with_reference: Path) -> None:
-    """A real process: the first call trains, the second has nothing to do."""
+def test_train_without_ray_twice_and_from_elsewhere(gat, tmp_path: Path, home_with_reference: Path) -> None:  # type: ignore[no-untyped-def]
+    """A real process trains; the same command again has nothing to do."""
     tiny = ["train.steps=2", "train.batch=8", "train.eval_every=1", "train.log_every=1", "eval.samples=64"]
-    command = [sys.executable, "-m", "gat_sweep.cli", "train", "--recipe", "digits", "--home", "here"]
+    command = ["train", "--recipe", "digits", "--home", "here"]
     command += [f"--set={s}" for s in [*tiny, "eval.resize=32"]]
     import shutil
 
     shutil.copytree(home_with_reference / "cache", tmp_path / "here" / "cache")
 
-    def run() -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-
-    first = run()
+    first = subprocess.run(
+        [sys.executable, "-m", "gat_sweep.cli", *command], cwd=tmp_path, capture_output=True, text=True
+    )
     assert first.returncode == 0 and "done" in first.stdout and first.stderr == "", first.stderr
     table = next((tmp_path / "here" / "train" / "table").iterdir())
     before = table.read_bytes()
-    second = run()
-    assert second.returncode == 0 and "done" in second.stdout and table.read_bytes() == before
+    code, out, _ = gat(*command)
+    assert code == 0 and "done" in out and table.read_bytes() == before

@@ -134,7 +134,7 @@ def _half(rank: int, file: Path) -> None:
 def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
     """Gradients are averaged once a step, with the last chunk; the running mean of w is over both halves."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     workers = [context.Process(target=_half, args=(rank, tmp_path / "store")) for rank in range(2)]
     for worker in workers:
         worker.start()

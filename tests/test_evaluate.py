@@ -292,7 +292,7 @@ def test_two_workers_find_what_one_finds(tmp_path: Path) -> None:
     """Bit for bit: the reference that they compute together in five parts, and the measures, on each of them."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     encoded_pixels(tmp_path / "data", 300, 32)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     workers = [context.Process(target=_worker, args=(rank, tmp_path)) for rank in range(2)]
     for worker in workers:
         worker.start()

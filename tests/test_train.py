@@ -159,10 +159,11 @@ def _worker(rank: int, world: int, trial: Trial, file: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow  # its parts are in the default suite: the step, the evaluation, and a Ray trial on two workers
 def test_two_workers_give_the_number_that_one_gives(home: Path, tmp_path: Path) -> None:
     """Two processes train one model; the evaluation of its weights equals that of one worker."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     trial = tiny_trial(home, workers__count=2)
     workers = [context.Process(target=_worker, args=(rank, 2, trial, tmp_path / "store")) for rank in range(2)]
     for worker in workers:
