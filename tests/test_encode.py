@@ -291,7 +291,7 @@ def test_on_ray_it_ends_as_without(tmp_path: Path, tiles: str, vae: str, killed:
         )
 
     if not killed:
-        said = start(cpus=2).communicate(timeout=120)[0].decode()
+        said = start(cpus=1).communicate(timeout=120)[0].decode()
         assert said.splitlines()[-1].startswith("encoded 320 images"), said
         assert content(out) == content(whole.out)
         return

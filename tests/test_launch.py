@@ -139,7 +139,7 @@ def test_a_sweep_from_the_command_line_to_a_law(
         "  - {model.generator: S, model.discriminator: B, train.base_lr: 1.0e+30}\n"
         "  - {model.generator: S, model.discriminator: S}\n"
         "  - {model.generator: B, model.discriminator: B}\n"
-        "  - {model.generator: L, model.discriminator: L, train.steps: 100, train.eval_every: 20}\n"
+        "  - {model.generator: L, model.discriminator: L, train.steps: 60, train.eval_every: 20}\n"
     )
     configs = load_sweep(sweep, "digits").trials
     trials = [Trial(name, "three-digits", "three", config, home) for name, config in configs.items()]
@@ -178,7 +178,7 @@ def test_a_sweep_from_the_command_line_to_a_law(
         ("diverged", 0),
         ("done", 4),
         ("done", 4),
-        ("done", 100),
+        ("done", 60),
     ]
     assert "gradient norm" in last[diverging.id]["reason"] and last[diverging.id]["value"] is None
     assert small.table.read_bytes() == result
