@@ -18,12 +18,12 @@ from rich.table import Table
 from gat_sweep.checkpoint import read_trial
 from gat_sweep.config import PLACES, TrialConfig
 from gat_sweep.data.dataset import load_dataset
-from gat_sweep.data.tokenizer import load_tokenizer
 from gat_sweep.errors import UserError
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.inspection.measures import CHUNK, Findings, Row, Subject, look, pca_maps
 from gat_sweep.inspection.perceptual import Distance, FeatureDistance, Lpips
+from gat_sweep.metrics.evaluate import load_decoder
 from gat_sweep.teacher import EFFICIENTNET, Teacher, load_teacher
 
 IMAGES = 2000
@@ -144,12 +144,7 @@ def _subject(path: Path, config: TrialConfig, state: dict[str, Any], device: tor
         discriminator.load_state_dict(state["discriminator"])
     except (KeyError, RuntimeError):
         raise UserError(f"{path} does not hold the networks of the config.json beside it") from None
-    tokenizer = load_tokenizer(config.data.tokenizer or dataset.identity.source, device, config.data.channels)
-    if tokenizer.identity.digest != dataset.identity.digest:
-        raise UserError(
-            f"the tokenizer at '{tokenizer.identity.source}' is not the one that made the data set's latents, "
-            f"'{dataset.identity.source}'; set data.tokenizer to where that lies now"
-        )
+    tokenizer = load_decoder(config, dataset, device)
     for network in (generator, discriminator):
         network.to(device).eval().requires_grad_(False)
     return Subject(config, generator, discriminator, dataset, tokenizer, device)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_sample_images
+from torch.utils.data import Dataset
 
 from gat_sweep.config import TrialConfig, load_recipe, resolve
 from gat_sweep.data.shards import CachedTeacher, Columns, float16, write_manifest, write_shard
@@ -59,6 +60,19 @@ def photographs(count: int, side: int, seed: int = 0) -> np.ndarray:
     corners = [random.integers(0, [427 - side + 1, 640 - side + 1]) for _ in range(count)]
     squares = [images[i % 2][y : y + side, x : x + side] for i, (y, x) in enumerate(corners)]
     return np.stack(squares).transpose(0, 3, 1, 2)
+
+
+class Photographs(Dataset[torch.Tensor]):
+    """Pictures as torch-fidelity takes them."""
+
+    def __init__(self, pictures: np.ndarray):
+        self.pictures = torch.from_numpy(pictures)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.pictures[index]
 
 
 def encoded_pixels(folder: Path, count: int, side: int, grid: int | None = None) -> np.ndarray:

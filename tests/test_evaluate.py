@@ -13,11 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch_fidelity
-from conftest import encoded_latents, encoded_pixels, photographs, tiny_config
+from conftest import Photographs, encoded_latents, encoded_pixels, photographs, tiny_config
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
@@ -28,10 +27,10 @@ from gat_sweep.errors import UserError
 from gat_sweep.gat.generator import Generator
 from gat_sweep.metrics import evaluate, pictures, reference
 from gat_sweep.metrics.command import evaluate_command, evaluate_pictures, evaluation_table
-from gat_sweep.metrics.distances import feature_statistics, frechet_distance
-from gat_sweep.metrics.evaluate import Evaluation, Evaluator, check_evaluation, load_decoder
+from gat_sweep.metrics.distances import covariance_root, feature_statistics, frechet_distance, frechet_infinity
+from gat_sweep.metrics.evaluate import Evaluation, Evaluator, check_evaluation, load_decoder, measure_features
 from gat_sweep.metrics.extractors import EfficientNetLite0
-from gat_sweep.metrics.reference import load_reference
+from gat_sweep.metrics.reference import Reference, load_reference
 
 CPU = torch.device("cpu")
 EXTRAS = ["kernel_distance", "precision_recall"]
@@ -55,17 +54,6 @@ def new_ema(config: TrialConfig) -> Generator:
 
 
 # ---------------------------------------------------------------- parity
-
-
-class Photographs(Dataset[Tensor]):
-    def __init__(self, pictures: np.ndarray):
-        self.pictures = torch.from_numpy(pictures)
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.pictures[index]
 
 
 class OursForTheirs(FeatureExtractorBase):
@@ -214,6 +202,17 @@ def test_another_decoder_is_refused(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- evaluations
+
+
+def test_fd_infinity_is_measured_where_it_is_asked_for() -> None:
+    """On planted features, few of them per picture: the columns are frechet_infinity's, and empty without it."""
+    real, generated = torch.randn(2, 400, 6, generator=torch.Generator().manual_seed(0))
+    statistics = feature_statistics(real)
+    planted = Reference("fd_x", "planted", statistics, covariance_root(statistics.sigma), None, None)
+    asked = measure_features(generated, planted, ("fd_infinity",))
+    assert (asked["fd_infinity"], asked["fd_infinity_se"]) == frechet_infinity(statistics, generated)
+    assert asked["fd_infinity"] < asked["value"]  # a distance of 400 is biased upwards
+    assert measure_features(generated, planted, ())["fd_infinity"] is None
 
 
 def test_an_evaluation_and_its_protocol(home_with_reference: Path) -> None:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lpips
 import numpy as np
 import pytest
 import torch
@@ -196,12 +197,11 @@ def test_latents_are_decoded_by_the_tokenizer_that_made_them(tmp_path: Path) -> 
     path = tmp_path / "trial" / "checkpoints" / "step_00000000.pt"
     state = {"ema": networks[0].state_dict(), "discriminator": networks[1].state_dict()}
     torch.save({**state, "data": load_dataset(config.data).digest}, path)
-    with pytest.raises(UserError, match="is not the one that made the data set's latents, 'nowhere'"):
+    with pytest.raises(UserError, match="is not the one that data set 'photographs' was encoded with, 'nowhere'"):
         inspect_command(path, None, Options(), {"data.tokenizer": str(tmp_path / "vae")}, CPU, Console(quiet=True))
 
 
 def test_lpips_is_the_packages_own_and_needs_no_download(tmp_path: Path) -> None:
-    lpips = pytest.importorskip("lpips")
     random = torch.Generator().manual_seed(0)
     shapes = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
     backbone = {}

@@ -11,15 +11,14 @@ import scipy.linalg
 import timm
 import torch
 import torch_fidelity
-from conftest import photographs
+from conftest import Photographs, photographs
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from gat_sweep.config import Eval
 from gat_sweep.errors import UserError
-from gat_sweep.metrics import distances, extractors
+from gat_sweep.metrics import distances
 from gat_sweep.metrics.distances import (
     ENOUGH,
     Moments,
@@ -30,6 +29,7 @@ from gat_sweep.metrics.distances import (
     frechet_infinity,
 )
 from gat_sweep.metrics.extractors import DinoV2, EfficientNetLite0, check_extractor, make_extractor
+from gat_sweep.weights import weights_digest
 
 
 def gaussian(mu: list[float], sigma: np.ndarray) -> Statistics:
@@ -129,18 +129,7 @@ def test_the_digest_is_of_the_weights() -> None:
     assert a.digest == b.digest and a.resize == "bicubic-64" != b.resize
     with torch.no_grad():
         next(b.network.parameters())[0, 0, 0, 0] += 1e-3
-    assert extractors.weights_digest(b.network) != a.digest
-
-
-class Photographs(Dataset[Tensor]):
-    def __init__(self, pictures: np.ndarray):
-        self.pictures = torch.from_numpy(pictures)
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.pictures[index]
+    assert weights_digest(b.network) != a.digest
 
 
 def random_inception(path: Path) -> None:

@@ -31,7 +31,7 @@ def model_info(
     from gat_sweep.plan import human
     from gat_sweep.plan import model_info as info_of
 
-    chosen: dict[str, Any] = {"model.generator": size, "model.discriminator": size} if size else {}
+    (chosen,) = _both_networks((size,) if size else ())
     if patch is not None:
         chosen["model.patch"] = patch
     info = info_of(make_config(recipe, preset, settings, chosen))
@@ -100,12 +100,7 @@ def bench(
     chosen: dict[str, Any] = {"workers.count": 1}
     if batch is not None:
         chosen["train.batch"] = batch
-    configs = [
-        make_config(
-            recipe, preset, settings, chosen, {"model.generator": size, "model.discriminator": size} if size else {}
-        )
-        for size in sizes or ("",)
-    ]
+    configs = [make_config(recipe, preset, settings, chosen, both) for both in _both_networks(sizes)]
     results = bench_command(configs, device, threads, iterations, Console(stderr=True))
     print_results(results, show, out, as_json)
 
@@ -139,10 +134,14 @@ def latency(
     from benchmarks.inference import inference_command, show_inference
     from gat_sweep.device import chosen_device
 
-    chosen = [{"model.generator": size, "model.discriminator": size} if size else {} for size in sizes or ("",)]
-    configs = [make_config(recipe, preset, settings, {"workers.count": 1}, values) for values in chosen]
+    configs = [make_config(recipe, preset, settings, {"workers.count": 1}, both) for both in _both_networks(sizes)]
     at_once = sorted(set(batches or (1, images)))
     results = inference_command(
         configs, chosen_device(device), threads, images, at_once, repeats, tokenizer, Console(stderr=True)
     )
     print_results(results, show_inference, out, as_json)
+
+
+def _both_networks(sizes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Config values for each size; those of the recipe's default when none is given."""
+    return [{"model.generator": size, "model.discriminator": size} for size in sizes] or [{}]

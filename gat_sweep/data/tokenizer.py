@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gat_sweep.errors import UserError
+from gat_sweep.weights import weights_digest
 
 PIXELS = "pixels"  # the tokenizer that is none
 DECODED_PIXELS = 2**19  # at once, of all pictures together: 8 pictures of 256x256
@@ -148,12 +149,8 @@ def load_tokenizer(source: str, device: torch.device | str = "cpu", channels: in
 
 def _digest(model: Any) -> str:
     """Of all weights and what the config adds to them. Its other fields show in the weights' names and shapes."""
-    shown = {key: model.config[key] for key in DIGESTED_FIELDS}
-    digest = hashlib.sha256(json.dumps(shown, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().numpy())
-    return digest.hexdigest()[:12]
+    shown = {key: model.config[key] for key in DIGESTED_FIELDS} | {"weights": weights_digest(model)}
+    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @contextmanager

@@ -46,19 +46,19 @@ class Lpips:
 
     backbone: a state dict of torchvision's alexnet; the heads come with the package. Nothing is downloaded, and
     nothing but tensors is read from the files.
-    Raises UserError when the package or the weights are missing.
+    Raises UserError when the weights are missing or others.
     """
 
     name = "lpips_alex"
     label = "LPIPS (AlexNet)"
 
     def __init__(self, backbone: Path, device: torch.device):
-        try:
-            import lpips
-        except ImportError:
-            raise UserError("--lpips-backbone needs the package lpips; install it with `pip install lpips`") from None
+        import lpips  # torchvision's models, which other distances do without
+
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # lpips calls torchvision the old way
+            # lpips calls torchvision the old way; nothing a user can mend.
+            warnings.filterwarnings("ignore", "The parameter 'pretrained' is deprecated", UserWarning)
+            warnings.filterwarnings("ignore", "Arguments other than a weight enum", UserWarning)
             network: Any = lpips.LPIPS(net="alex", pretrained=False, pnet_rand=True, verbose=False)
         heads = Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"
         weights = _tensors(backbone)

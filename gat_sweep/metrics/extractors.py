@@ -1,8 +1,8 @@
 """Feature networks: pictures in, one vector a picture out. Each names its metric, its resizing and its weights."""
 
-import hashlib
 import io
 import pickle
+from abc import ABC, abstractmethod
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 
 from gat_sweep.config import Eval
 from gat_sweep.errors import UserError
+from gat_sweep.weights import weights_digest
 
 # The Frechet distance in each network's features. FID is Inception's alone.
 METRICS = {
@@ -40,7 +41,7 @@ class Extractor(Protocol):
     def __call__(self, pictures: Tensor) -> Tensor: ...
 
 
-class _Network(nn.Module):
+class _Network(nn.Module, ABC):
     name: str
 
     def __init__(self, network: Any, resize: str, width: int):
@@ -55,8 +56,8 @@ class _Network(nn.Module):
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             return self.features(pictures)
 
-    def features(self, pictures: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def features(self, pictures: Tensor) -> Tensor: ...
 
 
 class EfficientNetLite0(_Network):
@@ -204,15 +205,6 @@ def vision_transformer(model: str, weights: str | None, side: int, setting: str)
         raise UserError(_missing(model, f"https://huggingface.co/timm/{model}", error, setting)) from None
     except (RuntimeError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         raise UserError(f"{setting} {weights} does not fit {model}: {error}") from None
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Of every tensor of the state dict and its name, 12 hex digits."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().numpy())
-    return digest.hexdigest()[:12]
 
 
 def _check_resize(config: Eval) -> None:
