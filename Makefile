@@ -1,5 +1,6 @@
 # make run    digits sweep of model sizes, and its law (about 15 minutes on 2 slow cores)
 # make test   the default test suite
+# make test-slow  what takes minutes, and every promise of docs/reliability.md, which it writes anew
 # make check  formatter, linter, types
 # make bench  the step beside a straightforward one (docs/performance.md); bench-gpu for the paper's sizes
 PYTHON ?= python3
@@ -18,7 +19,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow or reliability" --figures docs/reliability.md
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

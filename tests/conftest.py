@@ -5,6 +5,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import multiprocessing
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,56 @@ TINY: dict[str, Any] = {
     "eval.samples": 64,
     "eval.resize": 32,
 }
+
+
+# ---------------------------------------------------------------- figures of docs/reliability.md
+
+PROMISES: dict[str, tuple[str, dict[str, Any]]] = {}  # test -> what it promises, its figures
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """figures(kills=20, recovered=20): what a test counted; `make test-slow` writes it to docs/reliability.md.
+
+    The promise is the first line of the test's docstring, so each such test has one.
+    """
+
+    def note(**numbers: Any) -> None:
+        promise = " ".join(request.function.__doc__.split("\n\n")[0].split())
+        PROMISES[request.node.nodeid] = (promise, numbers)
+
+    return note
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--figures", type=Path, help="write the figures of the tests that passed to this file")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    report = (yield).get_result()
+    if report.failed:
+        PROMISES.pop(item.nodeid, None)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = session.config.getoption("--figures")
+    if path is None:
+        return
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    lines = [
+        "# What was tried, and what held",
+        "",
+        f"Written by `make test-slow` on {datetime.now(UTC):%Y-%m-%d} at commit {commit}; tests that failed are not here.",
+        "",
+        "| promise | figures | test |",
+        "|---|---|---|",
+    ]
+    for test, (promise, numbers) in sorted(PROMISES.items()):
+        shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in numbers.items())
+        lines.append(f"| {promise} | {shown} | `{test.removeprefix('tests/')}` |")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
