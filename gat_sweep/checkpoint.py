@@ -1,78 +1,176 @@
-"""The whole training state: one save, one load."""
+"""The whole training state on disk: one save, one load.
 
+    checkpoints/latest.json              the newest step; moves last
+    checkpoints/step_00000200/           a checkpoint
+        generator.safetensors ...        one file for each part
+        checkpoint.json                  counters, and the digest of each file; written after them
+
+A checkpoint counts once the pointer names it or a later one; whatever a crash leaves beyond is written over. Every
+file is checked against its digest before its tensors are used.
+"""
+
+import hashlib
 import json
-import os
-import pickle
-import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import load, save
+from torch import Tensor
 
 from gat_sweep.config import TrialConfig, resolve
 from gat_sweep.data.dataset import Dataset, load_dataset
 from gat_sweep.errors import UserError
+from gat_sweep.storage import Place, children, remove_folder, write
 
 KEEP = 2
+POINTER = "latest.json"
+MANIFEST = "checkpoint.json"
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Writes folder/step_XXXXXXXX.pt atomically and deletes all but the newest KEEP."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "partial"
-    with open(partial, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / f"step_{step:08d}.pt")
-    for old in _checkpoints(folder)[:-KEEP]:
-        old.unlink()
+class Damaged(Exception):
+    """A checkpoint is not what was written; says which file and how."""
 
 
-def load_checkpoint(folder: Path, device: torch.device) -> tuple[int, dict[str, Any]] | None:
-    """The newest checkpoint as (step, state), or None when there is none.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose manifest is whole."""
 
-    Raises UserError when it is damaged.
+    folder: Place
+    step: int
+    facts: dict[str, Any]  # counters and the like
+    files: dict[str, dict[str, Any]]  # part -> bytes, sha256
+
+    def part(self, name: str) -> dict[str, Tensor]:
+        """Tensors of a part, on the CPU. Raises Damaged when the file is not what was written."""
+        file = self.folder / f"{name}.safetensors"
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError:
+            raise Damaged(f"{file} is missing") from None
+        written = self.files[name]
+        if len(content) != written["bytes"]:
+            raise Damaged(f"{file} has {len(content)} bytes of {written['bytes']}")
+        if hashlib.sha256(content).hexdigest() != written["sha256"]:
+            raise Damaged(f"{file} is not what was written (sha256 differs)")
+        return load(content)
+
+    def restore(self, parts: Mapping[str, Any]) -> None:
+        """Puts the tensors into networks and optimizers. Raises Damaged, with some of them filled already."""
+        for name, part in parts.items():
+            tensors = self.part(name)
+            if isinstance(part, torch.optim.Optimizer):
+                state: dict[int, dict[str, Tensor]] = {}
+                for key, tensor in tensors.items():
+                    index, _, kind = key.partition(".")
+                    state.setdefault(int(index), {})[kind] = tensor
+                part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+            else:
+                part.load_state_dict(tensors)
+
+
+def save_checkpoint(folder: Place, step: int, parts: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Writes the state of networks and optimizers at a step, and deletes all but the newest KEEP.
+
+    Raises OSError when it cannot be written; the checkpoint before stays, and what was written of this one goes.
     """
-    found = _checkpoints(folder)
-    if not found:
-        return None
-    step = int(found[-1].stem.removeprefix("step_"))
+    target = _folder(folder, step)
     try:
-        return step, torch.load(found[-1], map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise UserError(
-            f"{found[-1]} cannot be read ({type(error).__name__}); delete it to continue from the one before"
-        ) from error
+        files = {}
+        for name, part in parts.items():
+            content = save(_tensors(part))
+            write(target / f"{name}.safetensors", content)
+            files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        _write_sealed(target / MANIFEST, {"step": step, "facts": dict(facts), "files": files})
+    except OSError:
+        remove_folder(target)
+        raise
+    _write_sealed(folder / POINTER, {"step": step})
+    for old in _steps(folder)[:-KEEP]:
+        remove_folder(_folder(folder, old))
 
 
-def read_trial(path: Path, settings: Mapping[str, Any], device: torch.device) -> tuple[TrialConfig, dict[str, Any]]:
-    """A checkpoint <run>/trials/<trial>/checkpoints/step_*.pt, with the config that training wrote beside its folder.
+def saved_step(folder: Place) -> int:
+    """The step that the pointer names; 0 when there is none."""
+    try:
+        step: int = _read_sealed(folder / POINTER)["step"]
+        return step
+    except Damaged:
+        return max(_steps(folder), default=0)
+
+
+def resume(folder: Place, parts: Mapping[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
+    """Puts the newest whole checkpoint into `parts`; None, and nothing changed, when there is none yet.
+
+    say: gets a line for each one that is damaged.
+    Raises UserError when there are checkpoints and all of them are damaged.
+    """
+    steps = _steps(folder)
+    try:
+        newest = _read_sealed(folder / POINTER)["step"]
+        steps = [step for step in steps if step <= newest]
+    except Damaged as damage:
+        if steps:
+            say(f"{damage}; taking the newest checkpoint that is whole")
+    for step in reversed(steps):
+        try:
+            found = step_checkpoint(folder, step)
+            found.restore(parts)
+            return found
+        except Damaged as damage:
+            say(f"checkpoint of step {step} is damaged: {damage}; trying the one before")
+    if steps:
+        raise UserError(f"every checkpoint in {folder} is damaged; delete that folder to begin the trial anew")
+    return None
+
+
+def step_checkpoint(folder: Place, step: int) -> Checkpoint:
+    """The checkpoint of a step. Raises Damaged as open_checkpoint does."""
+    return open_checkpoint(_folder(folder, step))
+
+
+def open_checkpoint(folder: Place) -> Checkpoint:
+    """Raises Damaged when the manifest is missing or not what was written."""
+    values = _read_sealed(folder / MANIFEST)
+    return Checkpoint(folder, values["step"], values["facts"], values["files"])
+
+
+def read_trial(folder: Place, settings: Mapping[str, Any]) -> tuple[TrialConfig, Checkpoint]:
+    """A checkpoint <run>/trials/<trial>/checkpoints/step_XXXXXXXX, and the config that training wrote beside it.
 
     settings: dotted config values that differ.
     Raises UserError when either is missing or damaged, or the data is not what the trial was trained on.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give one of <run>/trials/<trial>/checkpoints/step_*.pt")
-    written = path.absolute().parents[1] / "config.json"
-    if not written.is_file():
+    if not (folder / MANIFEST).exists():
+        raise UserError(f"{folder} is no checkpoint; give one of <run>/trials/<trial>/checkpoints/step_*")
+    written = folder.parents[1] / "config.json"
+    if not written.exists():
         raise UserError(f"{written} is missing; leave the checkpoint where training wrote it")
     try:
         config = resolve(json.loads(written.read_text(encoding="utf-8")), settings)
+        found = open_checkpoint(folder)
     except json.JSONDecodeError as error:
         raise UserError(f"{written} is damaged: {error}") from None
+    except Damaged as damage:
+        raise UserError(f"{damage}; give another checkpoint") from None
+    check_data(found, load_dataset(config.data), str(folder))
+    return config, found
+
+
+def read_network(checkpoint: Checkpoint, name: str, network: torch.nn.Module) -> None:
+    """Puts a part's weights into a network. Raises UserError when they are damaged or of another shape."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); give another checkpoint") from None
-    check_data(state, load_dataset(config.data), str(path))
-    return config, state
+        network.load_state_dict(checkpoint.part(name))
+    except Damaged as damage:
+        raise UserError(f"{damage}; give another checkpoint") from None
+    except (KeyError, RuntimeError):
+        raise UserError(f"{checkpoint.folder} does not hold the networks of the config.json beside it") from None
 
 
-def check_data(state: dict[str, Any], dataset: Dataset, whose: str) -> None:
+def check_data(checkpoint: Checkpoint, dataset: Dataset, whose: str) -> None:
     """Raises UserError unless a state was trained on this data."""
-    trained_on = state.get("data", "without a digest")
+    trained_on = checkpoint.facts["data"]
     if trained_on != dataset.digest:
         raise UserError(
             f"{whose} was trained on data {trained_on}, '{dataset.name}' is {dataset.digest}; set data.path to the "
@@ -80,5 +178,39 @@ def check_data(state: dict[str, Any], dataset: Dataset, whose: str) -> None:
         )
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step_*.pt") if re.fullmatch(r"step_\d{8}\.pt", p.name))
+def _tensors(part: Any) -> dict[str, Tensor]:
+    """All that training changes of a network, or of an optimizer (whose rates and betas are the config's)."""
+    state = part.state_dict()
+    if isinstance(part, torch.optim.Optimizer):
+        return {f"{index}.{name}": t for index, values in state["state"].items() for name, t in values.items()}
+    return {name: tensor.contiguous() for name, tensor in state.items()}
+
+
+def _folder(folder: Place, step: int) -> Place:
+    return folder / f"step_{step:08d}"
+
+
+def _steps(folder: Place) -> list[int]:
+    """Of the checkpoints in a folder, whole or not, rising."""
+    names = (child.name.removeprefix("step_") for child in children(folder) if child.name.startswith("step_"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _write_sealed(target: Place, values: dict[str, Any]) -> None:
+    """JSON with its own digest."""
+    text = json.dumps(values, sort_keys=True)
+    write(target, json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "values": values}).encode())
+
+
+def _read_sealed(target: Place) -> dict[str, Any]:
+    try:
+        found = json.loads(target.read_bytes())
+        values: dict[str, Any] = found["values"]
+        text = json.dumps(values, sort_keys=True)
+    except FileNotFoundError:
+        raise Damaged(f"{target} is missing") from None
+    except (ValueError, KeyError, TypeError):
+        raise Damaged(f"{target} is no JSON of ours") from None
+    if hashlib.sha256(text.encode()).hexdigest() != found.get("sha256"):
+        raise Damaged(f"{target} is not what was written (sha256 differs)")
+    return values

@@ -125,6 +125,8 @@ class Workers(_Section):
     count: int = Field(1, gt=0)
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
+    save_minutes: float = Field(15, gt=0)  # between checkpoints; one is written before each evaluation, too
+    hang_minutes: float = Field(10, gt=0)  # without a move until a worker is named and the trial restarted
     memory_gib: float | None = Field(None, gt=0)  # of a worker for training; the device's own unless given
     compile: bool = False  # torch.compile the blocks: about a minute once, then a faster step; needs a compiler
 
@@ -172,8 +174,13 @@ class TrialConfig(_Section):
         return self.model_dump(mode="json", exclude={"workers": True, **PLACES})
 
     def digest(self) -> str:
-        """Stable hash of the identity, 12 hex digits."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:12]
+        """Stable hash of the identity, 12 hex digits.
+
+        Without the number of steps: nothing before the last depends on it, so a trial can be trained on.
+        """
+        values = self.identity()
+        del values["train"]["steps"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def placed(self) -> "TrialConfig":
         """The same with absolute paths, for workers that start in other folders; hub ids stay as they are."""

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gat_sweep.checkpoint import read_trial
+from gat_sweep.checkpoint import Checkpoint, read_network, read_trial
 from gat_sweep.config import PLACES, TrialConfig
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.errors import UserError
@@ -24,6 +24,7 @@ from gat_sweep.gat.generator import Generator
 from gat_sweep.inspection.measures import CHUNK, Findings, Row, Subject, look, pca_maps
 from gat_sweep.inspection.perceptual import Distance, FeatureDistance, Lpips
 from gat_sweep.metrics.evaluate import load_decoder
+from gat_sweep.storage import Place
 from gat_sweep.teacher import EFFICIENTNET, Teacher, load_teacher
 
 IMAGES = 2000
@@ -44,14 +45,14 @@ class Options:
 
 
 def inspect_command(
-    checkpoint: Path,
+    checkpoint: Place,
     out: Path | None,
     options: Options,
     settings: dict[str, Any],
     device: torch.device,
     console: Console,
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Inspects <run>/trials/<trial>/checkpoints/step_X.pt; (what inspect.json holds, the files written).
+    """Inspects <run>/trials/<trial>/checkpoints/step_X; (what inspect.json holds, the files written).
 
     out: a folder; <run>/inspect/<trial>-step_X unless given. settings: overrides of where the data and the
     tokenizer lie. Progress goes to the console.
@@ -61,9 +62,14 @@ def inspect_command(
     for key in settings:
         if key not in places:
             raise UserError(f"--set {key}: a trial is inspected as it was trained; set only {', '.join(places)}")
-    config, state = read_trial(checkpoint, settings, torch.device("cpu"))  # optimizers need not fit the device
-    folder = out or checkpoint.absolute().parents[3] / "inspect" / f"{checkpoint.parents[1].name}-{checkpoint.stem}"
-    subject = _subject(checkpoint, config, state, device)
+    config, state = read_trial(checkpoint, settings)
+    trial = checkpoint.parents[1].name
+    folder = out
+    if folder is None:
+        if not isinstance(checkpoint, Path):
+            raise UserError(f"{checkpoint} lies in an object store; say with --out in which folder here the figures go")
+        folder = checkpoint.parents[3] / "inspect" / f"{trial}-{checkpoint.name}"
+    subject = _subject(config, state, device)
     available = len(subject.dataset)
     images = min(IMAGES, available) if options.images is None else options.images
     if not NEIGHBOURS + 2 <= images <= available:
@@ -75,8 +81,8 @@ def inspect_command(
 
     found, rows = _measured(subject, distance, teacher, images, options.seed, console)
     result = {
-        "trial": checkpoint.parents[1].name,
-        "step": int(checkpoint.stem.removeprefix("step_")),
+        "trial": trial,
+        "step": state.step,
         "config": config.digest(),
         "data": subject.dataset.digest,
         "protocol": {
@@ -136,14 +142,11 @@ def inspection_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _subject(path: Path, config: TrialConfig, state: dict[str, Any], device: torch.device) -> Subject:
+def _subject(config: TrialConfig, checkpoint: Checkpoint, device: torch.device) -> Subject:
     dataset = load_dataset(config.data)
     generator, discriminator = Generator(config.generator_spec), Discriminator(config.discriminator_spec)
-    try:
-        generator.load_state_dict(state["ema"])
-        discriminator.load_state_dict(state["discriminator"])
-    except (KeyError, RuntimeError):
-        raise UserError(f"{path} does not hold the networks of the config.json beside it") from None
+    read_network(checkpoint, "ema", generator)
+    read_network(checkpoint, "discriminator", discriminator)
     tokenizer = load_decoder(config, dataset, device)
     for network in (generator, discriminator):
         network.to(device).eval().requires_grad_(False)

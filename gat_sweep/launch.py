@@ -8,24 +8,33 @@ trial's end comes back through Ray, so what was recorded does not depend on who 
 
 import json
 import re
+import signal
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from gat_sweep import cluster
+from gat_sweep.checkpoint import saved_step
 from gat_sweep.cluster import Cluster
 from gat_sweep.config import TrialConfig, Workers
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.reference import load_reference
 from gat_sweep.plan import iteration_flops
-from gat_sweep.run_table import FINISHED, final_status
+from gat_sweep.run_table import FINISHED
+from gat_sweep.steer import request_stop, stop_reason
+from gat_sweep.storage import write
 from gat_sweep.train import Trial, leave_note, record_failure, train
 
-WORKER_RESTARTS = 1  # of a pack, after a worker died; it resumes from the newest checkpoint
+# Machines come and go: a trial whose workers died goes on from its newest checkpoint, as often as it gets further
+# each time. So many attempts in a row that save nothing are a failure.
+TRIES = 3
+# Another attempt would end the same way.
+HOPELESS = ("UserError", "OutOfMemoryError", "Unsaved")
+DRIVER_RESTARTS = 3  # of a Tune trial, which only waits for workers
 
 # A step of a small network is launches of small operations: on one CPU core, width 8 has a twelfth of the FLOPs
 # of width 32 and takes half of its time. This many FLOPs per step on top bring cost in line with time.
@@ -119,51 +128,126 @@ def run_sweep(trials: list[Trial], address: str | None) -> None:
             param_space={"pack": tune.grid_search(packs(trials, slots)), "launch": launch},
             tune_config=tune.TuneConfig(max_concurrent_trials=slots),
             run_config=tune.RunConfig(
-                name="tune", storage_path=str(_scratch(trials[0])), verbose=0, callbacks=[_silent_progress()]
+                name="tune",
+                storage_path=_scratch(trials[0]),
+                verbose=0,
+                callbacks=[_silent_progress()],
+                failure_config=tune.FailureConfig(max_failures=DRIVER_RESTARTS),
             ),
         )
-        tuner.fit()
+        with stopping_on_sigterm(trials):
+            tuner.fit()
+
+
+@contextmanager
+def stopping_on_sigterm(trials: list[Trial]) -> Iterator[None]:
+    """While Ray works: SIGTERM asks the trials to save and end, as `gat-sweep stop` does."""
+
+    def stop(*_: object) -> None:
+        request_stop(trials[0].run_folder, "gat-sweep run was told to end (SIGTERM)")
+
+    before = signal.signal(signal.SIGTERM, stop)  # after Ray's own, which ends the process at once
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _drive_pack(config: dict[str, Any]) -> None:
-    """Runs in a Tune trial: a Ray Train run, and after a failure another one for the trials behind the failed one."""
+    """Runs in a Tune trial: Ray Train runs one after the other, until no trial of the pack has anything left to do."""
     from ray.train import TrainingFailedError
 
     left: list[Trial] = config["pack"]
-    while left:
+    fruitless = 0
+    while left := [trial for trial in left if trial.status() not in FINISHED and not _asked_to_stop(trial)]:
+        # Workers go through the pack in order: what fails is the first that is not finished.
+        trial, before = left[0], saved_step(left[0].folder / "checkpoints")
         try:
             # Train keeps state under a name and does nothing when it finds a finished run there; ours is in the
-            # trials' own checkpoints, so every launch, and what is left of a pack, takes a fresh one.
-            _trainer(_train_pack, left, f"{left[0].id}-{config['launch']}").fit()
+            # trials' own checkpoints, so every attempt takes a fresh one.
+            _trainer(_train_pack, left, f"{trial.id}-{time.time_ns()}").fit()
             return
         except TrainingFailedError as error:
-            # Workers go through the pack in order, so the first that is not finished is the one that failed.
-            unfinished = [trial for trial in left if final_status(trial.table) not in FINISHED]
-            if unfinished:
-                record_failure(unfinished[0], _reason(error))
-            left = unfinished[1:]
+            if _asked_to_stop(trial) or trial.status() in FINISHED:
+                continue
+            further = saved_step(trial.folder / "checkpoints") > before
+            fruitless = 0 if further or _is_preemption(error) else fruitless + 1
+            reason = _reason(error)
+            if fruitless < TRIES and not reason.startswith(HOPELESS):
+                leave_note(trial, f"another attempt after: {reason}")
+                continue
+            write(trial.folder / "failure.txt", str(error).encode())
+            record_failure(trial, reason if reason.startswith(HOPELESS) else f"{reason} ({TRIES} attempts)")
+            left, fruitless = left[1:], 0
+
+
+def _asked_to_stop(trial: Trial) -> bool:
+    return bool(stop_reason(trial.run_folder, trial.id))
+
+
+def _is_preemption(error: Exception) -> bool:
+    from ray.train import PreemptionError
+
+    return isinstance(error, PreemptionError) or "Preempted: " in str(error)
 
 
 def _trainer(work: Callable[[dict[str, Any]], None], pack: list[Trial], name: str) -> Any:
     """The Ray Train run of `work` on the workers of a pack."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     workers = pack[0].config.workers
     return TorchTrainer(
         work,
         train_loop_config={"pack": pack},
+        torch_config=_torch_config(),
         scaling_config=ScalingConfig(
             num_workers=workers.count,
             use_gpu=workers.gpus > 0,
             resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
         ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(_scratch(pack[0])),
-            failure_config=FailureConfig(max_failures=WORKER_RESTARTS),
-        ),
+        run_config=RunConfig(name=name, storage_path=_scratch(pack[0])),
     )
+
+
+def _torch_config() -> Any:
+    """Ray's, whose workers mind SIGTERM: their own handler would end them before anything is saved."""
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _TorchBackend
+
+    class MindfulBackend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(_mind_sigterm)
+            super().on_start(worker_group, backend_config)
+
+    class MindfulConfig(TorchConfig):
+        @property
+        def backend_cls(self) -> type:
+            return MindfulBackend
+
+    return MindfulConfig()
+
+
+_told_to_end: list[str] = []  # of this worker process
+
+
+def _mind_sigterm() -> None:
+    """Runs in a worker's main thread; training runs in another one."""
+    signal.signal(signal.SIGTERM, lambda *_: _told_to_end.append("SIGTERM"))
+
+
+def _told() -> str:
+    """Why this worker's machine is about to go, "" while it is not."""
+    from ray.train import get_preemption_info
+
+    if _told_to_end:
+        return _told_to_end[0]
+    info = get_preemption_info()
+    return "a node of the trial is being taken away" if info else ""
+
+
+class Preempted(Exception):
+    """The trial is saved; its workers have to go."""
 
 
 def _silent_progress() -> Any:
@@ -181,7 +265,9 @@ def _silent_progress() -> Any:
 def _train_pack(config: dict[str, Any]) -> None:
     """Runs in a Train worker: the process group is up, the device is this worker's."""
     pack: list[Trial] = config["pack"]
-    train_pack(pack, _worker_device(pack[0]))
+    train_pack(pack, _worker_device(pack[0]), _told)
+    if _told():
+        raise Preempted("saved, and ended because its machine goes")
 
 
 def _measure_reference(config: dict[str, Any]) -> None:
@@ -199,19 +285,20 @@ def _worker_device(trial: Trial) -> torch.device:
     return get_device()
 
 
-def train_pack(pack: list[Trial], device: torch.device) -> None:
+def train_pack(pack: list[Trial], device: torch.device, asked_to_stop: Callable[[], str] = lambda: "") -> None:
     """Trains one after the other what is not finished: a restarted worker goes on where the last one ended."""
     for trial in pack:
-        if final_status(trial.table) not in FINISHED:
-            train(trial, device)
+        if not asked_to_stop() and not _asked_to_stop(trial) and trial.status() not in FINISHED:
+            train(trial, device, asked_to_stop)
 
 
 def _reason(error: Exception) -> str:
     """The worker's own exception, type and message in one line, out of Ray's report of a failure."""
     failure = next(iter((getattr(error, "worker_failures", None) or {0: error}).values()))
     text = " ".join(str(failure).split())
-    named = list(re.finditer(r"[\w.]+(?:Error|Exception): ", text))  # a traceback ends with its exception
-    return (text[named[-1].start() :] if named else f"{type(failure).__name__}: {text}")[:500]
+    # A traceback ends with its exception.
+    named = list(re.finditer(r"(?:\w+\.)*((?:\w*(?:Error|Exception)|Unsaved|Preempted|Damaged): )", text))
+    return (text[named[-1].start(1) :] if named else f"{type(failure).__name__}: {text}")[:500]
 
 
 def _cost(config: TrialConfig) -> float:
@@ -227,6 +314,6 @@ def _fits(workers: Workers, there: Cluster) -> int:
     return int(min(by_cpu, by_gpu))
 
 
-def _scratch(trial: Trial) -> Path:
+def _scratch(trial: Trial) -> str:
     """Ray's own files of a run; nothing there is needed once the run is over."""
-    return trial.home / trial.run / "ray"
+    return str(trial.run_folder / "ray")

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from gat_sweep.metrics.extractors import METRICS
+from gat_sweep.storage import read_from
 from gat_sweep.train import Trial
 
 INTERVAL = 1.0  # seconds between looks at the journals
@@ -49,17 +50,16 @@ class TrialView:
 
     def read(self) -> bool:
         """Takes in what is new in the journal; True when an evaluation or a change of status was in it."""
-        path = self.trial.folder / "journal.jsonl"
-        if not path.exists():
-            return False
+        content = read_from(self.trial.folder / "journal.jsonl", self.offset)
+        content = content[: content.rfind(b"\n") + 1]  # a line that is being written: next time
+        self.offset += len(content)
         news = False
-        with open(path, "rb") as journal:
-            journal.seek(self.offset)
-            for line in journal:
-                if not line.endswith(b"\n"):
-                    break  # half-written: next time
-                self.offset += len(line)
-                news |= self._take(json.loads(line))
+        for line in content.splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # half a line that a killed worker left
+            news |= self._take(record)
         return news
 
     def _take(self, record: dict[str, Any]) -> bool:

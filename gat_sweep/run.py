@@ -1,8 +1,10 @@
 """What the commands `run`, `train` and `fit-law` do, from arguments to the last line printed."""
 
 import json
-import os
+import signal
 import sys
+import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from gat_sweep.budget import Amount, Budget, Meter, admitted, kept
 from gat_sweep.cluster import local_resources
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset
@@ -18,15 +21,26 @@ from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluate import check_evaluation
 from gat_sweep.metrics.reference import Reference, load_reference, reference_name
 from gat_sweep.progress import Monitor
-from gat_sweep.run_table import FINISHED, final_status, read_rows, source_commit
+from gat_sweep.run_table import FINISHED, read_rows, source_commit
+from gat_sweep.steer import EXIT_STOPPED, clear_stop, request_stop, stop_reason
+from gat_sweep.storage import Place, children, write
 from gat_sweep.sweep import Sweep, open_run, read_run, trial_id
 from gat_sweep.train import Trial, train
 
 
-def run_command(
-    sweep: Sweep, home: Path, name: str, address: str | None, tracking_uri: str | None, console: Console
-) -> bool:
-    """Runs what is not finished of a sweep; True when every trial is done or diverged.
+@dataclass(frozen=True)
+class Launch:
+    """What the command line says about how a sweep is run."""
+
+    address: str | None = None  # of a running Ray cluster
+    tracking_uri: str | None = None
+    retry_failed: bool = False
+    extend: bool = False
+    budget: Budget = field(default_factory=Budget)
+
+
+def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Console) -> int:
+    """Runs what is not finished of a sweep; the exit code: 0 when every trial is done or diverged.
 
     Raises UserError before anything is written when the sweep cannot run.
     """
@@ -36,37 +50,67 @@ def run_command(
     for trial in trials:
         check_dataset(trial.config)
         check_evaluation(trial.config)
-    if address is None:
+    if how.address is None:
         launch.check_feasible(sweep.trials, local_resources())
-    open_run(home, name, sweep)
-    open_trials = [trial for trial in trials if final_status(trial.table) not in FINISHED]
-    if len(open_trials) < len(trials):
-        console.print(f"{len(trials) - len(open_trials)} of {len(trials)} trials are finished already")
-    if open_trials:
-        for trial in launch.one_per_reference(open_trials):
-            if launch.measures_here(trial.config, address):
+    uri = how.tracking_uri or tracking.default_uri(home)
+    open_run(home, name, sweep, how.extend)
+    run = home / name
+    clear_stop(run)
+    todo = _to_do(trials, how.retry_failed, console)
+    meters = [Meter(trial) for trial in trials]
+    budget = kept(run, how.budget)
+    todo, refused = admitted(todo, meters, budget) if todo else ([], {})
+    for refusal, text in refused.items():
+        console.print(f"{refusal} is not begun: it {text}", soft_wrap=True, highlight=False, markup=False)
+    stopped = False
+    if todo:
+        for trial in launch.one_per_reference(todo):
+            if launch.measures_here(trial.config, how.address):
                 show_floor(load_reference(trial.config, home, say=console.print), console)
-        uri = tracking_uri or tracking.default_uri(home)
         tracking.create_store(uri, home)
         tags = {"gat_sweep.commit": source_commit(), "gat_sweep.reference": reference_name(trials[0].config)}
         tracker = tracking.Tracker(uri, home, sweep.name, name, tags)
         status = "stopped"
+
+        def ship_and_count(folders: list[Path]) -> str:
+            used = sum((meter.read() for meter in meters), Amount())
+            if (excess := budget.excess(used)) and not stop_reason(run, trials[0].id):
+                request_stop(run, f"the run has spent {excess}")
+            return tracker.ship(folders)[1]
+
         try:
-            with Monitor(open_trials, console, lambda folders: tracker.ship(folders)[1]):
-                launch.run_sweep(open_trials, address)
-            status = "done" if all(final_status(t.table) == "done" for t in trials) else "failed"
+            with Monitor(todo, console, ship_and_count):
+                launch.run_sweep(todo, how.address)
+            status = "done" if all(trial.status() == "done" for trial in trials) else "failed"
+            stopped = any(stop_reason(run, trial.id) and trial.status() not in FINISHED for trial in todo)
         except KeyboardInterrupt:
-            console.print(f"\nstopped; results so far are in {home / name}. The same command continues.")
+            console.print(f"\nstopped; results so far are in {run}. The same command continues.")
             raise
         finally:
-            tracker.finish(status)
-            _write_json(home / name / "mlflow.json", {"uri": uri, "run_id": tracker.parent_id})
+            tracker.finish("stopped" if stopped else status)
+            write(run / "mlflow.json", json.dumps({"uri": uri, "run_id": tracker.parent_id}).encode())
     console.print(results_table(trials))
-    console.print(f"results  {home / name / 'table'}", soft_wrap=True, highlight=False)
-    console.print(f"samples  {home / name / 'trials'}/<trial>/samples", soft_wrap=True, highlight=False)
+    console.print(f"results  {run / 'table'}", soft_wrap=True, highlight=False)
+    console.print(f"samples  {run / 'trials'}/<trial>/samples", soft_wrap=True, highlight=False)
     ui = "gat-sweep ui" + ("" if home == Path("runs").absolute() else f" --home {home}")
     console.print(f"MLflow   {ui}", soft_wrap=True, highlight=False)
-    return all(final_status(trial.table) in FINISHED for trial in trials)
+    if stopped:
+        console.print("stopped, with everything saved; the same command continues")
+        return EXIT_STOPPED
+    return int(any(trial.status() not in FINISHED for trial in trials))
+
+
+def _to_do(trials: list[Trial], retry_failed: bool, console: Console) -> list[Trial]:
+    """Trials that have anything left to do, and a line on the others."""
+    status = {trial.id: trial.status() for trial in trials}
+    finished = sum(found in FINISHED for found in status.values())
+    failed = sum(found == "failed" for found in status.values())
+    if finished:
+        console.print(f"{finished} of {len(trials)} trials are finished already")
+    if failed and not retry_failed:
+        console.print(f"{failed} of {len(trials)} trials failed before; --retry failed runs them again")
+    left = {"waiting", "running"} | ({"failed"} if retry_failed else set())
+    return [trial for trial in trials if status[trial.id] in left]
 
 
 def show_floor(reference: Reference, console: Console) -> None:
@@ -76,24 +120,33 @@ def show_floor(reference: Reference, console: Console) -> None:
         console.print(text, highlight=False)
 
 
-def train_command(config: TrialConfig, home: Path, name: str, device: str | None, console: Console) -> bool:
-    """Trains one trial in this process; True when it is done."""
+def train_command(config: TrialConfig, home: Place, name: str, device: str | None, console: Console) -> int:
+    """Trains one trial in this process; the exit code: 0 when it is done.
+
+    SIGTERM saves and ends with EXIT_STOPPED.
+    """
     sweep = Sweep("train", "one trial", config.recipe, {trial_id(config): config})
     (trial,) = _trials(sweep, home, name)
     check_dataset(config)
     check_evaluation(config)
     chosen = chosen_device(device)
-    open_run(home, name, sweep)
+    open_run(home, name, sweep, extend=True)
+    clear_stop(home / name)
+    told: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: told.append("SIGTERM"))
+    status = trial.status()
     try:
-        if final_status(trial.table) not in FINISHED:
+        if status not in FINISHED:
             with Monitor([trial], console, lambda folders: ""):
-                train(trial, chosen)
+                status = train(trial, chosen, lambda: told[0] if told else "").status
     except KeyboardInterrupt:
         console.print(f"\nstopped; results so far are in {home / name}. The same command continues.")
         raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     console.print(results_table([trial]))
     console.print(f"results  {home / name}", soft_wrap=True, highlight=False)
-    return final_status(trial.table) == "done"
+    return {"done": 0, "stopped": EXIT_STOPPED}.get(status, 1)
 
 
 def bench_command(
@@ -124,7 +177,7 @@ def bench_command(
 
 
 def fit_law_command(
-    source: str | None, metric: str, home: Path, out: Path | None
+    source: str | None, metric: str, home: Place, out: Path | None
 ) -> tuple[dict[str, Any], str, list[Path]]:
     """Fits and draws a law; (its JSON, a summary to print, the files written).
 
@@ -143,9 +196,7 @@ def fit_law_command(
         folder = out or path.with_suffix("").with_name(path.stem + "-law")
     else:
         read_run(home, source)
-        path, folder = home / source / "table", out or home / source / "law"
-        if not path.is_dir():
-            raise UserError(f"run '{source}' has no results yet; wait for its first evaluation")
+        path, folder = _table(home, source), out or _law_folder(home, source)
     if path is None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "table3.csv"
@@ -159,7 +210,7 @@ def fit_law_command(
     if source is None:
         report |= paper.remarks(table)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "law.json", report)
+    write(folder / "law.json", json.dumps(report, indent=1).encode())
     files = [folder / "law.json", *plot_law(table, law, folder / "law")]
     warning = ""
     if source and path.is_dir():
@@ -208,11 +259,29 @@ def results_table(trials: list[Trial]) -> Table:
     return table
 
 
-def _trials(sweep: Sweep, home: Path, name: str) -> list[Trial]:
+def _table(home: Place, name: str) -> Path:
+    """The folder of a run's rows; a copy when they lie in an object store."""
+    table = home / name / "table"
+    files = children(table)
+    if not files:
+        raise UserError(f"run '{name}' has no results yet; wait for its first evaluation")
+    if isinstance(table, Path):
+        return table
+    copy = Path(tempfile.mkdtemp(prefix=f"{name}-table-"))
+    for file in files:
+        write(copy / file.name, file.read_bytes())
+    return copy
+
+
+def _law_folder(home: Place, name: str) -> Path:
+    return home / name / "law" if isinstance(home, Path) else Path(f"{name}-law")
+
+
+def _trials(sweep: Sweep, home: Place, name: str) -> list[Trial]:
     return [Trial(i, name, sweep.name, config.placed(), home) for i, config in sweep.trials.items()]
 
 
-def _log_to_mlflow(record: Path, files: list[Path]) -> str:
+def _log_to_mlflow(record: Place, files: list[Path]) -> str:
     """Puts the law beside the launch it was fitted to; a run without MLflow has no record."""
     if not record.exists():
         return ""
@@ -221,8 +290,3 @@ def _log_to_mlflow(record: Path, files: list[Path]) -> str:
     where = json.loads(record.read_text(encoding="utf-8"))
     warning = log_artifacts(where["uri"], where["run_id"], files, "law")
     return f"\n{warning}" if warning else ""
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.with_suffix(".partial").write_text(json.dumps(value, indent=1), encoding="utf-8")
-    os.replace(path.with_suffix(".partial"), path)

@@ -3,8 +3,9 @@
 One row per evaluation. `analysis` reads these files and nothing else of a run.
 """
 
+import io
 import json
-import os
+import math
 import subprocess
 from datetime import UTC, datetime
 from functools import cache
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from gat_sweep.config import TrialConfig
 from gat_sweep.plan import model_info
+from gat_sweep.storage import Place, write
 
 FINISHED = ("done", "diverged")  # a divergence is a result: running it again would only repeat it
 SCHEMA = pa.schema(
@@ -58,6 +60,7 @@ SCHEMA = pa.schema(
         ("split_half", pa.float64()),  # distance between two random halves of the real pictures
         ("status", pa.string()),  # running, done, diverged, failed
         ("reason", pa.string()),
+        ("flags", pa.string()),  # what is wrong with a trial that goes on all the same; null: nothing
         ("seconds", pa.float64()),  # of training so far, evaluation included
         ("time", pa.string()),  # ISO 8601, UTC
     ]
@@ -65,9 +68,9 @@ SCHEMA = pa.schema(
 
 
 class RunTable:
-    """Rows of one trial. Every append rewrites the small file under a temporary name and renames it."""
+    """Rows of one trial. Every change rewrites the small file, whole or not at all."""
 
-    def __init__(self, path: Path, constants: dict[str, Any]):
+    def __init__(self, path: Place, constants: dict[str, Any]):
         self.path, self.constants = path, constants
         self.rows: list[dict[str, Any]] = read_rows(path) if path.exists() else []
 
@@ -75,29 +78,36 @@ class RunTable:
         """Forgets rows after `step` and rows that closed an earlier attempt: training resumes from there."""
         self.rows = [{**row, "status": "running"} for row in self.rows if row["step"] <= step and row["value"]]
 
-    def append(self, **values: Any) -> None:
-        row = {**self.constants, **values, "time": datetime.now(UTC).isoformat(timespec="seconds")}
-        self.rows.append(row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        pq.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA), partial)
-        os.replace(partial, self.path)
+    def put(self, step: int, **values: Any) -> None:
+        """The row of a step. What an earlier one of the same weights measured, and this does not, stays."""
+        new = {name: value for name, value in values.items() if value is not None}
+        new |= {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        old = self.rows.pop() if self.rows and self.rows[-1]["step"] == step else {}
+        self.rows.append({**old, **self.constants, **new})
+        content = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA), content)
+        write(self.path, content.getvalue())
 
     def close(self, status: str, reason: str, step: int, **values: Any) -> None:
         """Says how the trial ended: on its last row when that is of the same step, else on a row of its own."""
-        if self.rows and self.rows[-1]["step"] == step:
-            values = {**self.rows.pop(), **values}
-        self.append(**{**values, "status": status, "reason": reason, "step": step})
+        self.put(step, status=status, reason=reason, **values)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Place) -> list[dict[str, Any]]:
     """Rows of one trial's file as dictionaries."""
-    return pq.read_table(path, schema=SCHEMA).to_pylist()
+    return pq.read_table(io.BytesIO(path.read_bytes()), schema=SCHEMA).to_pylist()
 
 
-def final_status(path: Path) -> str:
-    """The status of the last row of a trial's file, "waiting" before the first."""
-    return read_rows(path)[-1]["status"] if path.exists() else "waiting"
+def final_status(path: Place, steps: int) -> str:
+    """The status of the last row of a trial's file; "waiting" before the first.
+
+    "done" means that all of `steps` are, and that the last distance is a number; else it is "running" still.
+    """
+    if not path.exists():
+        return "waiting"
+    last = read_rows(path)[-1]
+    whole = last["step"] >= steps and last["value"] is not None and math.isfinite(last["value"])
+    return "running" if last["status"] == "done" and not whole else str(last["status"])
 
 
 def trial_constants(run: str, sweep: str, trial: str, config: TrialConfig) -> dict[str, Any]:

@@ -14,7 +14,6 @@ Each block is optional; together they multiply.
 
 import itertools
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gat_sweep.config import PLACES, PRESETS, TrialConfig, check_key, flatten, load_recipe, locate, resolve
 from gat_sweep.errors import UserError
+from gat_sweep.storage import Place, children, write
 from gat_sweep.yamlfile import nearest, read_yaml
 
 
@@ -76,7 +76,13 @@ def load_sweep(
     for point in _points(file, path):
         for seed in seeds or file.seeds:
             config = resolve(recipe, PRESETS[preset], file.set, overrides, point, {"seed": seed})
-            trials[trial_id(config)] = config
+            name = trial_id(config)
+            if name in trials:
+                raise UserError(
+                    f"{path}: two points are the same trial, {name}, or differ in train.steps alone; keep one, the "
+                    "longer (its rows hold the shorter's)"
+                )
+            trials[name] = config
     return Sweep(path.stem, file.about, recipe_name, trials)
 
 
@@ -87,42 +93,47 @@ def trial_id(config: TrialConfig) -> str:
     return f"{sizes}-p{config.model.patch}-s{config.seed}-{config.digest()[:8]}"
 
 
-def open_run(home: Path, name: str, sweep: Sweep) -> bool:
-    """Records a run's trials in <home>/<name>/run.json; True when the run existed with the same trials.
+def open_run(home: Place, name: str, sweep: Sweep, extend: bool = False) -> None:
+    """Records a run's trials in <home>/<name>/run.json.
 
-    A run may be extended by more trials, never changed. Raises UserError when a recorded trial is not among
-    the sweep's, naming what differs.
+    A run may get more trials, and with `extend` more steps; what is recorded is never changed otherwise.
+    Raises UserError, with the difference, when a recorded trial is not the sweep's.
     """
     path = home / name / "run.json"
-    record = {
-        "sweep": sweep.name,
-        "recipe": sweep.recipe,
-        "trials": {trial: config.model_dump(mode="json") for trial, config in sweep.trials.items()},
-    }
-    existed = path.exists()
-    if existed:
-        missing = {t: c for t, c in read_run(home, name)["trials"].items() if t not in sweep.trials}
-        if missing:
-            trial, old = next(iter(missing.items()))
-            raise UserError(
-                f"run '{name}' exists in {home} with another config ({_difference(old, sweep)} in trial {trial}); "
-                "choose another --name, or the settings it was made with"
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1), encoding="utf-8")
-    os.replace(partial, path)
-    return existed
+    record: dict[str, Any] = {"sweep": sweep.name, "recipe": sweep.recipe}
+    if path.exists():
+        record = read_run(home, name)
+        for trial, old in record["trials"].items():
+            _check_same(home, name, trial, old, sweep, extend)
+    trials = {trial: config.model_dump(mode="json") for trial, config in sweep.trials.items()}
+    write(path, json.dumps({**record, "trials": trials}, indent=1).encode())
 
 
-def read_run(home: Path, name: str) -> dict[str, Any]:
+def read_run(home: Place, name: str) -> dict[str, Any]:
     """The record of a run. Raises UserError when there is none."""
     path = home / name / "run.json"
     if not path.exists():
-        runs = sorted(p.parent.name for p in home.glob("*/run.json"))
+        runs = [folder.name for folder in children(home) if (folder / "run.json").exists()]
         raise UserError(f"no run '{name}' in {home}; " + (nearest(name, runs) if runs else "it holds no runs yet"))
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return record
+
+
+def _check_same(home: Place, name: str, trial: str, old: dict[str, Any], sweep: Sweep, extend: bool) -> None:
+    now = sweep.trials.get(trial)
+    if now is None:
+        difference = _difference(old, sweep)
+        raise UserError(
+            f"run '{name}' exists in {home} with another config, in trial {trial} {difference}; choose another --name, "
+            "or the settings it was made with"
+        )
+    before, after = old["train"]["steps"], now.train.steps
+    if after < before or (after > before and not extend):
+        more = "add --extend to train it on" if after > before else "steps that were trained are not taken back"
+        raise UserError(
+            f"run '{name}' exists in {home} with another config, in trial {trial} train.steps: {before} -> {after}; "
+            f"{more}, or choose another --name"
+        )
 
 
 def _read(path: Path) -> SweepFile:
@@ -160,9 +171,9 @@ def _difference(old: dict[str, Any], sweep: Sweep) -> str:
     """The keys in which a recorded trial differs from its nearest relative in the sweep."""
     places = {f"{section}.{key}" for section, keys in PLACES.items() for key in keys}
     before = {k: v for k, v in flatten(old).items() if not k.startswith("workers.") and k not in places}
-    candidates = []
+    candidates: list[list[str]] = []
     for config in sweep.trials.values():
         now = flatten(config.identity())
-        candidates.append([k for k in {**before, **now} if before.get(k) != now.get(k)])
-        candidates[-1] = [f"{k}: {before.get(k)} -> {now.get(k)}" for k in sorted(candidates[-1])]
-    return ", ".join(min(candidates, key=len)[:3])
+        keys = [key for key in sorted({**before, **now}) if before.get(key) != now.get(key)]
+        candidates.append([f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys])
+    return ", ".join(min(candidates, key=lambda found: len(found))) or "that the sweep has no more"

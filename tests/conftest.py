@@ -77,7 +77,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     lines = [
         "# What was tried, and what held",
         "",
-        f"Written by `make test-slow` on {datetime.now(UTC):%Y-%m-%d} at commit {commit}; tests that failed are not here.",
+        f"Written by `make test-slow` on {datetime.now(UTC):%Y-%m-%d} at commit {commit}. Who failed is not here.",
         "",
         "| promise | figures | test |",
         "|---|---|---|",

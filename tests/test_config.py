@@ -166,11 +166,28 @@ def test_trial_ids_are_stable_readable_and_distinct() -> None:
 
 def test_a_run_may_grow_but_not_change(tmp_path: Path) -> None:
     one = load_sweep(WIDTHS, "digits")
-    assert open_run(tmp_path, "r", one) is False
-    assert open_run(tmp_path, "r", one) is True
-    assert open_run(tmp_path, "r", load_sweep(WIDTHS, "digits", seeds=[0, 1])) is True
+    for sweep in (one, one, load_sweep(WIDTHS, "digits", seeds=[0, 1])):
+        open_run(tmp_path, "r", sweep)
     before = (tmp_path / "r" / "run.json").read_text()
     changed = load_sweep(WIDTHS, "digits", overrides={"train.clip": 3.0}, seeds=[0, 1])
     said = message(lambda: open_run(tmp_path, "r", changed))
     assert "train.clip: 1.0 -> 3.0" in said and "--name" in said
+    with pytest.raises(UserError, match="seed: 1 -> 0"):
+        open_run(tmp_path, "r", one)
     assert (tmp_path / "r" / "run.json").read_text() == before
+
+
+def test_a_run_may_be_trained_on_but_not_back(tmp_path: Path) -> None:
+    """The number of steps is no part of what a trial is; more of them have to be asked for."""
+    short, long = (load_sweep(WIDTHS, "digits", overrides={"train.steps": steps}) for steps in (200, 300))
+    assert list(short.trials) == list(long.trials)
+    open_run(tmp_path, "r", short)
+    assert "train.steps: 200 -> 300; add --extend" in message(lambda: open_run(tmp_path, "r", long))
+    open_run(tmp_path, "r", long, extend=True)
+    assert "300 -> 200; steps that were trained" in message(lambda: open_run(tmp_path, "r", short, extend=True))
+
+
+def test_a_trial_stands_once_in_a_sweep(tmp_path: Path) -> None:
+    sweep = tmp_path / "twice.yaml"
+    sweep.write_text("about: twice\npoints:\n  - {train.steps: 100}\n  - {train.steps: 200}\n")
+    assert "two points are the same trial" in message(lambda: load_sweep(sweep, "digits"))

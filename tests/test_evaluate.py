@@ -20,6 +20,7 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
+from gat_sweep.checkpoint import save_checkpoint
 from gat_sweep.config import TrialConfig, load_recipe, resolve
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.data.tokenizer import Pixels
@@ -317,8 +318,8 @@ def test_a_checkpoint_is_measured_as_its_trial_was(tmp_path: Path, home_with_ref
     (trial / "checkpoints").mkdir(parents=True)
     (tmp_path / "cache").symlink_to(home_with_reference / "cache")
     (trial / "config.json").write_text(config.model_dump_json())
-    path, ema, dataset = trial / "checkpoints" / "step_00000004.pt", new_ema(config), load_dataset(config.data)
-    torch.save({"ema": ema.state_dict(), "data": dataset.digest}, path)
+    path, ema, dataset = trial / "checkpoints" / "step_00000004", new_ema(config), load_dataset(config.data)
+    save_checkpoint(path.parent, 4, {"ema": ema}, {"data": dataset.digest})
     found = evaluate_command(path, "imagenet256", {}, tmp_path, CPU)
     assert found == Evaluator(config, dataset, tmp_path, CPU).measure(ema, extras=True)
     changed = evaluate_command(path, "imagenet256", {"eval.samples": 100, "eval.extras": []}, tmp_path, CPU)
@@ -326,7 +327,7 @@ def test_a_checkpoint_is_measured_as_its_trial_was(tmp_path: Path, home_with_ref
     assert evaluation_table(found).row_count > 10
     with pytest.raises(UserError, match=r"--set model\.patch: of a trained model only"):
         evaluate_command(path, "imagenet256", {"model.patch": 4}, tmp_path, CPU)
-    torch.save({"ema": ema.state_dict(), "data": "elsewhere"}, path)
+    save_checkpoint(path.parent, 4, {"ema": ema}, {"data": "elsewhere"})
     with pytest.raises(UserError, match="was trained on data elsewhere"):
         evaluate_command(path, "imagenet256", {}, tmp_path, CPU)
     (trial / "config.json").unlink()

@@ -16,6 +16,7 @@ from conftest import encoded_latents, tiny_config, tiny_trial
 from rich.console import Console
 from torch import Tensor
 
+from gat_sweep.checkpoint import open_checkpoint, save_checkpoint
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.data.tokenizer import Pixels, load_tokenizer
 from gat_sweep.errors import UserError
@@ -194,9 +195,9 @@ def test_latents_are_decoded_by_the_tokenizer_that_made_them(tmp_path: Path) -> 
 
     (tmp_path / "trial" / "checkpoints").mkdir(parents=True)
     (tmp_path / "trial" / "config.json").write_text(config.model_dump_json(), encoding="utf-8")
-    path = tmp_path / "trial" / "checkpoints" / "step_00000000.pt"
-    state = {"ema": networks[0].state_dict(), "discriminator": networks[1].state_dict()}
-    torch.save({**state, "data": load_dataset(config.data).digest}, path)
+    path = tmp_path / "trial" / "checkpoints" / "step_00000000"
+    networks_by_name = {"ema": networks[0], "discriminator": networks[1]}
+    save_checkpoint(path.parent, 0, networks_by_name, {"data": load_dataset(config.data).digest})
     with pytest.raises(UserError, match="is not the one that data set 'photographs' was encoded with, 'nowhere'"):
         inspect_command(path, None, Options(), {"data.tokenizer": str(tmp_path / "vae")}, CPU, Console(quiet=True))
 
@@ -239,7 +240,7 @@ def test_lpips_is_the_packages_own_and_needs_no_download(tmp_path: Path) -> None
 def checkpoint(home_with_reference: Path) -> Path:
     trial = tiny_trial(home_with_reference, "inspected")
     assert train(trial, CPU).status == "done"
-    return trial.folder / "checkpoints" / "step_00000004.pt"
+    return trial.folder / "checkpoints" / "step_00000004"
 
 
 def inspect(checkpoint: Path, out: Path | None = None) -> tuple[dict[str, Any], list[Path]]:
@@ -262,8 +263,7 @@ def test_inspect_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     assert read == result["rows"]
     # Per block: three of G alone and CKNNA once; of D patches and [cls], on real and fake.
     assert len(read) == 4 * (3 + 1) + 4 * 2 * 2
-    saved = torch.load(checkpoint, weights_only=True)
-    assert result["step"] == 4 and result["data"] == saved["data"]
+    assert result["step"] == 4 and result["data"] == open_checkpoint(checkpoint).facts["data"]
     assert inspection_table(result).row_count == 4
 
     again, other = inspect(checkpoint, tmp_path / "again")
@@ -273,20 +273,25 @@ def test_inspect_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
 def test_bad_input_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     folder = tmp_path / "trials" / "trial" / "checkpoints"
     folder.mkdir(parents=True)
-    damaged = folder / "step_00000004.pt"
-    damaged.write_bytes(checkpoint.read_bytes()[:1000])
+    damaged = folder / "step_00000004"
+    shutil.copytree(checkpoint, damaged)
+    whole = (damaged / "ema.safetensors").read_bytes()
+    (damaged / "ema.safetensors").write_bytes(whole[:1000])
 
     def refused(match: str, path: Path = damaged, settings: dict[str, Any] | None = None, **options: Any) -> None:
         with pytest.raises(UserError, match=match) as error:
             inspect_command(path, None, Options(**options), settings or {}, CPU, Console(quiet=True))
         assert "\n" not in str(error.value)
 
-    refused("no such file; give one of", folder / "step_00000008.pt")
-    refused("no such file; give one of", folder)
+    refused("is no checkpoint; give one of", folder / "step_00000008")
+    refused("is no checkpoint; give one of", folder)
     refused("config.json is missing")
     shutil.copy(checkpoint.parents[1] / "config.json", folder.parent)
-    refused("cannot be read")
-    torch.save({"ema": {}, "data": torch.load(checkpoint, weights_only=True)["data"]}, damaged)
+    refused(f"ema.safetensors has 1000 bytes of {len(whole)}; give another")
+    (damaged / "checkpoint.json").write_text("{}", encoding="utf-8")
+    refused("checkpoint.json is no JSON of ours; give another")
+    shutil.rmtree(damaged)
+    save_checkpoint(folder, 4, {"ema": torch.nn.Linear(1, 1)}, {"data": open_checkpoint(checkpoint).facts["data"]})
     refused("does not hold the networks")
     (folder.parent / "config.json").write_text("{", encoding="utf-8")
     refused("config.json is damaged")

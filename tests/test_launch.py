@@ -21,7 +21,7 @@ from test_train import assert_same_state
 
 from gat_sweep.cluster import local_resources
 from gat_sweep.launch import SHARE_BELOW, STEP_FLOPS, packs, train_pack
-from gat_sweep.run_table import final_status, read_rows
+from gat_sweep.run_table import read_rows
 from gat_sweep.sweep import load_sweep
 from gat_sweep.tracking import default_uri
 from gat_sweep.train import Trial, record_failure, train
@@ -153,7 +153,7 @@ def test_a_sweep_from_the_command_line_to_a_law(
     # Ctrl-C with two workers at the longest trial, which starts first: exit 130, no process left.
     process = start(tmp_path, *command(home, sweep, "--set=workers.count=2"))
     deadline = time.monotonic() + 240
-    while not list(long.folder.glob("checkpoints/step_*.pt")):
+    while not long.table.exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)  # what a terminal does
@@ -161,13 +161,13 @@ def test_a_sweep_from_the_command_line_to_a_law(
     assert process.returncode == 130, out + err
     assert f"results so far are in {home / 'three-digits'}" in out and "Traceback" not in err
     assert left_behind(tmp_path) == []
-    assert final_status(long.table) == "running" and final_status(middle.table) == "failed"
+    assert long.status() == "running" and middle.status() == "failed"
 
     # The same sweep on single workers, which share: the long trial goes on where it was, the others in a pack of
     # their own, of which one diverges, says so, and does not stop its mate.
     assert names([diverging, middle, long], 2) == [[long.id], [diverging.id, middle.id]]
     cpus = max(1, local_resources().cpus // 2)  # two packs at once on any machine
-    process = start(tmp_path, *command(home, sweep, f"--set=workers.cpus={cpus:g}"))
+    process = start(tmp_path, *command(home, sweep, f"--set=workers.cpus={cpus:g}", "--retry=failed"))
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0, out + err
     assert err == "" and "1 of 4 trials are finished already" in out and "real data" in out and "Traceback" not in out
@@ -223,24 +223,24 @@ def test_a_sweep_from_the_command_line_to_a_law(
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_failing_trial_leaves_its_pack_mates_unharmed(home: Path, tmp_path: Path) -> None:
-    """Its worker is started again once, in vain; then the trial behind it has a worker of its own."""
+    """Its checkpoints are damaged, which no other attempt mends; the trial behind it has a worker of its own."""
     sweep = tmp_path / "two.yaml"
     sweep.write_text(f"about: one broken\nset: {json.dumps(TINY)}\nproduct: {{model.patch: [4, 2]}}\n")
     trials = [Trial(n, "two-digits", "two", config, home) for n, config in load_sweep(sweep, "digits").trials.items()]
     broken, sound = trials
     cpus = local_resources().cpus  # one pack at a time
-    checkpoint = broken.folder / "checkpoints" / "step_00000002.pt"
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.write_bytes(b"half a file")
+    checkpoint = broken.folder / "checkpoints" / "step_00000002"
+    checkpoint.mkdir(parents=True)
     process = start(tmp_path, *command(home, sweep, f"--set=workers.cpus={cpus:g}"))
     out, err = process.communicate(timeout=280)
     assert process.returncode == 1, out + err
-    assert [final_status(trial.table) for trial in (broken, sound)] == ["failed", "done"]
-    assert "cannot be read" in read_rows(broken.table)[-1]["reason"] and "cannot be read" in out
+    assert [trial.status() for trial in (broken, sound)] == ["failed", "done"]
+    assert "every checkpoint" in read_rows(broken.table)[-1]["reason"] and "every checkpoint" in out
+    assert "Traceback" in (broken.folder / "failure.txt").read_text()
 
-    checkpoint.unlink()  # the cause is gone: the same command runs what failed, and that alone
+    checkpoint.rmdir()  # the cause is gone: what failed is run, and that alone
     result = sound.table.read_bytes()
-    process = start(tmp_path, *command(home, sweep, f"--set=workers.cpus={cpus:g}"))
+    process = start(tmp_path, *command(home, sweep, f"--set=workers.cpus={cpus:g}", "--retry=failed"))
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0 and "1 of 2 trials are finished already" in out, out + err
-    assert final_status(broken.table) == "done" and sound.table.read_bytes() == result
+    assert broken.status() == "done" and sound.table.read_bytes() == result

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from conftest import encoded_pixels, tiny_config, tiny_trial
 
 from gat_sweep import engine
+from gat_sweep.checkpoint import step_checkpoint
 from gat_sweep.errors import UserError
 from gat_sweep.gat import flops
 from gat_sweep.run_table import SCHEMA
@@ -34,24 +35,25 @@ def rows(trial: Trial) -> list[dict[str, Any]]:
     return table.to_pylist()
 
 
-def state(trial: Trial, step: int) -> dict[str, Any]:
-    return torch.load(trial.folder / "checkpoints" / f"step_{step:08d}.pt", weights_only=True)
+def tensors(trial: Trial, step: int) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint: both networks with the running mean of w, EMA, both optimizers."""
+    found = step_checkpoint(trial.folder / "checkpoints", step)
+    assert sorted(found.files) == ["discriminator", "ema", "generator", "optimizer_d", "optimizer_g"]
+    return {f"{part}/{name}": tensor for part in found.files for name, tensor in found.part(part).items()}
 
 
-def tensors(value: Any, path: str = "") -> dict[str, torch.Tensor]:
-    """All tensors of a nested state, by path."""
-    if isinstance(value, torch.Tensor):
-        return {path: value}
-    if not isinstance(value, dict):
-        return {}
-    return {k: t for key, item in value.items() for k, t in tensors(item, f"{path}/{key}").items()}
+def counters(trial: Trial, step: int) -> dict[str, Any]:
+    """What a checkpoint holds besides, but the time."""
+    facts = step_checkpoint(trial.folder / "checkpoints", step).facts
+    return {name: value for name, value in facts.items() if name != "seconds"}
 
 
 def assert_same_state(a: Trial, b: Trial, step: int) -> None:
-    ours, theirs = tensors(state(a, step)), tensors(state(b, step))
-    assert ours.keys() == theirs.keys() and len(ours) > 300
+    ours, theirs = tensors(a, step), tensors(b, step)
+    assert ours.keys() == theirs.keys() and len(ours) > 300 and "generator/style_mean" in ours
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert not different
+    assert counters(a, step) == counters(b, step)
 
 
 def test_a_pulse_leaves_everything_it_promises(home: Path) -> None:
@@ -85,8 +87,8 @@ def test_a_cut_run_continues_bit_for_bit(home: Path) -> None:
     """Stopped after the checkpoint of step 2, and killed so that a line was half-written."""
     straight, cut = tiny_trial(home, "straight"), tiny_trial(home, "cut")
     train(straight, CPU)
-    outcome = train(cut, CPU, stop=lambda: (cut.folder / "checkpoints" / "step_00000002.pt").exists())
-    assert (outcome.status, outcome.step) == ("running", 2)
+    outcome = train(cut, CPU, lambda: "enough" if (cut.folder / "checkpoints" / "latest.json").exists() else "")
+    assert (outcome.status, outcome.step, outcome.reason) == ("stopped", 2, "enough")
     with open(cut.folder / "journal.jsonl", "a") as journal:
         journal.write('{"step": 3, "metr')
     assert train(cut, CPU).status == "done"
@@ -99,7 +101,7 @@ def test_rows_after_the_checkpoint_are_not_counted_twice(home: Path) -> None:
     """Killed between the row of step 4 and its checkpoint: step 4 is evaluated again, and stands once."""
     trial = tiny_trial(home)
     train(trial, CPU)
-    (trial.folder / "checkpoints" / "step_00000004.pt").unlink()
+    shutil.rmtree(trial.folder / "checkpoints" / "step_00000004")
     train(trial, CPU)
     assert [(r["step"], r["status"]) for r in rows(trial)] == [(2, "running"), (4, "done")]
 
@@ -122,7 +124,7 @@ def test_a_non_finite_gradient_stops_the_trial_before_the_update(home: Path, mon
     first, last = rows(trial)
     assert (first["step"], first["status"]) == (2, "running") and first["value"] is not None
     assert (last["step"], last["status"], last["value"]) == (3, "diverged", None)
-    assert not (trial.folder / "checkpoints" / "step_00000003.pt").exists()
+    assert not (trial.folder / "checkpoints" / "step_00000003").exists()
 
 
 def test_a_failed_trial_leaves_a_row_that_says_so(home: Path) -> None:
@@ -179,7 +181,7 @@ def test_two_workers_give_the_number_that_one_gives(home: Path, tmp_path: Path) 
 
     config = tiny_config()
     ema = Generator(config.generator_spec)
-    ema.load_state_dict(state(trial, 4)["ema"])
+    ema.load_state_dict(step_checkpoint(trial.folder / "checkpoints", 4).part("ema"))
     alone = Evaluator(config, load_dataset(config.data), home, CPU, 0, 1).measure(ema)
     assert alone.value == rows(trial)[-1]["value"]
 
@@ -225,8 +227,8 @@ def test_another_data_set_is_no_continuation(tmp_path: Path) -> None:
     encoded_pixels(tmp_path / "other", count=41, side=8)
     short = {"train__steps": 2, "train__eval_every": 1, "eval__samples": 40, "objective__align_weight": 0}
     begun = photograph_trial(tmp_path, tmp_path / "data", "run", **short)
-    calls = iter([False, True])
-    assert train(begun, CPU, stop=lambda: next(calls)).status == "running"
+    calls = iter(["", "", "enough", "enough"])
+    assert train(begun, CPU, lambda: next(calls)).status == "stopped"
     with pytest.raises(UserError, match=r"set data\.path to the data it was trained on"):
         train(photograph_trial(tmp_path, tmp_path / "other", "run", **short), CPU)
     shutil.move(tmp_path / "data", tmp_path / "moved")  # where it lies is no part of what it is

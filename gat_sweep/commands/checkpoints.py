@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -18,25 +19,24 @@ from gat_sweep.commands.options import (
 
 
 @click.command()
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target")
 @click.option("--recipe", default=DEFAULT_RECIPE, show_default=True, help="Protocol and data, when TARGET is pictures.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override eval.* or data.path.")
 @home_option
 @device_option
 @json_option
-def evaluate(
-    target: Path, recipe: str, settings: tuple[str, ...], home: Path, device: str | None, as_json: bool
-) -> None:
+def evaluate(target: str, recipe: str, settings: tuple[str, ...], home: Any, device: str | None, as_json: bool) -> None:
     """Measure a trial's checkpoint, or generated pictures (an npz with arr_0, or a folder)."""
     from gat_sweep.device import chosen_device
     from gat_sweep.metrics.command import evaluate_command, evaluation_table
+    from gat_sweep.storage import place
 
     progress = Console(stderr=True)
     found = evaluate_command(
-        target,
+        place(target, "TARGET"),
         recipe,
         parse_settings(settings),
-        home.absolute(),
+        home,
         chosen_device(device),
         lambda text: progress.print(text, highlight=False),
     )
@@ -47,7 +47,7 @@ def evaluate(
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; <run>/inspect/... unless given.")
 @click.option("--images", type=click.IntRange(min=2), help="Real and generated images to look at; 2000 unless given.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -62,7 +62,7 @@ def evaluate(
 @device_option
 @json_option
 def inspect(
-    checkpoint: Path,
+    checkpoint: str,
     out: Path | None,
     images: int | None,
     seed: int,
@@ -76,9 +76,10 @@ def inspect(
     """What every block of a trial's networks does: influence, similarity, alignment, features (Fig. 4, 6b, 9)."""
     from gat_sweep.device import chosen_device
     from gat_sweep.inspect import Options, inspect_command, inspection_table
+    from gat_sweep.storage import place
 
     result, files = inspect_command(
-        checkpoint,
+        place(checkpoint, "CHECKPOINT"),
         out,
         Options(images, seed, lpips_backbone, teacher, teacher_checkpoint),
         parse_settings(settings),

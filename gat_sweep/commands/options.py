@@ -16,11 +16,11 @@ DEFAULT_RECIPE = "imagenet256"
 
 home_option = click.option(
     "--home",
-    type=click.Path(file_okay=False, path_type=Path),
+    callback=lambda context, option, text: _place(text),
     envvar="GAT_SWEEP_HOME",
     default="runs",
     show_default=True,
-    help="Where runs live (or set GAT_SWEEP_HOME).",
+    help="Where runs live: a folder, or s3://bucket/prefix (or set GAT_SWEEP_HOME).",
 )
 device_option = click.option("--device", default=None, help="cpu, cuda, cuda:1; cuda when there is one, unless given.")
 out_option = click.option(
@@ -30,6 +30,12 @@ out_option = click.option(
     help="Also write the JSON to this file.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _place(text: str) -> Any:
+    from gat_sweep.storage import place  # half a second of pyarrow that --help need not pay
+
+    return place(text)
 
 
 def config_options(command: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.table import Table
@@ -52,25 +53,37 @@ def plan(sweep: Path, recipe: str, preset: str, settings: tuple[str, ...], seeds
 @click.option("--name", help="Name of the run; <sweep>-<recipe> unless given.")
 @click.option("--address", help="A running Ray cluster, such as auto; starts Ray here unless given.")
 @click.option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow; sqlite below the home unless given.")
+@click.option("--retry", type=click.Choice(["failed"]), help="Also run trials again that failed before.")
+@click.option("--extend", is_flag=True, help="Train trials on that were recorded with fewer steps.")
+@click.option("--max-gpu-hours", type=click.FloatRange(min=0), help="Cap on the whole run, over all its launches.")
+@click.option("--max-flops", type=click.FloatRange(min=0), help="The same in training FLOP, 2 per multiply-add.")
 def run(
     sweep: Path,
     recipe: str,
     preset: str,
     settings: tuple[str, ...],
     seeds: str | None,
-    home: Path,
+    home: Any,
     name: str | None,
     address: str | None,
     tracking_uri: str | None,
+    retry: str | None,
+    extend: bool,
+    max_gpu_hours: float | None,
+    max_flops: float | None,
 ) -> None:
-    """Run a sweep. The same command again runs what is not finished."""
-    from gat_sweep.run import run_command
+    """Run a sweep. The same command again runs what is not finished.
+
+    Exit codes: 0 all trials are done or diverged, 1 some are not, 75 stopped on request with everything saved.
+    """
+    from gat_sweep.budget import Budget
+    from gat_sweep.run import Launch, run_command
 
     spec = make_sweep(sweep, recipe, preset, settings, seeds)
     name = name or f"{spec.name}-{spec.recipe}"
     check_name(name)
-    if not run_command(spec, home.absolute(), name, address, tracking_uri, console()):
-        sys.exit(1)
+    how = Launch(address, tracking_uri, retry is not None, extend, Budget(max_flops, max_gpu_hours))
+    sys.exit(run_command(spec, home, name, how, console()))
 
 
 @click.command()
@@ -78,14 +91,13 @@ def run(
 @home_option
 @click.option("--name", default="train", show_default=True, help="Name of the run.")
 @device_option
-def train(recipe: str, preset: str, settings: tuple[str, ...], home: Path, name: str, device: str | None) -> None:
-    """Train one trial here, without Ray and MLflow."""
+def train(recipe: str, preset: str, settings: tuple[str, ...], home: Any, name: str, device: str | None) -> None:
+    """Train one trial here, without Ray and MLflow. SIGTERM saves and ends with exit code 75."""
     from gat_sweep.run import train_command
 
     check_name(name)
     config = make_config(recipe, preset, settings)
-    if not train_command(config, home.absolute(), name, device, console()):
-        sys.exit(1)
+    sys.exit(train_command(config, home, name, device, console()))
 
 
 @click.command("fit-law")
@@ -101,13 +113,13 @@ def train(recipe: str, preset: str, settings: tuple[str, ...], home: Path, name:
 @home_option
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for law.json and the plot.")
 @json_option
-def fit_law(source: str | None, metric: str, paper: bool, home: Path, out: Path | None, as_json: bool) -> None:
+def fit_law(source: str | None, metric: str, paper: bool, home: Any, out: Path | None, as_json: bool) -> None:
     """Fit metric = a C^-b to a run, a table.parquet or a table.csv, and draw it."""
     from gat_sweep.run import fit_law_command
 
     if paper == bool(source):
         raise UserError("give the name of a run, a .parquet or a .csv; or --paper alone")
-    law, text, files = fit_law_command(source, metric, home.absolute(), out)
+    law, text, files = fit_law_command(source, metric, home, out)
     if as_json:
         print_json(law)
         return
@@ -119,9 +131,9 @@ def fit_law(source: str | None, metric: str, paper: bool, home: Path, out: Path 
 @click.command()
 @home_option
 @click.option("--port", default=5000, show_default=True)
-def ui(home: Path, port: int) -> None:
+def ui(home: Any, port: int) -> None:
     """Open the MLflow UI of the home's store on loopback."""
     from gat_sweep.tracking import default_uri, serve_ui
 
     with user_errors():
-        serve_ui(default_uri(home.absolute()), home.absolute(), port)
+        serve_ui(default_uri(home), home, port)

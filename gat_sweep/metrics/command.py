@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from gat_sweep.checkpoint import read_trial
+from gat_sweep.checkpoint import MANIFEST, read_network, read_trial
 from gat_sweep.config import TrialConfig, check_key, load_recipe, resolve
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.errors import UserError
@@ -26,19 +26,20 @@ from gat_sweep.metrics.evaluate import (
 from gat_sweep.metrics.extractors import check_extractor, make_extractor
 from gat_sweep.metrics.pictures import Eta, Say, open_pictures, silent
 from gat_sweep.metrics.reference import check_reference, load_reference
+from gat_sweep.storage import Place
 
 CHANGEABLE = ("eval.", "data.path", "data.tokenizer")
 
 
 def evaluate_command(
-    target: Path,
+    target: Place,
     recipe: str,
     settings: Mapping[str, Any],
-    home: Path,
+    home: Place,
     device: torch.device,
     say: Say = silent,
 ) -> Evaluation:
-    """Measures `target`: a trial's checkpoint (step_*.pt) by the config it was trained with, or pictures (an npz
+    """Measures `target`: a trial's checkpoint (step_*) by the config it was trained with, or pictures (an npz
     with arr_0, or a folder) by that of a recipe.
 
     settings: dotted config values that differ; of a checkpoint `eval`, `data.path` and `data.tokenizer` only.
@@ -47,12 +48,16 @@ def evaluate_command(
     """
     for key in settings:
         check_key(key)
-    if target.suffix == ".pt":
+    if target.name.startswith("step_") or (target / MANIFEST).exists():
         return evaluate_checkpoint(target, settings, device, say)
+    if not isinstance(target, Path):
+        raise UserError(f"{target} is no checkpoint, and pictures are measured from files on this machine only")
     return evaluate_pictures(target, resolve(load_recipe(recipe), settings), home, device, say)
 
 
-def evaluate_checkpoint(path: Path, settings: Mapping[str, Any], device: torch.device, say: Say = silent) -> Evaluation:
+def evaluate_checkpoint(
+    path: Place, settings: Mapping[str, Any], device: torch.device, say: Say = silent
+) -> Evaluation:
     """A trial's EMA generator as training measures it, with all of eval.extras.
 
     settings: as of evaluate_command.
@@ -61,16 +66,17 @@ def evaluate_checkpoint(path: Path, settings: Mapping[str, Any], device: torch.d
     for key in settings:
         if not key.startswith(CHANGEABLE):
             raise UserError(f"--set {key}: of a trained model only {', '.join(CHANGEABLE[1:])} and eval.* can be set")
-    config, state = read_trial(path, settings, device)
+    config, checkpoint = read_trial(path, settings)
     check_evaluation(config)
-    ema = Generator(config.generator_spec).to(device)
-    ema.load_state_dict(state["ema"])
-    dataset, home = load_dataset(config.data), path.absolute().parents[4]
+    ema = Generator(config.generator_spec)
+    read_network(checkpoint, "ema", ema)
+    ema.to(device)
+    dataset, home = load_dataset(config.data), path.parents[4]
     return Evaluator(config, dataset, home, device, say=say).measure(ema, extras=True)
 
 
 def evaluate_pictures(
-    path: Path, config: TrialConfig, home: Path, device: torch.device, say: Say = silent
+    path: Path, config: TrialConfig, home: Place, device: torch.device, say: Say = silent
 ) -> Evaluation:
     """Pictures in a folder or an npz (arr_0, uint8 [N, h, w, 3]), all of them, against the config's reference.
 

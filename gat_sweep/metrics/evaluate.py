@@ -2,8 +2,8 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from gat_sweep.metrics import distances
 from gat_sweep.metrics.extractors import WIDTHS, Extractor, check_extractor, make_extractor
 from gat_sweep.metrics.pictures import Eta, Say, silent
 from gat_sweep.metrics.reference import Reference, check_reference, load_reference
+from gat_sweep.storage import Place
 
 CHUNK = 64  # samples drawn from one seed; part of the protocol, and the unit shared out over the workers
 
@@ -103,7 +104,7 @@ class Evaluator:
         self,
         config: TrialConfig,
         dataset: Dataset,
-        home: Path,
+        home: Place,
         device: torch.device,
         rank: int = 0,
         world: int = 1,
@@ -128,11 +129,14 @@ class Evaluator:
             "decoder": "float32",
         }
 
-    def measure(self, ema: Generator, extras: bool = False) -> Evaluation:
-        """Frechet distance of `eval.samples` pictures of `ema`, and eval.extras where asked for; on every rank."""
+    def measure(self, ema: Generator, extras: bool = False, between: Callable[[], None] = lambda: None) -> Evaluation:
+        """Frechet distance of `eval.samples` pictures of `ema`, and eval.extras where asked for; on every rank.
+
+        between: called after every chunk of samples, equally often on every rank; may raise to end the evaluation.
+        """
         n = self.config.eval.samples
         chosen = self.config.eval.extras if extras else ()
-        features = self._features(ema, n)
+        features = self._features(ema, n, between)
         if self.rank:
             found = dict.fromkeys(_MEASURES)
         else:
@@ -153,7 +157,7 @@ class Evaluator:
         y = labels if config.data.classes else None
         return self.decoder.decode(ema.sample(z, y, psi=config.eval.psi, guidance=config.eval.guidance))
 
-    def _features(self, ema: Generator, n: int) -> Tensor:
+    def _features(self, ema: Generator, n: int, between: Callable[[], None]) -> Tensor:
         """[n, F] of all ranks in the order of their seeds, on rank 0; what the others return is their own."""
         eta = Eta(self.say, f"{self.extractor.metric} samples", n)
         rounds = -(-n // (CHUNK * self.world))
@@ -164,6 +168,7 @@ class Evaluator:
                 chunk = self.extractor(self.samples(ema, start))
                 mine[i, : len(chunk)] = chunk
             eta.add(min(CHUNK * self.world, n - i * self.world * CHUNK))
+            between()
         if self.world == 1:
             return mine.flatten(0, 1)[:n]
         shares = [torch.empty_like(mine) for _ in range(self.world)] if self.rank == 0 else None

@@ -2,8 +2,6 @@
 
 import hashlib
 import itertools
-import os
-import tempfile
 import zipfile
 from collections import deque
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from gat_sweep.config import TrialConfig
@@ -23,6 +21,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.metrics.distances import Moments, Statistics, covariance_root, frechet_distance
 from gat_sweep.metrics.extractors import METRICS, WIDTHS, Extractor, make_extractor
 from gat_sweep.metrics.pictures import Eta, Say, array_pictures, silent
+from gat_sweep.storage import Place, write
 
 BATCH = 64  # pictures through the extractor at once: other batches may round otherwise
 # A data set is summed up in at least so many parts (if it has as many batches) of at most so many batches, and they are
@@ -71,7 +70,7 @@ def reference_name(config: TrialConfig) -> str:
 
 def load_reference(
     config: TrialConfig,
-    home: Path,
+    home: Place,
     device: torch.device | str = "cpu",
     rank: int = 0,
     world: int = 1,
@@ -102,10 +101,10 @@ def load_reference(
         elif rank == 0:
             found = _of_npz(Path(config.eval.reference), extractor, device, _needs_features(config), say)
         if rank == 0:
-            _save(found, path)
+            write(path, save({name: tensor.cpu().contiguous() for name, tensor in found.items()}))
         if world > 1:
             dist.broadcast(missing, 0)  # nobody reads before it is written
-    kept = load_file(path, device=str(device))
+    kept = {name: tensor.to(device) for name, tensor in load(path.read_bytes()).items()}
     return Reference(
         METRICS[config.eval.extractor],
         name,
@@ -260,13 +259,3 @@ def _read_npz(path: Path, width: int) -> tuple[Tensor, Tensor]:
 def _has_pictures(path: Path) -> bool:
     with zipfile.ZipFile(path) as file:
         return "arr_0.npy" in file.namelist()
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Atomically, under a name that no other process uses meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-    os.close(handle)
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, partial)
-    os.chmod(partial, 0o644)  # a temporary file is its owner's alone; the cache may be shared
-    os.replace(partial, path)

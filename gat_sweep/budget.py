@@ -1,0 +1,136 @@
+"""Caps on what a run may spend, counted over all of its launches.
+
+What was spent is read off the trials' journals: every attempt says where it began and, when the next one begins, how
+far it came; steps that a crash undid were spent all the same. Time counts while a worker trains or evaluates.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gat_sweep.checkpoint import saved_step
+from gat_sweep.errors import UserError
+from gat_sweep.plan import human, iteration_flops
+from gat_sweep.storage import Place, read_from, write
+from gat_sweep.train import Trial
+from gat_sweep.watch import signs
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Training FLOP (2 per multiply-add), and hours of GPUs held."""
+
+    flops: float = 0.0
+    gpu_hours: float = 0.0
+
+    def __add__(self, other: "Amount") -> "Amount":
+        return Amount(self.flops + other.flops, self.gpu_hours + other.gpu_hours)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """None: no cap."""
+
+    max_flops: float | None = None
+    max_gpu_hours: float | None = None
+
+    def excess(self, amount: Amount) -> str:
+        """Which cap an amount is above, with the numbers; "" when it is above none."""
+        if self.max_flops is not None and amount.flops > self.max_flops:
+            return f"{human(amount.flops)}FLOP of --max-flops {human(self.max_flops)}"
+        if self.max_gpu_hours is not None and amount.gpu_hours > self.max_gpu_hours:
+            return f"{amount.gpu_hours:.4g} GPU hours of --max-gpu-hours {self.max_gpu_hours:g}"
+        return ""
+
+
+def step_flops(trial: Trial) -> float:
+    return float(sum(iteration_flops(trial.config).values()) * trial.config.train.batch)
+
+
+class Meter:
+    """What all attempts of a trial have spent, followed while it trains."""
+
+    def __init__(self, trial: Trial):
+        self.trial, self.flops_per_step = trial, step_flops(trial)
+        self.offset = self.steps = 0
+        self.hours = 0.0
+        self.begin: dict[str, Any] | None = None  # of the latest attempt
+        self.last: dict[str, Any] = {}
+
+    def read(self) -> Amount:
+        """Takes in what is new in the journal."""
+        content = read_from(self.trial.folder / "journal.jsonl", self.offset)
+        content = content[: content.rfind(b"\n") + 1]  # a line that is being written: next time
+        self.offset += len(content)
+        for line in content.splitlines():
+            try:
+                self._take(json.loads(line))
+            except ValueError:
+                continue  # half a line of a killed process
+        steps, hours = self._latest(signs(self.trial.folder / "alive").get(0, self.last))
+        return Amount((self.steps + steps) * self.flops_per_step, self.hours + hours)
+
+    def _take(self, record: dict[str, Any]) -> None:
+        if record.get("status") == "running":
+            steps, hours = self._latest(record.get("previous", self.last))
+            self.steps, self.hours = self.steps + steps, self.hours + hours
+            self.begin = record
+        self.last = record
+
+    def _latest(self, end: dict[str, Any]) -> tuple[int, float]:
+        """Steps and GPU hours of the latest attempt, whose last sign of life may be behind its last line."""
+        if self.begin is None:
+            return 0, 0.0
+        step, moment = (max(self.last[key], end[key]) for key in ("step", "time"))
+        seconds = max(0.0, moment - self.begin["time"])
+        return max(0, step - self.begin["step"]), seconds * self.begin["gpus"] / 3600
+
+
+def needed(trial: Trial, rate: float | None) -> Amount:
+    """To finish a trial from its newest checkpoint; rate: FLOP per second of a GPU, None when nobody knows."""
+    steps = trial.config.train.steps - saved_step(trial.folder / "checkpoints")
+    flops = steps * step_flops(trial)
+    return Amount(flops, flops / rate / 3600 if rate and trial.config.workers.gpus else 0.0)
+
+
+def admitted(trials: Sequence[Trial], meters: Sequence[Meter], budget: Budget) -> tuple[list[Trial], dict[str, str]]:
+    """The trials that can finish inside the caps, taken in order, and why each other one is not begun.
+
+    Hours are foretold from the rate at which trials of the same sizes ran in this run, else from the best of all.
+    meters: of all trials of the run; what they spent counts.
+    Raises UserError when GPU hours are capped and no GPU is used.
+    """
+    if budget.max_gpu_hours is not None and not any(trial.config.workers.gpus for trial in trials):
+        raise UserError("--max-gpu-hours: the trials use no GPU (workers.gpus is 0); cap them with --max-flops")
+    amounts = [(meter.trial, meter.read()) for meter in meters]
+    used = sum((amount for _, amount in amounts), Amount())
+    rates = [(sizes(t), a.flops / a.gpu_hours / 3600) for t, a in amounts if a.flops and a.gpu_hours]
+    chosen, refused = [], {}
+    for trial in trials:
+        same = [rate for size, rate in rates if size == sizes(trial)]
+        with_it = used + needed(trial, max(same or [rate for _, rate in rates], default=None))
+        if excess := budget.excess(with_it):
+            refused[trial.id] = f"would take the run to {excess}"
+        else:
+            chosen.append(trial)
+            used = with_it
+    return chosen, refused
+
+
+def kept(run: Place, given: Budget) -> Budget:
+    """The caps of a run: those given now, else those of an earlier launch, which stay in force."""
+    file = run / "budget.json"
+    before = Budget(**json.loads(file.read_bytes())) if file.exists() else Budget()
+    found = Budget(
+        before.max_flops if given.max_flops is None else given.max_flops,
+        before.max_gpu_hours if given.max_gpu_hours is None else given.max_gpu_hours,
+    )
+    if found != before:
+        write(file, json.dumps(vars(found)).encode())
+    return found
+
+
+def sizes(trial: Trial) -> tuple[str, str, int]:
+    model = trial.config.model
+    return model.generator, model.discriminator, model.patch

@@ -1,0 +1,180 @@
+"""A thread beside the training loop: shows that the worker is alive, notices when it is not, and hears of a stop.
+
+Every worker writes `<trial>/alive/rank-000.json`: where it is, since when. When nothing has moved for
+workers.hang_minutes, all workers of a trial stand still, because they wait for the one that does; the files tell which.
+A worker that outlives its launch, on a machine that was only cut off, finds that another has taken over and ends.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from gat_sweep.storage import Place, children, write
+
+BEAT = 5.0  # seconds between two signs of life
+EXIT_HUNG = 70  # of a worker that ends because one of its trial's hangs
+EXIT_REPLACED = 71  # of one whose trial has been taken over
+OWNER = "owner.json"
+PHASES = ("data", "step", "log", "save", "evaluate")  # of an iteration, in order; a wait for others is in the second
+
+
+class Watch:
+    """One worker's, from `with` to the end of training.
+
+    trial: its folder; owner: what take_over gave, on rank 0; hang: seconds without a move; report: writes a line where
+    whoever watches will see it; asked: why the trial is asked to stop, "" while it is not.
+    """
+
+    def __init__(
+        self,
+        trial: Place,
+        owner: str,
+        rank: int,
+        world: int,
+        hang: float,
+        report: Callable[[str], None],
+        asked: Callable[[], str],
+    ):
+        self.folder, self.rank, self.world, self.hang, self.report = trial / "alive", rank, world, hang, report
+        self.owner, self.asked, self.stop_reason = owner, asked, ""
+        self._main = threading.get_ident()  # Ray's workers train in a thread that is not the main one
+        self._done = threading.Event()
+        self._count = 0
+        self.at(0, "data")
+        self._thread = threading.Thread(target=self._run, name=f"watch-{rank}", daemon=True)
+
+    def __enter__(self) -> "Watch":
+        self._beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._beat(ended=True)
+
+    def at(self, step: int, phase: str) -> None:
+        """The worker has come to a phase of an iteration."""
+        self.position, self.moved = (step, phase), time.monotonic()
+
+    def move(self) -> None:
+        """Still in the same phase, but getting on."""
+        self.moved = time.monotonic()
+
+    def _run(self) -> None:
+        while not self._done.wait(BEAT):
+            if self.owner and self.owner != _owner(self.folder):
+                os._exit(EXIT_REPLACED)  # at once: two would write the same files
+            self._beat()
+            self.stop_reason = self.stop_reason or self.asked()
+            if time.monotonic() - self.moved > self.hang:
+                self._give_up()
+
+    def _beat(self, ended: bool = False) -> None:
+        self._count += 1
+        step, phase = self.position
+        sign = {
+            "rank": self.rank,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "step": step,
+            "phase": phase,
+            "still_for": round(time.monotonic() - self.moved, 1),
+            "where": _where(sys._current_frames().get(self._main)),
+            "count": self._count,
+            "time": time.time(),
+            "ended": ended,
+        }
+        write(self.folder / f"rank-{self.rank:03d}.json", json.dumps(sign).encode())
+
+    def _give_up(self) -> None:
+        """Names the culprit, once for all workers, and ends this process: the loop it would tell hangs too."""
+        before = signs(self.folder)
+        if self._done.wait(3 * BEAT):
+            return
+        after = signs(self.folder)
+        if time.monotonic() - self.moved <= self.hang:
+            return
+        # A worker whose very watch is silent is stopped or gone; else the one behind all others holds them up.
+        silent = [rank for rank in range(self.world) if before.get(rank) == after.get(rank)]
+        last = min(_position(sign) for sign in after.values())
+        culprits = silent or [rank for rank, sign in after.items() if _position(sign) == last]
+        if self.rank == min(rank for rank in range(self.world) if rank not in silent):
+            named = "; ".join(_named(rank, after.get(rank), rank in silent) for rank in culprits)
+            text = f"no move for {self.hang:.0f} s: {named}"
+            self.report(text)
+            print(text, file=sys.stderr, flush=True)
+        os._exit(EXIT_HUNG)
+
+
+def take_over(trial: Place, say: Callable[[str], None]) -> str:
+    """Makes this process the only one that trains the trial; what Watch takes as its owner.
+
+    Waits until a worker that an earlier launch left behind, if it still runs, has noticed and ended.
+    """
+    folder, owner = trial / "alive", uuid.uuid4().hex
+    write(folder / OWNER, json.dumps({"owner": owner}).encode())
+    before = signs(folder).get(0)
+    while before and not before["ended"] and not _is_gone(before):
+        say(f"waiting for an earlier worker on {before['host']} (pid {before['pid']}) to end")
+        time.sleep(2 * BEAT)
+        now = signs(folder).get(0)
+        if now is None or now["count"] == before["count"]:
+            break
+        before = now
+    return owner
+
+
+def _owner(folder: Place) -> str:
+    return str(json.loads((folder / OWNER).read_bytes())["owner"])
+
+
+def _is_gone(sign: dict[str, Any]) -> bool:
+    """Whether the process that wrote it is known to have ended: it was this one, or one of this machine's."""
+    if sign["host"] != socket.gethostname():
+        return False
+    if sign["pid"] == os.getpid():
+        return True
+    try:
+        os.kill(sign["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def signs(folder: Place) -> dict[int, dict[str, Any]]:
+    """The last sign of life of every worker of a trial, by rank."""
+    files = [file for file in children(folder) if file.name.startswith("rank-")]
+    found = (json.loads(file.read_bytes()) for file in files)
+    return {sign["rank"]: sign for sign in found}
+
+
+def _position(sign: dict[str, Any]) -> tuple[int, int]:
+    return sign["step"], PHASES.index(sign["phase"])
+
+
+def _named(rank: int, sign: dict[str, Any] | None, silent: bool) -> str:
+    if sign is None:
+        return f"rank {rank} never came"
+    how = "is not heard of" if silent else f"is at '{sign['phase']}' ({sign['where']})"
+    return f"rank {rank} on {sign['host']} (pid {sign['pid']}) {how}, step {sign['step']}"
+
+
+def _where(frame: FrameType | None) -> str:
+    """The innermost line of ours, and what it called into."""
+    called = frame.f_code.co_name if frame else ""
+    while frame and "gat_sweep" not in frame.f_code.co_filename:
+        frame = frame.f_back
+    if frame is None:
+        return called
+    place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} {frame.f_code.co_name}"
+    return place if called == frame.f_code.co_name else f"{place}, in {called}"

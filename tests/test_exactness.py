@@ -1,0 +1,198 @@
+"""A run that is cut and resumed equals the straight run bit for bit: networks, EMA, optimizers, counters, rows."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import TINY, tiny_config, tiny_trial
+from test_train import CPU, assert_same_state, home, rows, tensors  # noqa: F401
+
+from gat_sweep.budget import Meter, step_flops
+from gat_sweep.checkpoint import saved_step
+from gat_sweep.data.dataset import load_dataset
+from gat_sweep.data.loader import Loader
+from gat_sweep.train import Trial, train
+
+Figures = Callable[..., None]
+STEPS = 6
+# Log points, evaluations and cuts fall on different steps.
+UNEVEN = {"train__steps": STEPS, "train__log_every": 3, "train__eval_every": 4, "eval__samples": 64}
+
+
+def stopping_at(step: int) -> Callable[[], str]:
+    """Asked once before every step, and between the chunks of an evaluation, of which there is one here."""
+    asked = [0]
+
+    def stop() -> str:
+        asked[0] += 1
+        return "cut" if asked[0] > step else ""
+
+    return stop
+
+
+def logged(trial: Trial) -> dict[int, dict[str, float]]:
+    """Losses by step, the last word on each."""
+    lines = [json.loads(line) for line in (trial.folder / "journal.jsonl").read_text().splitlines()]
+    found = [line for line in lines if "loss_d" in line.get("metrics", {})]
+    timed = ("seconds", "images_per_second")
+    return {line["step"]: {k: v for k, v in line["metrics"].items() if k not in timed} for line in found}
+
+
+def assert_same_run(straight: Trial, cut: Trial) -> None:
+    assert_same_state(straight, cut, STEPS)
+    same = ["step", "value", "status", "flops", "images", "flags"]
+    assert [[r[k] for k in same] for r in rows(straight)] == [[r[k] for k in same] for r in rows(cut)]
+    assert logged(straight) == logged(cut)
+
+
+@pytest.mark.reliability
+def test_a_run_cut_at_any_step_equals_the_straight_one(home: Path, figures: Figures) -> None:  # noqa: F811
+    """One worker, cut at each of its steps and resumed: G, D, EMA, both optimizers, running mean of w, counters, rows
+    and logged means equal those of the straight run bit for bit."""
+    straight = tiny_trial(home, "straight", **UNEVEN)
+    assert train(straight, CPU).status == "done"
+    for step in range(1, STEPS + 1):
+        cut = tiny_trial(home, f"cut-{step}", **UNEVEN)
+        outcome = train(cut, CPU, stopping_at(step))
+        assert outcome.status == "stopped" and saved_step(cut.folder / "checkpoints") == outcome.step < STEPS + 1
+        assert train(cut, CPU).status == "done"
+        assert_same_run(straight, cut)
+    thrice = tiny_trial(home, "thrice", **UNEVEN)
+    for _ in range(3):
+        train(thrice, CPU, stopping_at(1))
+    assert train(thrice, CPU).status == "done"
+    assert_same_run(straight, thrice)
+    figures(cuts=STEPS + 3, runs_equal=STEPS + 1, tensors_compared=len(tensors(straight, STEPS)) * (STEPS + 1))
+
+
+def test_a_trial_trained_on_equals_one_trained_through(home: Path) -> None:  # noqa: F811
+    """Extended from 4 steps to 6: the same bits, and the row of step 4 stays as it was measured."""
+    through = tiny_trial(home, "through", **UNEVEN)
+    train(through, CPU)
+    short = tiny_trial(home, "on", **{**UNEVEN, "train__steps": 4})
+    assert train(short, CPU).status == "done" and short.status() == "done"
+    longer = tiny_trial(home, "on", **UNEVEN)
+    assert longer.status() == "running"
+    assert train(longer, CPU).status == "done"
+    assert_same_state(through, longer, STEPS)
+    assert [r["value"] for r in rows(through)] == [r["value"] for r in rows(longer)]
+    assert short.status() == "done"  # its steps are among those trained
+
+
+def test_the_order_of_images_does_not_depend_on_the_number_of_workers() -> None:
+    """At every step, over the end of an epoch: the ranks' shares put together are one worker's batch."""
+    dataset = load_dataset(tiny_config().data)
+    for step in (0, 1, 223, 224, 225, 1000):
+        batches = []
+        for world in (1, 2, 4):
+            config = tiny_config(workers__count=world, train__steps=2000)
+            parts = [Loader(config, dataset, CPU, rank, world).batch(step) for rank in range(world)]
+            batches.append(torch.cat([part.mean for part in parts]))
+        assert torch.equal(batches[0], batches[1]) and torch.equal(batches[0], batches[2])
+
+
+# ---------------------------------------------------------------- two workers
+
+
+def _worker(rank: int, world: int, trial: Trial, file: Path, cut: int) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
+    # One rank is asked; the others agree a step later.
+    train(trial, CPU, stopping_at(cut) if rank == world - 1 and cut else lambda: "")
+    dist.destroy_process_group()
+
+
+def together(trial: Trial, store: Path, cut: int = 0, world: int = 2) -> None:
+    """Trains on several processes, to the end or until one of them is asked to stop."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    context = multiprocessing.get_context("forkserver")
+    workers = [context.Process(target=_worker, args=(rank, world, trial, store, cut)) for rank in range(world)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+
+
+def cut_at_two_workers(home: Path, cuts: range) -> int:  # noqa: F811
+    two = {**UNEVEN, "workers__count": 2}
+    straight = tiny_trial(home, "straight", **two)
+    together(straight, home / "store-straight")
+    for step in cuts:
+        cut = tiny_trial(home, f"cut-{step}", **two)
+        together(cut, home / f"store-{step}-a", cut=step)
+        assert 0 < saved_step(cut.folder / "checkpoints") < STEPS + 1 and cut.status() != "done"
+        together(cut, home / f"store-{step}-b")
+        assert_same_run(straight, cut)
+    return len(cuts)
+
+
+@pytest.mark.reliability
+def test_two_workers_cut_and_resumed_equal_the_straight_run(home: Path, figures: Figures) -> None:  # noqa: F811
+    """Two workers, of which one is asked to stop: both stop at the same step, and the resumed run equals the straight
+    one bit for bit."""
+    figures(cuts=cut_at_two_workers(home, range(2, 3)))
+
+
+@pytest.mark.slow
+@pytest.mark.reliability
+def test_two_workers_cut_at_every_step(home: Path, figures: Figures) -> None:  # noqa: F811
+    """Two workers, cut at each of their steps."""
+    figures(cuts=cut_at_two_workers(home, range(1, STEPS)))
+
+
+# ---------------------------------------------------------------- kills
+
+
+@pytest.mark.slow
+@pytest.mark.reliability
+def test_kills_at_random_moments(home: Path, figures: Figures) -> None:  # noqa: F811
+    """`gat-sweep train` killed with SIGKILL at random moments, anywhere from its start to a save or an evaluation, and
+    run again until done: equal to the straight run bit for bit, with every lost step counted."""
+    steps, random = 40, np.random.default_rng(0)
+    values = {**TINY, "train.steps": steps, "train.eval_every": 10, "train.log_every": 3, "workers.save_minutes": 0.002}
+    straight = Trial("", "straight", "train", tiny_config(**{k.replace(".", "__"): v for k, v in values.items()}), home)
+    settings = [f"--set={key}={value}" for key, value in values.items()]
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "gat_sweep.cli", "train", "--recipe", "digits", "--home", str(home)]
+        return subprocess.Popen([*command, "--name", name, *settings], stdout=subprocess.DEVNULL)
+
+    def trial(name: str) -> Trial:
+        (folder,) = (home / name / "trials").iterdir()
+        return Trial(folder.name, name, "train", straight.config, home)
+
+    assert start("straight").wait() == 0
+    began = time.monotonic()
+    assert start("timed").wait() == 0
+    length = time.monotonic() - began
+    kills = restarts = 0
+    while kills < 20:
+        process = start("killed")
+        try:
+            code = process.wait(random.uniform(0.3, 1.1) * length)
+            assert code == 0
+            shutil.rmtree(home / "killed") if kills < 20 else None  # done: begin anew
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+    while start("killed").wait() != 0:
+        restarts += 1
+    straight, killed = trial("straight"), trial("killed")
+    assert_same_state(straight, killed, steps)
+    assert [r["value"] for r in rows(straight)] == [r["value"] for r in rows(killed)]
+    trained = round(Meter(killed).read().flops / step_flops(killed))
+    figures(kills=kills, resumed=kills - restarts, steps_lost_in_the_last_run=trained - steps, differences=0)
+    assert trained >= steps
