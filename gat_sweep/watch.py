@@ -18,7 +18,7 @@ from typing import Any
 
 from gat_sweep.storage import Place, children, write
 
-BEAT = 5.0  # seconds between two signs of life
+BEAT = 5.0  # seconds between two signs of life, at most
 EXIT_HUNG = 70  # of a worker that ends because one of its trial's hangs
 EXIT_REPLACED = 71  # of one whose trial has been taken over
 OWNER = "owner.json"
@@ -44,6 +44,7 @@ class Watch:
     ):
         self.folder, self.rank, self.world, self.hang, self.report = trial / "alive", rank, world, hang, report
         self.owner, self.asked, self.stop_reason = owner, asked, ""
+        self.beat = min(BEAT, hang / 4)
         self._main = threading.get_ident()  # Ray's workers train in a thread that is not the main one
         self._done = threading.Event()
         self._count = 0
@@ -69,7 +70,7 @@ class Watch:
         self.moved = time.monotonic()
 
     def _run(self) -> None:
-        while not self._done.wait(BEAT):
+        while not self._done.wait(self.beat):
             if self.owner and self.owner != _owner(self.folder):
                 os._exit(EXIT_REPLACED)  # at once: two would write the same files
             self._beat()
@@ -97,13 +98,16 @@ class Watch:
     def _give_up(self) -> None:
         """Names the culprit, once for all workers, and ends this process: the loop it would tell hangs too."""
         before = signs(self.folder)
-        if self._done.wait(3 * BEAT):
-            return
+        for _ in range(3):
+            if self._done.wait(self.beat):
+                return
+            self._beat()
         after = signs(self.folder)
         if time.monotonic() - self.moved <= self.hang:
             return
         # A worker whose very watch is silent is stopped or gone; else the one behind all others holds them up.
-        silent = [rank for rank in range(self.world) if before.get(rank) == after.get(rank)]
+        others = [rank for rank in range(self.world) if rank != self.rank]
+        silent = [rank for rank in others if before.get(rank) == after.get(rank)]
         last = min(_position(sign) for sign in after.values())
         culprits = silent or [rank for rank, sign in after.items() if _position(sign) == last]
         if self.rank == min(rank for rank in range(self.world) if rank not in silent):
@@ -111,6 +115,8 @@ class Watch:
             text = f"no move for {self.hang:.0f} s: {named}"
             self.report(text)
             print(text, file=sys.stderr, flush=True)
+        else:
+            time.sleep(3 * self.beat)  # where one ends all others fail, and nobody would be named
         os._exit(EXIT_HUNG)
 
 
