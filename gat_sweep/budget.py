@@ -11,8 +11,9 @@ from typing import Any
 
 from gat_sweep.checkpoint import saved_step
 from gat_sweep.errors import UserError
+from gat_sweep.journal import read_records
 from gat_sweep.plan import human, iteration_flops
-from gat_sweep.storage import Place, read_from, write
+from gat_sweep.storage import Place, write
 from gat_sweep.train import Trial
 from gat_sweep.watch import signs
 
@@ -60,14 +61,9 @@ class Meter:
 
     def read(self) -> Amount:
         """Takes in what is new in the journal."""
-        content = read_from(self.trial.folder / "journal.jsonl", self.offset)
-        content = content[: content.rfind(b"\n") + 1]  # a line that is being written: next time
-        self.offset += len(content)
-        for line in content.splitlines():
-            try:
-                self._take(json.loads(line))
-            except ValueError:
-                continue  # half a line of a killed process
+        for end, record in read_records(self.trial.folder, self.offset):
+            self.offset = end
+            self._take(record)
         steps, hours = self._latest(signs(self.trial.folder / "alive").get(0, self.last))
         return Amount((self.steps + steps) * self.flops_per_step, self.hours + hours)
 
@@ -118,10 +114,11 @@ def admitted(trials: Sequence[Trial], meters: Sequence[Meter], budget: Budget) -
     return chosen, refused
 
 
-def kept(run: Place, given: Budget) -> Budget:
+def kept(run: Place, given: Budget | None = None) -> Budget:
     """The caps of a run: those given now, else those of an earlier launch, which stay in force."""
     file = run / "budget.json"
     before = Budget(**json.loads(file.read_bytes())) if file.exists() else Budget()
+    given = given or Budget()
     found = Budget(
         before.max_flops if given.max_flops is None else given.max_flops,
         before.max_gpu_hours if given.max_gpu_hours is None else given.max_gpu_hours,

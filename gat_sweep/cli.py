@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from gat_sweep.commands import checkpoints, data, measure, sweeps
+from gat_sweep.commands import checkpoints, data, measure, runs, sweeps
 from gat_sweep.errors import UserError
 
 
@@ -19,6 +19,10 @@ for command in [
     sweeps.plan,
     sweeps.run,
     sweeps.train,
+    runs.doctor,
+    runs.status,
+    runs.stop,
+    runs.logs,
     sweeps.fit_law,
     sweeps.ui,
     measure.model_info,

@@ -24,6 +24,7 @@ from gat_sweep.config import TrialConfig, Workers
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.reference import load_reference
 from gat_sweep.plan import iteration_flops
+from gat_sweep.probe import probe_nodes
 from gat_sweep.run_table import FINISHED
 from gat_sweep.steer import request_stop, stop_reason
 from gat_sweep.storage import write
@@ -113,6 +114,8 @@ def run_sweep(trials: list[Trial], address: str | None) -> None:
                 "the cluster offers no 'sweep_driver' resource, which trials are driven from; start its head with "
                 f"--resources='{{\"sweep_driver\": {cluster.MAX_DRIVERS}}}' (cluster.yaml does)"
             )
+        if address:
+            probe_nodes(trials[0].home)
         launch = time.strftime("%Y%m%d-%H%M%S")
         for number, trial in enumerate(one_per_reference(trials)):
             if not measures_here(trial.config, address):

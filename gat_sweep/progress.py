@@ -3,7 +3,6 @@
 The journals are the only source, so the view is the same whether the worker runs here or on another node.
 """
 
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -15,8 +14,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from gat_sweep.journal import read_records
 from gat_sweep.metrics.extractors import METRICS
-from gat_sweep.storage import read_from
 from gat_sweep.train import Trial
 
 INTERVAL = 1.0  # seconds between looks at the journals
@@ -50,15 +49,9 @@ class TrialView:
 
     def read(self) -> bool:
         """Takes in what is new in the journal; True when an evaluation or a change of status was in it."""
-        content = read_from(self.trial.folder / "journal.jsonl", self.offset)
-        content = content[: content.rfind(b"\n") + 1]  # a line that is being written: next time
-        self.offset += len(content)
         news = False
-        for line in content.splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue  # half a line that a killed worker left
+        for end, record in read_records(self.trial.folder, self.offset):
+            self.offset = end
             news |= self._take(record)
         return news
 

@@ -20,6 +20,7 @@ from gat_sweep.device import chosen_device
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluate import check_evaluation
 from gat_sweep.metrics.reference import Reference, load_reference, reference_name
+from gat_sweep.probe import check_writable
 from gat_sweep.progress import Monitor
 from gat_sweep.run_table import FINISHED, read_rows, source_commit
 from gat_sweep.steer import EXIT_STOPPED, clear_stop, request_stop, stop_reason
@@ -53,6 +54,7 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
     if how.address is None:
         launch.check_feasible(sweep.trials, local_resources())
     uri = how.tracking_uri or tracking.default_uri(home)
+    check_writable(home)
     open_run(home, name, sweep, how.extend)
     run = home / name
     clear_stop(run)

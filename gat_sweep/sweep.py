@@ -176,4 +176,5 @@ def _difference(old: dict[str, Any], sweep: Sweep) -> str:
         now = flatten(config.identity())
         keys = [key for key in sorted({**before, **now}) if before.get(key) != now.get(key)]
         candidates.append([f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys])
-    return ", ".join(min(candidates, key=lambda found: len(found))) or "that the sweep has no more"
+    fewest = min(candidates, key=len)
+    return ", ".join(fewest) or "that the sweep has no more"

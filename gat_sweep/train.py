@@ -10,7 +10,6 @@ and the rows of `<run>/table/<trial>.parquet`.
 """
 
 import io
-import json
 import math
 import time
 from collections.abc import Callable
@@ -29,11 +28,12 @@ from gat_sweep.data.dataset import check_dataset
 from gat_sweep.data.loader import Loader
 from gat_sweep.device import keep_freed_memory
 from gat_sweep.engine import Engine, draw
+from gat_sweep.journal import add_record
 from gat_sweep.metrics.evaluate import Evaluation, Evaluator
 from gat_sweep.plan import iteration_flops
 from gat_sweep.run_table import RunTable, final_status, trial_constants
 from gat_sweep.steer import stop_reason
-from gat_sweep.storage import Place, append, read_from, size_of, write
+from gat_sweep.storage import Place, write
 from gat_sweep.teacher import teacher_tokens, trial_teacher
 from gat_sweep.watch import Watch, signs, take_over
 
@@ -341,7 +341,7 @@ class Recorder:
 
     def _append(self, step: int, values: dict[str, Any]) -> None:
         self.step = step
-        append_journal(self.folder, {"step": step, **values})
+        add_record(self.folder, {"step": step, **values})
 
 
 class Unsaved(Exception):
@@ -350,7 +350,7 @@ class Unsaved(Exception):
 
 def leave_note(trial: Trial, text: str) -> None:
     """Tells whoever watches what goes on before a trial's first step, or beside it."""
-    append_journal(trial.folder, {"step": 0, "note": text})
+    add_record(trial.folder, {"step": 0, "note": text})
 
 
 def record_failure(trial: Trial, reason: str) -> None:
@@ -359,19 +359,11 @@ def record_failure(trial: Trial, reason: str) -> None:
     step = table.rows[-1]["step"] if table.rows else 0
     table.put(step=step, status="failed", reason=reason)
     write_config(trial)  # it may have failed before
-    append_journal(trial.folder, {"step": step, "status": "failed", "reason": reason})
+    add_record(trial.folder, {"step": step, "status": "failed", "reason": reason})
 
 
 def write_config(trial: Trial) -> None:
     write(trial.folder / "config.json", trial.config.model_dump_json(indent=1).encode())
-
-
-def append_journal(folder: Place, values: dict[str, Any]) -> None:
-    """One line at the end of the journal; a line that a killed process left half-written is ended first."""
-    journal = folder / "journal.jsonl"
-    end = read_from(journal, max(0, size_of(journal) - 1))
-    line = json.dumps({**values, "time": time.time()}).encode() + b"\n"
-    append(journal, line if end in (b"", b"\n") else b"\n" + line)
 
 
 def _resumed(trial: Trial, parts: dict[str, Any], rank: int, world: int) -> Checkpoint | None:

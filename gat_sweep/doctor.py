@@ -1,0 +1,123 @@
+"""What a sweep needs, checked before it is run; every finding that is not well names its fix."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from gat_sweep import cluster, launch, tracking
+from gat_sweep.checkpoint import KEEP
+from gat_sweep.config import TrialConfig
+from gat_sweep.data.dataset import check_dataset
+from gat_sweep.errors import UserError
+from gat_sweep.metrics.evaluate import check_evaluation, load_decoder
+from gat_sweep.plan import parameter_counts
+from gat_sweep.probe import check_writable, probe_nodes
+from gat_sweep.storage import Place
+from gat_sweep.sweep import Sweep
+from gat_sweep.teacher import trial_teacher
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """ok: whether a sweep can run with it; found: what there is, or what is wrong and how it is mended."""
+
+    check: str
+    ok: bool
+    found: str
+
+
+def examine(sweep: Sweep, home: Place, address: str | None, tracking_uri: str | None) -> list[Finding]:
+    """All checks, whatever the outcome of each."""
+    configs = list(sweep.trials.values())
+    findings = [
+        _finding("storage", lambda: _storage(home)),
+        _finding("disk", lambda: _disk(home, configs)),
+        _finding("data", lambda: _each(configs, _data)),
+        _finding("weights", lambda: _each(configs, _weights)),
+        _finding("tracking", lambda: _tracking(home, tracking_uri)),
+    ]
+    try:
+        with cluster.session(address) as there:
+            findings.append(Finding("tokens", True, "Ray asks for its token"))
+            findings.append(_finding("resources", lambda: _resources(sweep, there)))
+            findings.append(_finding("nodes", lambda: probe_nodes(home)))
+    except UserError as error:
+        findings.append(Finding("cluster", False, str(error)))
+    return findings
+
+
+def findings_table(findings: list[Finding]) -> Table:
+    table = Table(show_header=False)
+    for finding in findings:
+        table.add_row(finding.check, "well" if finding.ok else "FIX", finding.found)
+    return table
+
+
+def _finding(check: str, examine_it: Callable[[], str]) -> Finding:
+    try:
+        return Finding(check, True, examine_it())
+    except UserError as error:
+        return Finding(check, False, str(error))
+
+
+def _each(configs: list[TrialConfig], look: Callable[[TrialConfig], str]) -> str:
+    """What is found for any trial, once."""
+    return "; ".join(dict.fromkeys(look(config) for config in configs))
+
+
+def _storage(home: Place) -> str:
+    check_writable(home)
+    return f"{home} can be written and read"
+
+
+def _disk(home: Place, configs: list[TrialConfig]) -> str:
+    """Room for all checkpoints a sweep keeps, and for the one that is being written."""
+    needed = sum((KEEP + 1) * checkpoint_bytes(config) for config in configs)
+    if not isinstance(home, Path):
+        return f"checkpoints take up to {needed / GIB:.1f} GiB of the bucket"
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"checkpoints take up to {needed / GIB:.1f} GiB, {existing} has {free / GIB:.1f} GiB free; make room, or "
+            "take another --home"
+        )
+    return f"checkpoints take up to {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free"
+
+
+def checkpoint_bytes(config: TrialConfig) -> int:
+    """Weights, EMA and the two moments of AdamW, float32."""
+    g, d = parameter_counts(config)
+    return 4 * (4 * g + 3 * d)
+
+
+def _data(config: TrialConfig) -> str:
+    dataset = check_dataset(config)
+    return f"{dataset.name}: {len(dataset):,} images, digest {dataset.digest}"
+
+
+def _weights(config: TrialConfig) -> str:
+    check_evaluation(config)
+    dataset = check_dataset(config)
+    load_decoder(config, dataset)
+    found = f"{config.eval.extractor}, tokenizer {dataset.identity.source}"
+    teacher = trial_teacher(config, torch.device("cpu"))
+    return f"{found}, teacher {config.teacher.name}" if teacher is not None and config.teacher else found
+
+
+def _tracking(home: Place, uri: str | None) -> str:
+    uri = uri or tracking.default_uri(home)
+    if warning := tracking.reachable(uri, home):
+        raise UserError(f"{warning}; start the server, or give another --tracking-uri")
+    return uri
+
+
+def _resources(sweep: Sweep, there: cluster.Cluster) -> str:
+    launch.check_feasible(sweep.trials, there)
+    return f"{there.cpus:g} CPUs, {there.gpus:g} GPUs"

@@ -1,0 +1,67 @@
+"""Can every machine that works on a run write where it lives, and see what the others write there?"""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gat_sweep import cluster
+from gat_sweep.errors import UserError
+from gat_sweep.storage import Place, remove_folder, write
+
+
+def check_writable(home: Place) -> None:
+    """From this process. Raises UserError when the home cannot be written, or gives back something else."""
+    with _probe_folder(home) as folder:
+        try:
+            write(folder / "probe", b"probe")
+            if (folder / "probe").read_bytes() != b"probe":
+                raise UserError(f"--home {home} gives back other bytes than were written; take another one")
+        except OSError as error:
+            raise UserError(f"--home {home} cannot be written: {error}; take another one, or mend its rights") from None
+
+
+def probe_nodes(home: Place) -> str:
+    """Has every node of the connected cluster write to the home and read what this process wrote there.
+
+    Raises UserError that names the nodes which cannot, or see another folder of the same name.
+    """
+    with _probe_folder(home) as folder:
+        token = uuid.uuid4().hex
+        write(folder / "driver", token.encode())
+        answers = cluster.on_every_node(_probe, folder, token)
+        wrong = {node: answer for node, answer in answers.items() if answer != "well"}
+        for node in answers.keys() - wrong.keys():
+            if not (folder / _name(node)).exists():
+                wrong[node] = "what it wrote is not seen here"
+    if wrong:
+        node, answer = next(iter(wrong.items()))
+        raise UserError(
+            f"{len(wrong)} of {len(answers)} nodes cannot use --home {home}: {node}: {answer}; take a folder that all "
+            "nodes share, or s3://bucket/prefix"
+        )
+    return f"{len(answers)} nodes write and read {home}"
+
+
+def _probe(folder: Place, token: str) -> str:
+    """Runs on a node."""
+    import ray
+
+    try:
+        seen = (folder / "driver").read_bytes().decode()
+        write(folder / _name(ray.util.get_node_ip_address()), b"here")
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+    return "well" if seen == token else "it sees another folder of that name"
+
+
+def _name(node: str) -> str:
+    return "node-" + "".join(letter if letter.isalnum() else "-" for letter in node)
+
+
+@contextmanager
+def _probe_folder(home: Place) -> Iterator[Place]:
+    folder = home / f".probe-{uuid.uuid4().hex}"
+    try:
+        yield folder
+    finally:
+        remove_folder(folder)

@@ -1,0 +1,168 @@
+"""What the commands `status`, `stop` and `logs` tell of a run, from its files alone: on any machine that sees them."""
+
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from rich.table import Table
+
+from gat_sweep.budget import Amount, Meter, kept
+from gat_sweep.checkpoint import saved_step
+from gat_sweep.config import TrialConfig
+from gat_sweep.errors import UserError
+from gat_sweep.journal import read_records
+from gat_sweep.plan import human
+from gat_sweep.progress import duration
+from gat_sweep.run_table import read_rows
+from gat_sweep.steer import stop_reason
+from gat_sweep.storage import Place, children
+from gat_sweep.sweep import read_run
+from gat_sweep.train import Trial
+from gat_sweep.watch import BEAT, signs
+from gat_sweep.yamlfile import nearest
+
+FRESH = 6 * BEAT  # seconds; a worker that was silent for longer is gone, or cut off
+POLL = 1.0  # seconds between two looks of `logs --follow`
+
+
+def run_trials(home: Place, name: str) -> list[Trial]:
+    """The trials of a run as they were recorded. Raises UserError when there is no such run."""
+    record = read_run(home, name)
+    configs = {trial: TrialConfig.model_validate(values) for trial, values in record["trials"].items()}
+    return [Trial(trial, name, record["sweep"], config, home) for trial, config in configs.items()]
+
+
+def run_status(home: Place, name: str) -> dict[str, Any]:
+    """Everything `status --json` prints of a run."""
+    trials = run_trials(home, name)
+    found = [trial_status(trial) for trial in trials]
+    budget = kept(home / name)
+    spent = sum((Amount(row["flops"], row["gpu_hours"]) for row in found), Amount())
+    return {
+        "run": name,
+        "home": str(home),
+        "trials": found,
+        "spent": vars(spent),
+        "budget": vars(budget),
+        "stop": stop_reason(home / name, trials[0].id) if trials else "",
+    }
+
+
+def trial_status(trial: Trial) -> dict[str, Any]:
+    """A trial's state: its rows', or for one that is not finished what its workers and journal say.
+
+    "running": a worker gave a sign of life lately; "stopped": saved and ended on request; "cut off": ended without a
+    word, or its machine does not answer.
+    """
+    now = time.time()
+    rows = read_rows(trial.table) if trial.table.exists() else []
+    measured = next((row for row in reversed(rows) if row["value"] is not None), None)
+    workers = [signs_of | {"age": round(now - signs_of["time"], 1)} for signs_of in _signs(trial)]
+    alive = [worker for worker in workers if not worker["ended"] and worker["age"] < FRESH]
+    status, reason = trial.status(), rows[-1]["reason"] if rows else ""
+    last = _last_status(trial)
+    if status in ("waiting", "running"):
+        reason = ""
+        if alive:
+            status = "running"
+        elif last is not None:
+            ended = last["status"] == "stopped"
+            status, reason = ("stopped", last["reason"]) if ended else ("cut off", "no sign of life; run it again")
+    spent = Meter(trial).read()
+    return {
+        "trial": trial.id,
+        "status": status,
+        "reason": reason,
+        "flags": rows[-1]["flags"] or "" if rows else "",
+        "step": max([worker["step"] for worker in workers] + [row["step"] for row in rows], default=0),
+        "steps": trial.config.train.steps,
+        "saved": saved_step(trial.folder / "checkpoints"),
+        "metric": measured["metric"] if measured else None,
+        "value": measured["value"] if measured else None,
+        "flops": spent.flops,
+        "gpu_hours": spent.gpu_hours,
+        "workers": workers if alive else [],
+    }
+
+
+def status_table(status: dict[str, Any]) -> Table:
+    """For people."""
+    table = Table(title=f"{status['run']} in {status['home']}", title_justify="left")
+    for column in ["trial", "status", "step", "saved", "value", "FLOP", "GPU hours", "workers", "remarks"]:
+        table.add_column(column, justify="left" if column in ("trial", "status", "workers", "remarks") else "right")
+    for row in status["trials"]:
+        workers = ", ".join(f"{w['host']}:{w['pid']} {w['phase']} {duration(w['age'])} ago" for w in row["workers"])
+        table.add_row(
+            row["trial"],
+            row["status"],
+            f"{row['step']}/{row['steps']}",
+            str(row["saved"]),
+            "" if row["value"] is None else f"{row['value']:.1f}",
+            human(row["flops"]),
+            f"{row['gpu_hours']:.3g}",
+            workers,
+            "; ".join(text for text in (row["reason"], row["flags"]) if text),
+        )
+    caps = {name: value for name, value in status["budget"].items() if value is not None}
+    spent = f"spent {human(status['spent']['flops'])}FLOP, {status['spent']['gpu_hours']:.4g} GPU hours"
+    limits = "".join(f"; --{name.replace('_', '-')} {value:g}" for name, value in caps.items())
+    asked = f"; asked to stop: {status['stop']}" if status["stop"] else ""
+    table.caption = spent + limits + asked
+    return table
+
+
+def runs_of(home: Place) -> list[dict[str, Any]]:
+    """The runs of a home, and how many of their trials have which status in their rows."""
+    found = []
+    for folder in children(home):
+        if (folder / "run.json").exists():
+            counts: dict[str, int] = {}
+            for trial in run_trials(home, folder.name):
+                counts[trial.status()] = counts.get(trial.status(), 0) + 1
+            found.append({"run": folder.name, "trials": counts})
+    return found
+
+
+def chosen_trials(home: Place, name: str, chosen: tuple[str, ...]) -> list[Trial]:
+    """Trials of a run by id, all unless any are given. Raises UserError for an unknown one."""
+    trials = {trial.id: trial for trial in run_trials(home, name)}
+    for trial in chosen:
+        if trial not in trials:
+            raise UserError(f"run '{name}' has no trial '{trial}'; {nearest(trial, trials)}")
+    return [trials[trial] for trial in chosen or trials]
+
+
+def log_records(trials: list[Trial], follow: bool) -> Iterator[dict[str, Any]]:
+    """The journals' records, by time, each with its trial; follow: waits for more, for ever."""
+    offsets = dict.fromkeys([trial.id for trial in trials], 0)
+    while True:
+        news = []
+        for trial in trials:
+            for end, record in read_records(trial.folder, offsets[trial.id]):
+                offsets[trial.id] = end
+                news.append({"trial": trial.id, **record})
+        yield from sorted(news, key=lambda record: record["time"])
+        if not follow:
+            return
+        time.sleep(POLL)
+
+
+def log_line(record: dict[str, Any]) -> str:
+    """A record for people."""
+    moment = datetime.fromtimestamp(record["time"]).isoformat(" ", "seconds")
+    if "metrics" in record:
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
+    else:
+        shown = record.get("note") or f"{record['status']} {record.get('reason', '')}".strip()
+    return f"{moment}  {record['trial']}  step {record['step']}  {shown}"
+
+
+def _signs(trial: Trial) -> list[dict[str, Any]]:
+    return [sign for _, sign in sorted(signs(trial.folder / "alive").items())]
+
+
+def _last_status(trial: Trial) -> dict[str, Any] | None:
+    """The journal's last change of status."""
+    changes = [record for _, record in read_records(trial.folder) if "status" in record]
+    return changes[-1] if changes else None

@@ -1,0 +1,197 @@
+"""status, stop and logs of a run, from its files; caps on what it may spend."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, tiny_config
+from test_cli import call
+from test_train import CPU, home  # noqa: F401
+
+from gat_sweep.budget import Amount, Budget, Meter, admitted, kept, step_flops
+from gat_sweep.errors import UserError
+from gat_sweep.journal import add_record
+from gat_sweep.storage import append, write
+from gat_sweep.sweep import load_sweep, open_run
+from gat_sweep.train import Trial, record_failure, train
+
+SWEEP = f"about: two sizes\nset: {json.dumps(TINY)}\nzip: {{model.generator: [S, B], model.discriminator: [S, B]}}\n"
+
+
+@pytest.fixture
+def trials(home: Path, tmp_path: Path) -> list[Trial]:  # noqa: F811
+    """A recorded run of two trials, of which none has begun."""
+    (tmp_path / "two.yaml").write_text(SWEEP)
+    sweep = load_sweep(tmp_path / "two.yaml", "digits")
+    open_run(home, "two", sweep)
+    return [Trial(name, "two", "two", config, home) for name, config in sweep.trials.items()]
+
+
+def answer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Path, *args: str) -> Any:  # noqa: F811
+    code, out, err = call(capsys, monkeypatch, *args, "--home", str(home), "--json")
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_a_trial_is_what_its_files_say(
+    trials: list[Trial],
+    home: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small, middle = trials
+
+    def states() -> list[str]:
+        return [t["status"] for t in answer(capsys, monkeypatch, home, "status", "two")["trials"]]
+
+    assert states() == ["waiting", "waiting"]
+    train(small, CPU)
+    asked = iter([""] * 3 + ["enough"] * 3)
+    train(middle, CPU, lambda: next(asked))
+    found = answer(capsys, monkeypatch, home, "status", "two")
+    done, stopped = found["trials"]
+    assert (done["status"], done["step"], done["saved"], done["value"] > 0) == ("done", 4, 4, True)
+    assert (stopped["status"], stopped["reason"], stopped["step"]) == ("stopped", "enough", stopped["saved"])
+    assert done["flops"] == 4 * step_flops(small) and found["spent"]["flops"] == done["flops"] + stopped["flops"]
+
+    # Signs of life, as a worker on another machine writes them, and then no more.
+    sign = middle.folder / "alive" / "rank-000.json"
+    values = json.loads(sign.read_text()) | {"ended": False, "host": "gpu-7"}
+    write(sign, json.dumps(values | {"time": time.time()}).encode())
+    running = answer(capsys, monkeypatch, home, "status", "two")["trials"][1]
+    assert running["status"] == "running" and running["workers"][0]["host"] == "gpu-7"
+    add_record(middle.folder, {"step": 2, "status": "running", "gpus": 0})
+    write(sign, json.dumps(values | {"time": time.time() - 300}).encode())
+    assert states() == ["done", "cut off"]
+    record_failure(middle, "out of memory")
+    assert states() == ["done", "failed"]
+    assert answer(capsys, monkeypatch, home, "status") == [{"run": "two", "trials": {"done": 1, "failed": 1}}]
+    code, out, _ = call(capsys, monkeypatch, "status", "two", "--home", str(home))
+    assert code == 0 and "out of memory" in out and f"{done['value']:.1f}" in out
+
+
+def test_stop_names_who_is_asked(
+    trials: list[Trial],
+    home: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small, middle = trials
+    found = answer(capsys, monkeypatch, home, "stop", "two", small.id)
+    assert found == {"run": "two", "asked": [small.id], "running": []}
+    asked = [train(trial, CPU).status for trial in trials if trial is middle]
+    assert asked == ["done"]
+    code, _, err = call(capsys, monkeypatch, "stop", "two", "Q-p2", "--home", str(home))
+    assert code == 2 and "has no trial 'Q-p2'" in err and len(err.splitlines()) == 1
+
+
+def test_logs_are_the_journals_by_time(
+    trials: list[Trial],
+    home: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for i in range(3):
+        for trial in trials:
+            add_record(trial.folder, {"step": i, "note": f"note {i}"})
+    append(trials[0].folder / "journal.jsonl", b'{"half')
+    code, out, _ = call(capsys, monkeypatch, "logs", "two", "--home", str(home), "--json", "--lines", "4")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and [line["note"] for line in lines] == ["note 1", "note 1", "note 2", "note 2"]
+    assert [line["trial"] for line in lines] == [trials[0].id, trials[1].id] * 2
+    code, out, _ = call(capsys, monkeypatch, "logs", "two", trials[1].id, "--home", str(home))
+    assert code == 0 and out.count(trials[1].id) == 3 and trials[0].id not in out
+
+
+# ---------------------------------------------------------------- caps
+
+
+def journal(trial: Trial, records: list[tuple[float, dict[str, Any]]]) -> None:
+    text = "".join(json.dumps({**record, "time": moment}) + "\n" for moment, record in records)
+    write(trial.folder / "journal.jsonl", text.encode())
+
+
+@pytest.mark.reliability
+def test_what_crashes_cost_is_counted(trials: list[Trial], figures: Any) -> None:
+    """Planted attempts, one of which died 3 steps behind its last line: every step trained is counted, also those that
+    were lost, and the hours of every GPU held."""
+    trial, _ = trials
+    journal(
+        trial,
+        [
+            (1000, {"step": 0, "status": "running", "gpus": 8}),
+            (1900, {"step": 7, "metrics": {}}),
+            # It came to step 10 by 2800, says its last sign of life; step 4 was saved.
+            (5000, {"step": 4, "status": "running", "gpus": 4, "previous": {"step": 10, "time": 2800}}),
+            (5900, {"step": 9, "metrics": {}}),
+        ],
+    )
+    spent = Meter(trial).read()
+    assert spent.flops == (10 + 5) * step_flops(trial)
+    assert spent.gpu_hours == pytest.approx(1800 * 8 / 3600 + 900 * 4 / 3600)
+    figures(attempts=2, steps_counted=15, of_them_lost=6)
+
+
+@pytest.mark.reliability
+def test_a_trial_that_cannot_finish_inside_the_cap_is_not_begun(trials: list[Trial], figures: Any) -> None:
+    """Caps on FLOP and on GPU hours: trials are taken in order while they fit with all that was spent before."""
+    small, _ = trials
+    meters = [Meter(trial) for trial in trials]
+    whole = [4 * step_flops(trial) for trial in trials]
+
+    def begun(**caps: float) -> list[str]:
+        chosen, refused = admitted(trials, meters, Budget(**caps))
+        assert {trial.id for trial in chosen} | refused.keys() == {trial.id for trial in trials}
+        return [trial.config.model.generator for trial in chosen]
+
+    assert begun(max_flops=sum(whole)) == ["S", "B"]
+    assert begun(max_flops=sum(whole) - 1) == ["S"]
+    assert begun(max_flops=whole[1] - 1) == ["S"]
+    assert begun(max_flops=whole[0] - 1) == []
+    with pytest.raises(UserError, match="use no GPU"):
+        begun(max_gpu_hours=1)
+    # A restart is dearer: what is spent stays spent, and the newest checkpoint spares the steps before it.
+    journal(small, [(0, {"step": 0, "status": "running", "gpus": 0}), (1, {"step": 3, "metrics": {}})])
+    assert begun(max_flops=sum(whole) + 3 * step_flops(small) - 1) == ["S"]
+    assert begun(max_flops=sum(whole) + 3 * step_flops(small)) == ["S", "B"]
+    figures(caps_tried=7, wrongly_begun=0, wrongly_refused=0)
+
+
+def test_hours_are_foretold_from_the_rate_measured(home: Path) -> None:  # noqa: F811
+    """A trial of the same sizes tells; for other sizes the fastest one, so that what could finish is not refused."""
+
+    def trial(name: str, size: str, **values: Any) -> Trial:
+        config = tiny_config(model__generator=size, model__discriminator=size, workers__gpus=1, **values)
+        return Trial(name, "run", "sweep", config, home)
+
+    first, second, other = trial("first", "S"), trial("second", "S", seed=1), trial("other", "B")
+    journal(first, [(0, {"step": 0, "status": "running", "gpus": 1}), (3600, {"step": 4, "metrics": {}})])
+    meters = [Meter(t) for t in (first, second, other)]
+    assert [t.id for t in admitted([second], meters, Budget(max_gpu_hours=2.0))[0]] == ["second"]
+    chosen, refused = admitted([second], meters, Budget(max_gpu_hours=1.9))
+    assert not chosen and "would take the run to 2 GPU hours of --max-gpu-hours 1.9" in refused["second"]
+    hours = 1 + step_flops(other) / step_flops(first)
+    assert admitted([other], meters, Budget(max_gpu_hours=hours * 1.01))[0] == [other]
+    assert not admitted([other], meters, Budget(max_gpu_hours=hours * 0.99))[0]
+
+
+def test_a_cap_stays_in_force(tmp_path: Path) -> None:
+    assert kept(tmp_path) == Budget()
+    assert kept(tmp_path, Budget(max_flops=10)) == Budget(max_flops=10)
+    assert kept(tmp_path, Budget(max_gpu_hours=3)) == Budget(10, 3) == kept(tmp_path)
+    assert kept(tmp_path, Budget(max_flops=20)) == Budget(20, 3)
+    assert Budget(20, 3).excess(Amount(20, 3)) == "" and "--max-flops 20" in Budget(20, 3).excess(Amount(21, 0))
+
+
+def test_a_home_that_cannot_be_written_costs_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "two.yaml").write_text(SWEEP)
+    args = ["run", str(tmp_path / "two.yaml"), "--recipe", "digits", "--home", str(tmp_path / "file" / "home")]
+    code, _, err = call(capsys, monkeypatch, *args)
+    assert code == 2 and "cannot be written" in err and len(err.splitlines()) == 1
+    shutil.rmtree(tmp_path, ignore_errors=True)
