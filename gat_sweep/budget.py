@@ -1,7 +1,8 @@
 """Caps on what a run may spend, counted over all of its launches.
 
 What was spent is read off the trials' journals: every attempt says where it began and, when the next one begins, how
-far it came; steps that a crash undid were spent all the same. Time counts while a worker trains or evaluates.
+far it came; steps that a crash undid were spent all the same, but for those of the seconds between the last sign of
+life and the crash. Time counts while a worker trains or evaluates.
 """
 
 import json
@@ -64,22 +65,23 @@ class Meter:
         for end, record in read_records(self.trial.folder, self.offset):
             self.offset = end
             self._take(record)
-        steps, hours = self._latest(signs(self.trial.folder / "alive").get(0, self.last))
+        end = signs(self.trial.folder / "alive").get(0, self.last)
+        steps, hours = self._latest(end, saved_step(self.trial.folder / "checkpoints"))
         return Amount((self.steps + steps) * self.flops_per_step, self.hours + hours)
 
     def _take(self, record: dict[str, Any]) -> None:
         if record.get("status") == "running":
-            steps, hours = self._latest(record.get("previous", self.last))
+            steps, hours = self._latest(record.get("previous", self.last), record["step"])
             self.steps, self.hours = self.steps + steps, self.hours + hours
             self.begin = record
         self.last = record
 
-    def _latest(self, end: dict[str, Any]) -> tuple[int, float]:
-        """Steps and GPU hours of the latest attempt, whose last sign of life may be behind its last line."""
+    def _latest(self, end: dict[str, Any], saved: int) -> tuple[int, float]:
+        """Steps and GPU hours of the latest attempt; its last sign of life or checkpoint may be behind its last line."""
         if self.begin is None:
             return 0, 0.0
-        step, moment = (max(self.last[key], end[key]) for key in ("step", "time"))
-        seconds = max(0.0, moment - self.begin["time"])
+        step = max(self.last["step"], end["step"], saved)
+        seconds = max(0.0, max(self.last["time"], end["time"]) - self.begin["time"])
         return max(0, step - self.begin["step"]), seconds * self.begin["gpus"] / 3600
 
 
