@@ -6,7 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import multiprocessing
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pyarrow.fs import S3FileSystem
 from sklearn.datasets import load_sample_images
 from torch.utils.data import Dataset
 
 from gat_sweep.config import TrialConfig, load_recipe, resolve
 from gat_sweep.data.shards import CachedTeacher, Columns, float16, write_manifest, write_shard
 from gat_sweep.data.tokenizer import Pixels, TokenizerIdentity
+from gat_sweep.storage import Remote, place
 from gat_sweep.teacher import EFFICIENTNET, load_teacher
 from gat_sweep.train import Trial
 
@@ -96,6 +98,27 @@ def home_with_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("reference")
     load_reference(tiny_config(), home)
     return home
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[Remote]:
+    """A bucket of moto's S3 server, which speaks the protocol over HTTP on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in keys.items():
+            patch.setenv(name, value)
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        options = f"region=us-east-1&scheme=http&endpoint_override={host}:{port}"
+        where = {"region": "us-east-1", "scheme": "http", "endpoint_override": f"{host}:{port}"}
+        S3FileSystem(**where, allow_bucket_creation=True).create_dir("runs")
+        root = place(f"s3://runs/gat?{options}")
+        assert isinstance(root, Remote)
+        yield root
+        server.stop()
 
 
 def tiny_config(**overrides: Any) -> TrialConfig:

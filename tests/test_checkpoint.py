@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -209,30 +209,6 @@ def test_no_half_written_file_has_a_name_that_is_read(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- buckets
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Remote]:
-    """A bucket of moto's S3 server, which speaks the protocol over HTTP on loopback."""
-    from moto.server import ThreadedMotoServer
-
-    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in keys.items():
-            patch.setenv(name, value)
-        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        options = f"region=us-east-1&scheme=http&endpoint_override={host}:{port}"
-        from pyarrow.fs import S3FileSystem
-
-        S3FileSystem(
-            region="us-east-1", scheme="http", endpoint_override=f"{host}:{port}", allow_bucket_creation=True
-        ).create_dir("runs")
-        root = place(f"s3://runs/gat?{options}")
-        assert isinstance(root, Remote)
-        yield root
-        server.stop()
 
 
 def test_a_bucket_holds_checkpoints_as_a_folder_does(bucket: Remote) -> None:

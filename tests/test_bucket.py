@@ -1,0 +1,84 @@
+"""A run whose home is a bucket: the same commands, the same bits."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, tiny_trial
+from test_train import CPU, assert_same_state, home, rows  # noqa: F401
+
+from gat_sweep.storage import Remote, children
+from gat_sweep.sweep import load_sweep
+from gat_sweep.train import Trial, train
+
+
+def command(*args: str) -> tuple[int, str]:
+    ran = subprocess.run(
+        [sys.executable, "-m", "gat_sweep.cli", *args], capture_output=True, text=True, env={**os.environ}, timeout=300
+    )
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+def test_a_trial_in_a_bucket_equals_one_in_a_folder(
+    home: Path,  # noqa: F811
+    bucket: Remote,
+    tmp_path: Path,
+) -> None:
+    """Stopped and resumed there; status, evaluate and fit-law read it from there."""
+    straight = tiny_trial(home, "train")
+    train(straight, CPU)
+    there = Trial("trial", "train", "sweep", straight.config, bucket)
+    asked = iter([""] * 3 + ["enough"] * 3)
+    assert train(there, CPU, lambda: next(asked)).status == "stopped"
+    assert train(there, CPU).status == "done"
+    assert_same_state(straight, there, 4)
+    assert [row["value"] for row in rows(straight)] == [row["value"] for row in read(there)]
+    samples = [child.name for child in children(there.folder / "samples")]
+    assert samples == ["step_00000002.png", "step_00000004.png"]
+    local = (straight.folder / "samples" / samples[1]).read_bytes()
+    assert (there.folder / "samples" / samples[1]).read_bytes() == local
+
+    code, out = command("evaluate", str(there.folder / "checkpoints" / "step_00000004"), "--json")
+    assert code == 0 and json.loads(out)["value"] == rows(straight)[-1]["value"], out
+
+
+def read(trial: Trial) -> list[dict[str, Any]]:
+    from gat_sweep.run_table import read_rows
+
+    return read_rows(trial.table)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_sweep_in_a_bucket(bucket: Remote, tmp_path: Path) -> None:
+    """Ray's workers write there, MLflow is filled from there, the law is fitted from there."""
+    sweep = tmp_path / "three.yaml"
+    sizes = "[S, B, L]"
+    sweep.write_text(
+        f"about: three\nset: {json.dumps(TINY)}\nzip: {{model.generator: {sizes}, model.discriminator: {sizes}}}\n"
+    )
+    home = str(bucket)  # noqa: F811
+    args = ("run", str(sweep), "--recipe", "digits", "--home", home)
+    code, out = command(*args)
+    assert code == 2 and "--tracking-uri" in out and len(out.splitlines()) == 1
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    code, out = command(*args, "--tracking-uri", store)
+    assert code == 0, out
+    for name, config in load_sweep(sweep, "digits").trials.items():
+        assert read(Trial(name, "three-digits", "three", config, bucket))[-1]["status"] == "done"
+    code, out = command("status", "three-digits", "--home", home, "--json")
+    assert [trial["status"] for trial in json.loads(out)["trials"]] == ["done"] * 3
+    code, out = command("fit-law", "three-digits", "--home", home, "--json", "--out", str(tmp_path / "law"))
+    assert code == 0 and json.loads(out)["n"] == 3, out
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store)
+    (experiment,) = [e for e in client.search_experiments() if e.name == "three"]
+    runs = client.search_runs([experiment.experiment_id])
+    losses = [client.get_metric_history(run.info.run_id, "loss_d") for run in runs]
+    assert sorted(len(history) for history in losses) == [0, 4, 4, 4]
