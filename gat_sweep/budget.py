@@ -14,6 +14,7 @@ from gat_sweep.checkpoint import saved_step
 from gat_sweep.errors import UserError
 from gat_sweep.journal import read_records
 from gat_sweep.plan import human, iteration_flops
+from gat_sweep.steer import request_stop, stop_reason
 from gat_sweep.storage import Place, write
 from gat_sweep.train import Trial
 from gat_sweep.watch import signs
@@ -65,8 +66,8 @@ class Meter:
         for end, record in read_records(self.trial.folder, self.offset):
             self.offset = end
             self._take(record)
-        end = signs(self.trial.folder / "alive").get(0, self.last)
-        steps, hours = self._latest(end, saved_step(self.trial.folder / "checkpoints"))
+        sign = signs(self.trial.folder / "alive").get(0, self.last)
+        steps, hours = self._latest(sign, saved_step(self.trial.folder / "checkpoints"))
         return Amount((self.steps + steps) * self.flops_per_step, self.hours + hours)
 
     def _take(self, record: dict[str, Any]) -> None:
@@ -77,7 +78,7 @@ class Meter:
         self.last = record
 
     def _latest(self, end: dict[str, Any], saved: int) -> tuple[int, float]:
-        """Steps and GPU hours of the latest attempt; its last sign of life or checkpoint may be behind its last line."""
+        """Steps and GPU hours of the latest attempt; its last sign or checkpoint may be behind its last line."""
         if self.begin is None:
             return 0, 0.0
         step = max(self.last["step"], end["step"], saved)
@@ -114,6 +115,13 @@ def admitted(trials: Sequence[Trial], meters: Sequence[Meter], budget: Budget) -
             chosen.append(trial)
             used = with_it
     return chosen, refused
+
+
+def enforce(run: Place, meters: Sequence[Meter], budget: Budget) -> None:
+    """Asks all trials of a run to stop once it has spent more than a cap; to be called now and then."""
+    excess = budget.excess(sum((meter.read() for meter in meters), Amount()))
+    if excess and not stop_reason(run, meters[0].trial.id):
+        request_stop(run, f"the run has spent {excess}")
 
 
 def kept(run: Place, given: Budget | None = None) -> Budget:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from gat_sweep.budget import Amount, Budget, Meter, admitted, kept
+from gat_sweep.budget import Budget, Meter, admitted, enforce, kept
 from gat_sweep.cluster import local_resources
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset
@@ -23,7 +23,7 @@ from gat_sweep.metrics.reference import Reference, load_reference, reference_nam
 from gat_sweep.probe import check_writable
 from gat_sweep.progress import Monitor
 from gat_sweep.run_table import FINISHED, read_rows, source_commit
-from gat_sweep.steer import EXIT_STOPPED, clear_stop, request_stop, stop_reason
+from gat_sweep.steer import EXIT_STOPPED, clear_stop, stop_reason
 from gat_sweep.storage import Place, children, write
 from gat_sweep.sweep import Sweep, open_run, read_run, trial_id
 from gat_sweep.train import Trial, train
@@ -75,9 +75,7 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
         status = "stopped"
 
         def ship_and_count(folders: list[Path]) -> str:
-            used = sum((meter.read() for meter in meters), Amount())
-            if (excess := budget.excess(used)) and not stop_reason(run, trials[0].id):
-                request_stop(run, f"the run has spent {excess}")
+            enforce(run, meters, budget)
             return tracker.ship(folders)[1]
 
         try:

@@ -11,9 +11,10 @@ from conftest import TINY, tiny_config
 from test_cli import call
 from test_train import CPU, home  # noqa: F401
 
-from gat_sweep.budget import Amount, Budget, Meter, admitted, kept, step_flops
+from gat_sweep.budget import Amount, Budget, Meter, admitted, enforce, kept, step_flops
 from gat_sweep.errors import UserError
 from gat_sweep.journal import add_record
+from gat_sweep.steer import stop_reason
 from gat_sweep.storage import append, write
 from gat_sweep.sweep import load_sweep, open_run
 from gat_sweep.train import Trial, record_failure, train
@@ -176,6 +177,21 @@ def test_hours_are_foretold_from_the_rate_measured(home: Path) -> None:  # noqa:
     hours = 1 + step_flops(other) / step_flops(first)
     assert admitted([other], meters, Budget(max_gpu_hours=hours * 1.01))[0] == [other]
     assert not admitted([other], meters, Budget(max_gpu_hours=hours * 0.99))[0]
+
+
+@pytest.mark.reliability
+def test_a_run_is_stopped_at_its_cap(trials: list[Trial], figures: Any) -> None:
+    """Trials that together come to a cap while they train, as crashes can make them, are asked to stop, and do."""
+    small, middle = trials
+    meters, run = [Meter(trial) for trial in trials], small.run_folder
+    budget = Budget(max_flops=5 * step_flops(small))
+    journal(small, [(0, {"step": 0, "status": "running", "gpus": 0}), (1, {"step": 5, "metrics": {}})])
+    enforce(run, meters, budget)
+    assert stop_reason(run, middle.id) == ""
+    journal(middle, [(0, {"step": 0, "status": "running", "gpus": 0}), (1, {"step": 1, "metrics": {}})])
+    enforce(run, meters, budget)
+    assert "of --max-flops" in stop_reason(run, middle.id) == stop_reason(run, small.id)
+    figures(caps_reached=1, runs_stopped=1)
 
 
 def test_a_cap_stays_in_force(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from gat_sweep import engine
 from gat_sweep.checkpoint import step_checkpoint
 from gat_sweep.errors import UserError
 from gat_sweep.gat import flops
-from gat_sweep.run_table import SCHEMA
+from gat_sweep.metrics import evaluate
+from gat_sweep.run_table import SCHEMA, RunTable
 from gat_sweep.train import Trial, record_failure, train
 
 CPU = torch.device("cpu")
@@ -125,6 +126,40 @@ def test_a_non_finite_gradient_stops_the_trial_before_the_update(home: Path, mon
     assert (first["step"], first["status"]) == (2, "running") and first["value"] is not None
     assert (last["step"], last["status"], last["value"]) == (3, "diverged", None)
     assert not (trial.folder / "checkpoints" / "step_00000003").exists()
+
+
+@pytest.mark.reliability
+def test_a_trial_without_a_number_at_its_end_is_not_done(
+    home: Path, monkeypatch: pytest.MonkeyPatch, figures: Any
+) -> None:
+    """All steps trained, but the last distance is not a number: `failed`, with the reason; measured again it is done.
+    Rows that claim to be done short of their steps, or without a number, do not count."""
+    trial = tiny_trial(home)
+    real_measure = evaluate.measure_features
+
+    def poisoned(*args: Any) -> dict[str, float | None]:
+        return real_measure(*args) | {"value": float("nan")}
+
+    monkeypatch.setattr(evaluate, "measure_features", poisoned)
+    outcome = train(trial, CPU)
+    assert (outcome.status, outcome.step) == ("failed", 4) and "is nan after the last step" in outcome.reason
+    assert trial.status() == "failed"
+    monkeypatch.undo()
+    assert train(trial, CPU).status == "done" == trial.status()
+
+    table = RunTable(trial.table, {})
+    whole = table.rows
+    broken = [
+        {**whole[-1], "step": 3},
+        {**whole[-1], "value": None},
+        {**whole[-1], "value": float("inf")},
+        {**whole[-1], "status": "running"},
+    ]
+    for row in broken:
+        table.rows = [whole[0], row]
+        table.put(row["step"])
+        assert trial.status() == "running"
+    figures(broken_ends=len(broken) + 1, counted_as_done=0)
 
 
 def test_a_failed_trial_leaves_a_row_that_says_so(home: Path) -> None:
