@@ -2,10 +2,16 @@
 
 import logging
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gat_sweep.errors import UserError
+
+R = TypeVar("R")
 
 # Read by Ray at import or at start; set before either.
 RAY_ENVIRONMENT = {
@@ -13,12 +19,13 @@ RAY_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends the workers at once, not the step after next
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
 MAX_DRIVERS = 64  # trials at once, whatever the cluster's size
+GREETING_S = 10.0  # within which a cluster answers; Ray itself tries for minutes, and does not mind Ctrl-C
+ANSWER_S = 60.0  # within which a node answers, the start of a worker included
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,16 @@ class Cluster:
     cpus: float
     gpus: float
     drives_sweeps: bool = True  # offers the resource that trials are driven from
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the connected cluster."""
+
+    id: str
+    address: str
+    cpus: float
+    gpus: float
 
 
 def local_resources() -> Cluster:
@@ -41,27 +58,169 @@ def local_resources() -> Cluster:
 def session(address: str | None, cpus: int | None = None, gpus: int | None = None) -> Iterator[Cluster]:
     """Ray, connected and quiet, until the end of the block.
 
-    address: of a running cluster ("auto"), or None to start Ray on this machine and stop it afterwards.
+    address: of a running cluster ("auto", "host:port"), or None to start Ray on this machine and stop it afterwards.
     cpus, gpus: of this machine, when Ray is started here; all unless given.
+    Raises UserError when the cluster cannot be joined: no answer, no token, the wrong one.
     """
     os.environ.update(RAY_ENVIRONMENT)
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if address:
-        ray.init(address=address, runtime_env={"env_vars": RAY_ENVIRONMENT}, **quiet)
-    else:
-        here = local_resources()
-        ray.init(
-            num_cpus=int(here.cpus) if cpus is None else cpus,
-            num_gpus=int(here.gpus) if gpus is None else gpus,
-            resources={"sweep_driver": MAX_DRIVERS},
-            include_dashboard=False,
-            **quiet,
-        )
+    with _cluster_access() if address else _private_access():
+        if address:
+            found = _greet(address)
+            try:
+                ray.init(address=found, runtime_env={"env_vars": RAY_ENVIRONMENT}, **quiet)
+            except (ConnectionError, RuntimeError) as error:  # other versions of Ray or Python, or not one of its nodes
+                raise UserError(f"cannot join the Ray cluster at {found}: {_line(error)}") from None
+        else:
+            here = local_resources()
+            ray.init(
+                address="local",  # without it, Ray joins a cluster that runs here
+                num_cpus=int(here.cpus) if cpus is None else cpus,
+                num_gpus=int(here.gpus) if gpus is None else gpus,
+                resources={"sweep_driver": MAX_DRIVERS},
+                include_dashboard=False,
+                **quiet,
+            )
+        try:
+            there = ray.cluster_resources()
+            yield Cluster(there.get("CPU", 0), there.get("GPU", 0), "sweep_driver" in there)
+        finally:
+            ray.shutdown()
+
+
+def nodes() -> list[Node]:
+    """The machines of the connected cluster that are alive."""
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    resources = [node["Resources"] for node in alive]
+    return [
+        Node(node["NodeID"], node["NodeManagerAddress"], has.get("CPU", 0), has.get("GPU", 0))
+        for node, has in zip(alive, resources, strict=True)
+    ]
+
+
+def on_every_node(function: Callable[..., R], *args: Any, timeout: float = ANSWER_S) -> dict[str, R | str]:
+    """Runs a function once on each node of the connected cluster, all at the same time.
+
+    Returns what it gave there by the node's address, or a line on why there is nothing: what it raised, or that the
+    node did not answer within `timeout` seconds. Where nodes share an address, a line goes before a result.
+    """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    asked = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(*args): node
+        for node in nodes()
+    }
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=timeout)
+    results: dict[str, R | str] = {}
+    lines: dict[str, str] = {}
+    for answer in answered:
+        try:
+            results[asked[answer].address] = ray.get(answer)
+        except RayTaskError as error:
+            lines[asked[answer].address] = f"{type(error.cause).__name__}: {_line(error.cause)}"
+        except RayError as error:  # the node went away
+            lines[asked[answer].address] = f"{type(error).__name__}: {_line(error)}"
+    for answer in silent:
+        ray.cancel(answer, force=True)
+        lines[asked[answer].address] = f"no answer within {timeout:g} s"
+    return results | lines
+
+
+@contextmanager
+def _private_access() -> Iterator[None]:
+    """To a Ray that is nobody else's: a token that is on no disk, and every port on the loopback interface.
+
+    Except for one of torch's: the first worker of a trial on several listens on all interfaces for the others.
+    """
+    from ray._private import ray_constants
+
+    lo = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **lo}
+    before, joins = {name: os.environ.get(name) for name in ours}, ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(ours)
+    reread_access()
+    # Ray has no option for it, and calls 127.0.0.1 by the machine's own address unless this is off.
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        there = ray.cluster_resources()
-        yield Cluster(there.get("CPU", 0), there.get("GPU", 0), "sweep_driver" in there)
+        yield
     finally:
-        ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = joins
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        reread_access()
+
+
+@contextmanager
+def _cluster_access() -> Iterator[None]:
+    """To a running cluster, which takes a token unless RAY_AUTH_MODE says that it takes none."""
+    if os.environ.setdefault("RAY_AUTH_MODE", "token").lower() == "token":
+        _check_token()
+    reread_access()
+    yield
+
+
+def _check_token() -> None:
+    """Raises UserError when there is no token for a cluster, or others on this machine can read it."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if not path.is_file() or not path.read_text(encoding="utf-8").strip():
+        raise UserError(
+            f"no token for the Ray cluster in {path}: copy the cluster's there, or make one with "
+            "`ray get-auth-token --generate` before `ray up`"
+        )
+    if path.stat().st_mode & 0o077:
+        raise UserError(f"others can read the token in {path}: chmod 600 {path}")
+
+
+def reread_access() -> None:
+    """Ray reads mode and token once in a process."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _greet(address: str) -> str:
+    """host:port of a cluster that answers and takes our token."""
+    import grpc
+    from ray._private.grpc_utils import init_grpc_channel
+    from ray._private.services import canonicalize_bootstrap_address
+    from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest  # type: ignore[attr-defined]
+    from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
+
+    if "://" in address:
+        raise UserError(f"--address {address}: give host:port, or auto on a machine of the cluster")
+    try:
+        found = canonicalize_bootstrap_address(address)
+    except ConnectionError:
+        found = None
+    except ValueError:
+        raise UserError(f"--address {address}: give host:port, such as 10.0.0.1:6379, or auto") from None
+    if found is None:
+        raise UserError(f"--address {address}: no Ray cluster runs here; give host:port, or leave --address out")
+    with init_grpc_channel(found, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=GREETING_S)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+                raise UserError(
+                    f"the Ray cluster at {found} does not take this token: copy ~/.ray/auth_token from its head"
+                ) from None
+            raise UserError(f"no Ray cluster answers at {found}: {_line(error.details())}") from None
+    return found
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:300]

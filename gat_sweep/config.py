@@ -13,6 +13,7 @@ from typing import Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from gat_sweep.credentials import check_config
 from gat_sweep.errors import UserError
 from gat_sweep.gat.augment import Augmentation
 from gat_sweep.gat.losses import OFFICIAL, Objective
@@ -230,6 +231,7 @@ def resolve(recipe: dict[str, Any], *overrides: Mapping[str, Any]) -> TrialConfi
     for override in overrides:
         for dotted, value in override.items():
             _assign(values, dotted, value)
+    check_config(flatten(values))
     try:
         config = TrialConfig.model_validate(values)
     except ValidationError as error:

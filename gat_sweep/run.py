@@ -15,6 +15,7 @@ from rich.table import Table
 from gat_sweep.budget import Budget, Meter, admitted, enforce, kept
 from gat_sweep.cluster import local_resources
 from gat_sweep.config import TrialConfig
+from gat_sweep.credentials import check_no_credentials
 from gat_sweep.data.dataset import check_dataset
 from gat_sweep.device import chosen_device
 from gat_sweep.errors import UserError
@@ -54,6 +55,7 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
     if how.address is None:
         launch.check_feasible(sweep.trials, local_resources())
     uri = how.tracking_uri or tracking.default_uri(home)
+    check_no_credentials(uri, "--tracking-uri")
     check_writable(home)
     open_run(home, name, sweep, how.extend)
     run = home / name

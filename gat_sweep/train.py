@@ -113,15 +113,10 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
 
     recorder = Recorder(trial, step, collapse) if rank == 0 else None
     report = recorder.note if recorder else (lambda text: leave_note(trial, text))
-    evaluator = Evaluator(config, dataset, trial.home, device, rank, world, say=report)
-    if recorder and step == 0 and evaluator.reference.halves is not None:
-        recorder.journal(0, {f"{evaluator.extractor.metric}_real_halves": evaluator.reference.halves})
-
     random = torch.Generator(device)
     images_per_rank = config.train.batch // world
     spec = config.generator_spec
     flops_per_step = sum(iteration_flops(config).values()) * config.train.batch
-    window_start, window_step = time.perf_counter(), step
     started = time.perf_counter() - seconds
     saved_when = time.perf_counter()
     agreement = Agreement(world)
@@ -157,8 +152,13 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
         return Outcome("stopped", step, reason)
 
     with watch, agreement:
+        evaluator = Evaluator(config, dataset, trial.home, device, rank, world, say=report)
+        if recorder and step == 0 and evaluator.reference.halves is not None:
+            recorder.journal(0, {f"{evaluator.extractor.metric}_real_halves": evaluator.reference.halves})
+        window_start, window_step = time.perf_counter(), step
+
         while True:
-            watch.at(step, "data")
+            watch.at(step, "agree")
             last = step == config.train.steps
             evaluates = (last or step % config.train.eval_every == 0) and step > evaluated
             logs = last or step % config.train.log_every == 0

@@ -22,7 +22,7 @@ BEAT = 5.0  # seconds between two signs of life, at most
 EXIT_HUNG = 70  # of a worker that ends because one of its trial's hangs
 EXIT_REPLACED = 71  # of one whose trial has been taken over
 OWNER = "owner.json"
-PHASES = ("data", "step", "log", "save", "evaluate")  # of an iteration, in order; a wait for others is in the second
+PHASES = ("start", "agree", "log", "save", "evaluate", "data", "step")  # of an iteration, in their order
 
 
 class Watch:
@@ -48,7 +48,7 @@ class Watch:
         self._main = threading.get_ident()  # Ray's workers train in a thread that is not the main one
         self._done = threading.Event()
         self._count = 0
-        self.at(0, "data")
+        self.at(0, "start")
         self._thread = threading.Thread(target=self._run, name=f"watch-{rank}", daemon=True)
 
     def __enter__(self) -> "Watch":
@@ -75,7 +75,8 @@ class Watch:
                 os._exit(EXIT_REPLACED)  # at once: two would write the same files
             self._beat()
             self.stop_reason = self.stop_reason or self.asked()
-            if time.monotonic() - self.moved > self.hang:
+            # Before the first step the reference may be measured, which can take an hour.
+            if self.position[1] != "start" and time.monotonic() - self.moved > self.hang:
                 self._give_up()
 
     def _beat(self, ended: bool = False) -> None:
@@ -105,11 +106,7 @@ class Watch:
         after = signs(self.folder)
         if time.monotonic() - self.moved <= self.hang:
             return
-        # A worker whose very watch is silent is stopped or gone; else the one behind all others holds them up.
-        others = [rank for rank in range(self.world) if rank != self.rank]
-        silent = [rank for rank in others if before.get(rank) == after.get(rank)]
-        last = min(_position(sign) for sign in after.values())
-        culprits = silent or [rank for rank, sign in after.items() if _position(sign) == last]
+        silent, culprits = blame(before, after, self.world, self.rank)
         if self.rank == min(rank for rank in range(self.world) if rank not in silent):
             named = "; ".join(_named(rank, after.get(rank), rank in silent) for rank in culprits)
             text = f"no move for {self.hang:.0f} s: {named}"
@@ -162,6 +159,18 @@ def signs(folder: Place) -> dict[int, dict[str, Any]]:
     files = [file for file in children(folder) if file.name.startswith("rank-")]
     found = (json.loads(file.read_bytes()) for file in files)
     return {sign["rank"]: sign for sign in found}
+
+
+def blame(
+    before: dict[int, dict[str, Any]], after: dict[int, dict[str, Any]], world: int, me: int
+) -> tuple[list[int], list[int]]:
+    """(ranks that give no sign of life any more, ranks that hold up the others), by two looks at the signs of all.
+
+    A worker whose very watch is silent is stopped or gone; else the one behind all others holds them up.
+    """
+    silent = [rank for rank in range(world) if rank != me and before.get(rank) == after.get(rank)]
+    last = min(_position(sign) for sign in after.values())
+    return silent, silent or [rank for rank, sign in after.items() if _position(sign) == last]
 
 
 def _position(sign: dict[str, Any]) -> tuple[int, int]:

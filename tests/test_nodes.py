@@ -1,6 +1,7 @@
 """A sweep over several nodes: separate raylets on this machine, of which one is killed in the middle."""
 
 import json
+import secrets
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from conftest import TINY
 from test_launch import home, marked  # noqa: F401
 from test_train import rows
 
+from gat_sweep import cluster
 from gat_sweep.checkpoint import saved_step
 from gat_sweep.journal import read_records
 from gat_sweep.sweep import load_sweep
@@ -57,10 +59,16 @@ class Nodes:
 
 
 @pytest.fixture
-def two_nodes() -> Iterator[Nodes]:
+def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """With a token of their own, as a cluster has."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    cluster.reread_access()
     nodes = Nodes(2)
     yield nodes
     nodes.cluster.shutdown()
+    monkeypatch.undo()
+    cluster.reread_access()
 
 
 def wait_for(what: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 200) -> None:

@@ -24,7 +24,7 @@ from gat_sweep.data.loader import Loader
 from gat_sweep.engine import Engine
 from gat_sweep.steer import EXIT_STOPPED, clear_stop, request_stop
 from gat_sweep.train import Trial, Unsaved, train
-from gat_sweep.watch import EXIT_HUNG, EXIT_REPLACED, take_over
+from gat_sweep.watch import EXIT_HUNG, EXIT_REPLACED, blame, take_over
 
 Figures = Callable[..., None]
 
@@ -35,6 +35,25 @@ def notes(trial: Trial) -> list[str]:
 
 
 # ---------------------------------------------------------------- hangs
+
+
+@pytest.mark.parametrize(
+    ("positions", "moving", "silent", "culprits"),
+    [
+        ({0: (7, "step"), 1: (7, "data"), 2: (7, "step")}, {0, 1, 2}, [], [1]),
+        ({0: (7, "save"), 1: (7, "step"), 2: (7, "step")}, {0, 1, 2}, [], [0]),  # the others are ahead already
+        ({0: (7, "agree"), 1: (6, "step"), 2: (7, "agree")}, {0, 1, 2}, [], [1]),
+        ({0: (7, "step"), 1: (7, "step"), 2: (7, "step")}, {0, 1, 2}, [], [0, 1, 2]),  # nobody can tell
+        ({0: (7, "step"), 1: (7, "data"), 2: (7, "step")}, {0, 1}, [2], [2]),
+        ({0: (7, "step"), 1: (7, "step")}, {0, 1}, [2], [2]),  # never came
+    ],
+)
+def test_who_is_to_blame(
+    positions: dict[int, tuple[int, str]], moving: set[int], silent: list[int], culprits: list[int]
+) -> None:
+    before = {rank: {"step": step, "phase": phase, "count": 1} for rank, (step, phase) in positions.items()}
+    after = {rank: {**sign, "count": 1 + (rank in moving)} for rank, sign in before.items()}
+    assert blame(before, after, 3, 0) == (silent, culprits)
 
 
 def _hanging_worker(rank: int, world: int, trial: Trial, file: Path, how: str) -> None:
