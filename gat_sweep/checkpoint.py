@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -54,7 +55,10 @@ class Checkpoint:
             raise Damaged(f"{file} has {len(content)} bytes of {written['bytes']}")
         if hashlib.sha256(content).hexdigest() != written["sha256"]:
             raise Damaged(f"{file} is not what was written (sha256 differs)")
-        return load(content)
+        try:
+            return load(content)
+        except SafetensorError:
+            raise Damaged(f"{file} is no safetensors file") from None
 
     def restore(self, parts: Mapping[str, Any]) -> None:
         """Puts the tensors into networks and optimizers. Raises Damaged, with some of them filled already."""

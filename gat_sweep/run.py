@@ -66,8 +66,10 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
     todo, refused = admitted(todo, meters, budget) if todo else ([], {})
     for refusal, text in refused.items():
         console.print(f"{refusal} is not begun: it {text}", soft_wrap=True, highlight=False, markup=False)
+    # Of trials that ended while MLflow was away.
+    late = tracking.behind(trial.folder for trial in trials if trial not in todo)
     stopped = False
-    if todo:
+    if todo or late:
         for trial in launch.one_per_reference(todo):
             if launch.measures_here(trial.config, how.address):
                 show_floor(load_reference(trial.config, home, say=console.print), console)
@@ -78,11 +80,12 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
 
         def ship_and_count(folders: list[Path]) -> str:
             enforce(run, meters, budget)
-            return tracker.ship(folders)[1]
+            return tracker.ship([*folders, *late])[1]
 
         try:
             with Monitor(todo, console, ship_and_count):
-                launch.run_sweep(todo, how.address)
+                if todo:
+                    launch.run_sweep(todo, how.address)
             status = "done" if all(trial.status() == "done" for trial in trials) else "failed"
             stopped = any(stop_reason(run, trial.id) and trial.status() not in FINISHED for trial in todo)
         except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pyarrow.fs import AwsStandardS3RetryStrategy, FileSelector, FileSystem, FileType, S3FileSystem
 
+from gat_sweep.credentials import check_no_credentials
 from gat_sweep.errors import UserError
 
 ATTEMPTS = 10  # of a request to an object store, with growing pauses: about a minute without it ends no trial
@@ -95,6 +96,7 @@ def place(text: str | Path, option: str = "--home") -> Place:
 
     Raises UserError for other schemes and for an option that no URI should hold, such as a key.
     """
+    check_no_credentials(str(text), option)
     if "://" not in str(text):
         return Path(text).expanduser().absolute()
     parts = urlsplit(str(text))

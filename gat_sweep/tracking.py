@@ -10,13 +10,16 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import uuid
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +34,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import validation as limits
 from requests.exceptions import RequestException
 
+from gat_sweep.credentials import check_no_credentials, without_credentials
+from gat_sweep.errors import UserError
+from gat_sweep.journal import FILE, read_records
+from gat_sweep.storage import Place, children, size_of, write
+
 for _name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
     os.environ.pop(_name, None)  # left by an outer run, they would win over what we set
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
@@ -41,8 +49,9 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints what it raises as well
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
-PATIENCE_S = 10.0  # after this long a failure ends the pass: the other trials might time out one by one
-OUTAGE = (MlflowException, RequestException)
+PATIENCE_S = 10.0  # after this long a pass ends with the request under way, and the next goes on where it stopped
+OUTAGE = (MlflowException, RequestException, OSError)  # of MLflow, of the disk or bucket where the trials lie
+HOST = "127.0.0.1"  # MLflow asks for no password: others reach it through ssh
 END = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
 
 
@@ -57,37 +66,40 @@ class Child:
     unchecked: list[str]  # keys that were in the store when we opened the run: it may be ahead of `highest`
 
 
-def default_uri(home: Path) -> str:
-    """sqlite below `home`; absolute, since MLflow resolves a relative path in each working directory anew."""
+def default_uri(home: Place) -> str:
+    """sqlite below `home`; absolute, since MLflow resolves a relative path in each working directory anew.
+
+    Raises UserError when `home` is no folder of this machine.
+    """
+    if not isinstance(home, Path):
+        raise UserError(f"--home {home} cannot hold MLflow's database; give --tracking-uri, such as a server's address")
     return f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
 
 
-def create_store(uri: str, home: Path) -> None:
+def create_store(uri: str, home: Place) -> None:
     """Create the database behind a sqlite `uri`; does nothing if it exists or if `uri` is a server.
 
     Raises MlflowException if the database cannot be opened or was written by another version of MLflow.
     """
     if not uri.startswith("sqlite:"):
         return
-    Path(home).mkdir(parents=True, exist_ok=True)
+    folder = _beside(uri, home)
+    folder.mkdir(parents=True, exist_ok=True)
     # Two processes that open a fresh database at once corrupt its migration.
-    with (Path(home) / "mlflow.db.lock").open("w") as lock, warnings.catch_warnings():
+    with (folder / "mlflow.db.lock").open("w") as lock, warnings.catch_warnings():
         fcntl.flock(lock, fcntl.LOCK_EX)
         warnings.filterwarnings("ignore", "The ``noload`` loader strategy", DeprecationWarning)  # mlflow's
         MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
 
 
-def read_journal(path: Path, offset: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(byte offset behind it, record) of every line from `offset` on; a last line without its end is left."""
-    with path.open("rb") as file:
-        file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            # A killed writer leaves half a line and the resumed one appends to it: the last record is whole.
-            with suppress(ValueError):
-                yield offset, json.loads(line[line.rfind(b'{"step"') :])
+def _beside(uri: str, home: Place) -> Path:
+    """Where the lock and the artifacts of a sqlite store lie."""
+    return Path(home) if isinstance(home, Path) else Path(uri.removeprefix("sqlite:///")).parent
+
+
+def behind(trial_dirs: Iterable[Place]) -> list[Place]:
+    """The trials of which not everything has reached the store: their journals are longer than what was shipped."""
+    return [path for path in trial_dirs if size_of(path / FILE) > _shipped(path).get("offset", 0)]
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -119,50 +131,66 @@ def new_points(record: dict[str, Any], highest: dict[str, int]) -> list[Metric]:
     return points
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Place) -> dict[str, Any]:
     """Empty if the file is not there or only half written."""
     with suppress(FileNotFoundError, ValueError):
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
+        return found if isinstance(found, dict) else {}
     return {}
 
 
-def _write_shipped(trial_dir: Path, child: Child) -> None:
-    state = {**vars(child), "samples": sorted(child.samples)}
-    (trial_dir / "shipped.json.tmp").write_text(json.dumps(state))
-    (trial_dir / "shipped.json.tmp").replace(trial_dir / "shipped.json")
+def _shipped(trial_dir: Place) -> dict[str, Any]:
+    """What _write_shipped wrote."""
+    found = _read_json(trial_dir / "shipped.json")
+    return found if {"run_id", "offset", "highest", "samples"} <= found.keys() else {}
+
+
+def _write_shipped(trial_dir: Place, child: Child) -> None:
+    write(trial_dir / "shipped.json", json.dumps({**vars(child), "samples": sorted(child.samples)}).encode())
 
 
 class Tracker:
     """Experiment = sweep, parent run = launch, child run = trial. To be used from one thread."""
 
-    def __init__(self, uri: str, home: Path, experiment: str, launch_name: str, tags: dict[str, str]) -> None:
+    def __init__(self, uri: str, home: Place, experiment: str, launch_name: str, tags: dict[str, str]) -> None:
         """`tags` (commit, config hash, data digest, protocol) go on the parent and on every child.
 
         Nothing is opened yet: a server that is down must not keep a sweep from starting.
+        Raises UserError when `uri` holds a password.
         """
-        self.uri, self.home, self.experiment, self.launch_name = uri, Path(home), experiment, launch_name
+        check_no_credentials(uri, "--tracking-uri")
+        self.uri, self.home, self.experiment, self.launch_name = uri, home, experiment, launch_name
+        self._launch = uuid.uuid4().hex
         self.tags = {key: str(value)[: limits.MAX_TAG_VAL_LENGTH] for key, value in tags.items()}
         self._start_ms = int(time.time() * 1000)
         self._client: MlflowClient | None = None
         self._experiment_id = self._parent_id = ""
-        self._children: dict[Path, Child] = {}
+        self._children: dict[Place, Child] = {}
+        self._places: list[Place] = []
+        self._next: Place | None = None  # where the next pass begins
+        self._pass_began, self._patience, self._cut = 0.0, PATIENCE_S, False
         self._sent = 0
 
-    def ship(self, trial_dirs: Iterable[Path]) -> tuple[int, str]:
+    def ship(self, trial_dirs: Iterable[Place]) -> tuple[int, str]:
         """Send what is new below the trial directories `<home>/<run>/trials/<trial>`.
 
         Returns the points that reached the store and one line on what did not ("" if all is well): an outage
         is not raised, and the next pass takes up where the store stands.
         """
-        self._sent, failures, start = 0, [], time.monotonic()
+        self._sent, failures, self._cut, self._pass_began = 0, [], False, time.monotonic()
+        places = [path.absolute() if isinstance(path, Path) else path for path in trial_dirs]
+        first = places.index(self._next) if self._next in places else 0
+        self._places, self._next = places, None
         if outage := self._attempt(self._connect):
             return 0, outage
-        for trial_dir in (Path(path).absolute() for path in trial_dirs):
+        for trial_dir in places[first:] + places[:first]:
+            if self._over():
+                self._next = trial_dir
+                break
             if warning := self._attempt(partial(self._ship_trial, trial_dir)):
                 failures.append(f"{trial_dir.name}: {warning}")
                 self._children.pop(trial_dir, None)  # a batch may have arrived all the same: ask the store
-                if time.monotonic() - start > PATIENCE_S:
-                    break
+                self._patience = PATIENCE_S  # the others might time out one by one
         more = f" (and {len(failures) - 1} more trials)" if len(failures) > 1 else ""
         return self._sent, failures[0] + more if failures else ""
 
@@ -172,14 +200,23 @@ class Tracker:
         return self._parent_id
 
     def finish(self, status: str) -> str:
-        """End the parent run as "done", "failed" or "stopped"; returns a warning or ""."""
-        return self._attempt(lambda: self._connect().set_terminated(self._parent_id, END[status]))
+        """Send what is left of a backlog and end the parent run as "done", "failed" or "stopped"; a warning or ""."""
+        warning = ""
+        if self._cut:
+            self._patience = math.inf
+            warning = self.ship(self._places)[1]
+        return self._attempt(lambda: self._connect().set_terminated(self._parent_id, END[status])) or warning
+
+    def _over(self) -> bool:
+        """Whether the pass has lasted long enough: a backlog must not keep whoever watches from the trials."""
+        self._cut = time.monotonic() - self._pass_began > self._patience
+        return self._cut
 
     def _attempt(self, action: Callable[[], object]) -> str:
         try:
             action()
         except OUTAGE as error:
-            return f"MLflow at {self.uri}: {' '.join(str(error).split())[:200]}"
+            return _line(self.uri, error)
         return ""
 
     def _connect(self) -> MlflowClient:
@@ -188,14 +225,21 @@ class Tracker:
         create_store(self.uri, self.home)
         client = MlflowClient(self.uri, registry_uri=self.uri)
         # A server has its own place for artifacts.
-        root = (self.home.absolute() / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
+        beside = _beside(self.uri, self.home).absolute()
+        root = (beside / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
         old = client.get_experiment_by_name(self.experiment)
         self._experiment_id = old.experiment_id if old else client.create_experiment(self.experiment, root)
-        parent = client.create_run(self._experiment_id, self._start_ms, self.tags, self.launch_name)
+        # The answer to an earlier attempt may have been lost.
+        launch = {"gat_sweep.launch": self._launch}
+        found = client.search_runs([self._experiment_id], _with_tags(launch), max_results=1)
+        parent = found[0] if found else None
+        if parent is None:
+            tags = {**self.tags, **launch}
+            parent = client.create_run(self._experiment_id, self._start_ms, tags, self.launch_name)
         self._parent_id, self._client = parent.info.run_id, client
         return client
 
-    def _ship_trial(self, trial_dir: Path) -> None:
+    def _ship_trial(self, trial_dir: Place) -> None:
         client = self._connect()
         if trial_dir not in self._children:
             if not (config := _read_json(trial_dir / "config.json")):
@@ -203,19 +247,22 @@ class Tracker:
             self._children[trial_dir] = self._open_child(client, trial_dir, flatten(config))
         child = self._children[trial_dir]
         self._ship_journal(client, trial_dir, child)
-        for png in sorted((trial_dir / "samples").glob("step_*.png")):
-            if png.name not in child.samples:
-                client.log_artifact(child.run_id, str(png), "samples")
+        for png in children(trial_dir / "samples"):
+            if self._over():
+                return
+            if re.fullmatch(r"step_\d+\.png", png.name) and png.name not in child.samples:
+                _log_artifact(client, child.run_id, png, "samples")
                 child.samples.add(png.name)
                 _write_shipped(trial_dir, child)
 
-    def _open_child(self, client: MlflowClient, trial_dir: Path, config: dict[str, str]) -> Child:
+    def _open_child(self, client: MlflowClient, trial_dir: Place, config: dict[str, str]) -> Child:
         """The trial's run, found by our tags or made, below this launch, with its params."""
         names = {"gat_sweep.trial": trial_dir.name, "gat_sweep.run": trial_dir.parent.parent.name}
         tags = {**self.tags, **names, "mlflow.parentRunId": self._parent_id}
-        query = " and ".join(f'tags.`{key}` = "{value}"' for key, value in names.items())
-        if found := client.search_runs([self._experiment_id], query, max_results=1):
-            run = found[0]
+        state = _shipped(trial_dir)
+        if found := client.search_runs([self._experiment_id], _with_tags(names), max_results=100):
+            # A server that hangs may make a run that we asked for long ago: ours is the one that has the points.
+            run = next((run for run in found if run.info.run_id == state.get("run_id")), found[0])
             client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in tags.items()], synchronous=True)
         else:
             run = client.create_run(self._experiment_id, tags=tags, run_name=trial_dir.name)
@@ -225,23 +272,25 @@ class Tracker:
         while params:
             client.log_batch(run_id, params=params[: limits.MAX_PARAMS_TAGS_PER_BATCH], synchronous=True)
             del params[: limits.MAX_PARAMS_TAGS_PER_BATCH]
-        state = _read_json(trial_dir / "shipped.json")
         if state.get("run_id") != run_id:  # written for another store, or the run was deleted since
             state = {"offset": 0, "highest": {}, "samples": []}
         unchecked = sorted(run.data.metrics)
         return Child(run_id, state["offset"], state["highest"], set(state["samples"]), unchecked)
 
-    def _ship_journal(self, client: MlflowClient, trial_dir: Path, child: Child) -> None:
-        journal = trial_dir / "journal.jsonl"
-        if not journal.exists() or (size := journal.stat().st_size) == child.offset:
+    def _ship_journal(self, client: MlflowClient, trial_dir: Place, child: Child) -> None:
+        size = size_of(trial_dir / FILE)
+        if size == child.offset:
             return
         if size < child.offset:
             child.offset = 0  # the trial began anew
         # A crash between a batch and shipped.json leaves the store ahead of the file. The steps of a key only
         # rise and are sent in order, so the last one in the store says all. Once per trial and process.
-        for key in child.unchecked:
+        while child.unchecked:
+            if self._over():
+                return
+            key = child.unchecked[-1]
             child.highest[key] = max(point.step for point in client.get_metric_history(child.run_id, key))
-        child.unchecked = []
+            child.unchecked.pop()
         end, highest, batch = child.offset, dict(child.highest), list[Metric]()
 
         def flush() -> None:
@@ -252,13 +301,13 @@ class Tracker:
             child.offset, child.highest = end, dict(highest)
             _write_shipped(trial_dir, child)
 
-        for record_end, record in read_journal(journal, child.offset):
-            if "note" in record:
-                continue
+        for record_end, record in read_records(trial_dir, child.offset):
+            if self._over():
+                break
             if "status" in record:
                 flush()
                 _set_status(client, child.run_id, record)  # the offset passes it later: twice does no harm
-            else:
+            elif "metrics" in record:
                 if len(batch) + 2 * len(record["metrics"]) > limits.MAX_METRICS_PER_BATCH:  # 2 axes
                     flush()
                 batch += new_points(record, highest)
@@ -276,37 +325,73 @@ def _set_status(client: MlflowClient, run_id: str, record: dict[str, Any]) -> No
         client.update_run(run_id, "RUNNING")  # resumed after a failure
 
 
-def log_artifacts(uri: str, run_id: str, paths: Iterable[Path], folder: str) -> str:
-    """Puts files into `folder` of a run; returns one line on what went wrong, or ""."""
-    client = MlflowClient(uri, registry_uri=uri)
+def _with_tags(tags: dict[str, str]) -> str:
+    """A query for runs."""
+    return " and ".join(f'tags.`{key}` = "{value}"' for key, value in tags.items())
+
+
+def _log_artifact(client: MlflowClient, run_id: str, file: Place, folder: str) -> None:
+    if isinstance(file, Path):
+        client.log_artifact(run_id, str(file), folder)
+        return
+    with tempfile.TemporaryDirectory() as here:
+        (Path(here) / file.name).write_bytes(file.read_bytes())
+        client.log_artifact(run_id, str(Path(here) / file.name), folder)
+
+
+def log_artifacts(uri: str, run_id: str, paths: Iterable[Place], folder: str) -> str:
+    """Puts files into `folder` of a run; returns one line on what went wrong, or "".
+
+    Raises UserError when `uri` holds a password.
+    """
+    check_no_credentials(uri, "--tracking-uri")
     try:
+        client = MlflowClient(uri, registry_uri=uri)
         for path in paths:
-            client.log_artifact(run_id, str(path), folder)
+            _log_artifact(client, run_id, path, folder)
     except OUTAGE as error:
-        return f"MLflow at {uri}: {' '.join(str(error).split())[:200]}"
+        return _line(uri, error)
     return ""
 
 
-def serve_ui(uri: str, home: Path, port: int, host: str = "127.0.0.1") -> None:
-    """Run MLflow's UI for a sqlite store in the foreground until Ctrl-C or SIGTERM; main thread only.
+def reachable(uri: str, home: Place) -> str:
+    """Asks the store for an experiment, and makes a sqlite one; one line on what went wrong, or "".
 
-    MLflow asks for no password: keep `host` on loopback. Raises ValueError without a store or a free port, or
-    if the server stops by itself.
+    Raises UserError when `uri` holds a password.
     """
+    check_no_credentials(uri, "--tracking-uri")
+    try:
+        create_store(uri, home)
+        MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
+    except OUTAGE as error:
+        return _line(uri, error)
+    return ""
+
+
+def _line(uri: str, error: Exception) -> str:
+    return f"MLflow at {uri}: {without_credentials(' '.join(str(error).split()))[:200]}"
+
+
+def serve_ui(uri: str, home: Path, port: int) -> None:
+    """Run MLflow's UI for a sqlite store, on loopback, in the foreground until Ctrl-C or SIGTERM; main thread only.
+
+    Raises ValueError without a store or a free port, or if the server stops by itself.
+    """
+    check_no_credentials(uri, "--tracking-uri")
     if not uri.startswith("sqlite:"):
         raise ValueError(f"{uri} is a server already; open it in a browser")
     database = Path(uri.removeprefix("sqlite:///"))
     if not database.exists():
         raise ValueError(f"no MLflow store at {database}; run gat-sweep run first")
     try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise ValueError(f"cannot listen on {host}:{port} ({error}); choose another port") from error
+        socket.create_server((HOST, port)).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"cannot listen on {HOST}:{port} ({error}); choose another port") from error
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
-    command += ["--host", host, "--port", str(port), "--allowed-hosts", f"{host}:{port},localhost:{port}"]
+    command += ["--host", HOST, "--port", str(port), "--allowed-hosts", f"{HOST}:{port},localhost:{port}"]
     command += ["--uvicorn-opts", "--log-level warning", "--artifacts-destination", "mlartifacts"]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its helpers outlive SIGTERM
-    print(f"MLflow UI: http://{host}:{port} (up within half a minute; Ctrl-C stops it)", flush=True)
+    print(f"MLflow UI: http://{HOST}:{port} (up within half a minute; Ctrl-C stops it)", flush=True)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = subprocess.Popen(command, cwd=home, env=environment, start_new_session=True)
     try:

@@ -1,46 +1,61 @@
-"""Strict YAML: plain data only, no aliases, no duplicate keys, and a line number for every key."""
+"""Strict YAML: plain data only, in which no two versions of YAML differ, and a line number for every key."""
 
 import difflib
+import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
 
+from gat_sweep.credentials import without_credentials
 from gat_sweep.errors import UserError
 
 Lines = dict[tuple[str, ...], int]
+LONGEST = 100_000  # bytes; a hundred times a sweep file
+DEEPEST = 20  # mappings and lists in one another
+DIGITS = 18  # of a whole number; fits in 64 bits
+NUMBER = re.compile(rf"[-+]?(0|[1-9][0-9]{{0,{DIGITS - 1}}}|[0-9]+\.[0-9]*|\.[0-9]+)")
+EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
+TAG = "tag:yaml.org,2002:"
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
-    """The mapping in `path`, and the line of every key by its path of keys.
+    """The mapping in `path`, and the line of every key by its path of keys (and places in lists, from "0").
 
-    Raises UserError on unreadable files, syntax errors, aliases, duplicate keys and custom tags.
+    Raises UserError on files that cannot be read, are none or too long, on syntax errors, and on whatever is no plain
+    data: tags, aliases, keys that are no text or stand twice, values that versions of YAML read differently.
     """
+    if not path.is_file():
+        raise UserError(f"{path}: " + ("is no file; name a YAML file" if path.exists() else "no such file"))
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with open(path, "rb") as file:
+            content = file.read(LONGEST + 1)
+        text = content.decode()
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
+    if len(content) > LONGEST:
+        raise UserError(f"{path}: longer than {LONGEST:,} bytes; split it")
     try:
-        node = yaml.compose(text, Loader=_NoAliases)
-        lines: Lines = {}
-        if not isinstance(node, yaml.MappingNode):
-            raise UserError(f"{path}: expected a mapping of keys to values")
-        _collect(node, (), lines, path)
-        return yaml.safe_load(text), lines
+        value, lines = _load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: {getattr(error, 'problem', None) or error}") from None
+        raise UserError(f"{path}:{mark.line + 1}: {_said(error)}" if mark else f"{path}: {_said(error)}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values")
+    return value, lines
 
 
 def parse_scalar(text: str) -> Any:
-    """The value of a `--set key=value`, read as YAML."""
+    """The value of a `--set key=value`, read as YAML. Raises UserError as read_yaml does."""
+    if len(text) > LONGEST:
+        raise UserError(f"{text[:20]!r}... is not a value (longer than {LONGEST:,} characters)")
     try:
-        yaml.compose(text, Loader=_NoAliases)
-        return yaml.safe_load(text)
+        return _load(text)[0]
     except yaml.YAMLError as error:
-        raise UserError(f"{text!r} is not a value ({getattr(error, 'problem', error)})") from None
+        raise UserError(f"{without_credentials(text)[:60]!r} is not a value ({_said(error)})") from None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -51,22 +66,99 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else "there are: " + ", ".join(known)
 
 
-class _NoAliases(yaml.SafeLoader):
-    """SafeLoader that refuses aliases: nobody needs them here, and they can blow up."""
+class _Plain(yaml.SafeLoader):
+    """SafeLoader without aliases, which nobody needs here and which can blow up, and without YAML 1.1's surprises."""
+
+    depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
-        return super().compose_node(parent, index)
+        event: Any = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _error("aliases (*name) are not allowed", event)
+        if self.depth == DEEPEST:
+            raise _error(f"more than {DEEPEST} levels deep", event)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
-def _collect(node: yaml.MappingNode, prefix: tuple[str, ...], lines: Lines, path: Path) -> None:
-    for key_node, value_node in node.value:
-        key = (*prefix, str(key_node.value))
-        line = key_node.start_mark.line + 1
-        if key in lines:
-            raise UserError(f"{path}:{line}: key '{'.'.join(key)}' stands twice, first on line {lines[key]}")
-        lines[key] = line
-        if isinstance(value_node, yaml.MappingNode):
-            _collect(value_node, key, lines, path)
+def _number(loader: _Plain, node: yaml.ScalarNode) -> int | float:
+    text = loader.construct_scalar(node)
+    if NUMBER.fullmatch(text) or EXPONENT.fullmatch(text):
+        value = float(text) if set(text) & set(".eE") else int(text)
+        if math.isfinite(value):
+            return value
+    raise _error(
+        f"{_short(text)} is no decimal number of at most {DIGITS} digits; write one, or quote it as text", node
+    )
+
+
+def _flag(loader: _Plain, node: yaml.ScalarNode) -> bool:
+    text = loader.construct_scalar(node)
+    if text.lower() not in ("true", "false"):
+        raise _error(f"{_short(text)} is text to some and a switch to others; write true or false, or quote it", node)
+    return bool(text.lower() == "true")
+
+
+def _date(loader: _Plain, node: yaml.ScalarNode) -> None:
+    raise _error(f"{_short(loader.construct_scalar(node))} is a date; quote it if it is text", node)
+
+
+_Plain.yaml_constructors = {
+    **{TAG + kind: yaml.SafeLoader.yaml_constructors[TAG + kind] for kind in ("null", "str", "seq", "map")},
+    TAG + "int": _number,
+    TAG + "float": _number,
+    TAG + "bool": _flag,
+    TAG + "timestamp": _date,
+    None: yaml.SafeLoader.yaml_constructors[None],  # refuses every other tag
+}
+_Plain.add_implicit_resolver(TAG + "float", EXPONENT, list("-+.0123456789"))  # 1e-4 is a number, as in YAML 1.2
+_Plain.add_implicit_resolver(TAG + "int", re.compile("0o[0-7]+"), ["0"])  # to be refused, as 010 is
+
+
+def _load(text: str) -> tuple[Any, Lines]:
+    """Raises YAMLError."""
+    loader = _Plain(text)
+    try:
+        node = loader.get_single_node()
+        lines: Lines = {}
+        if node is None:
+            return None, lines
+        _collect(node, (), lines)
+        return loader.construct_document(node), lines
+    finally:
+        loader.dispose()
+
+
+def _collect(node: yaml.Node, prefix: tuple[str, ...], lines: Lines) -> None:
+    """Checks keys and characters, and notes the keys' lines."""
+    if isinstance(node, yaml.ScalarNode) and not node.value.replace("\n", "").replace("\t", "").isprintable():
+        raise _error("characters that cannot be printed", node)
+    if isinstance(node, yaml.SequenceNode):
+        for i, value_node in enumerate(node.value):
+            _collect(value_node, (*prefix, str(i)), lines)
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            if key_node.tag != TAG + "str" or not key_node.value.isprintable():
+                raise _error("a key has to be text; quote it", key_node)
+            key = (*prefix, key_node.value)
+            if key in lines:
+                raise _error(f"key '{'.'.join(key)}' stands twice, first on line {lines[key]}", key_node)
+            lines[key] = key_node.start_mark.line + 1
+            _collect(value_node, key, lines)
+
+
+def _error(problem: str, where: Any) -> ConstructorError:
+    """At a node or event."""
+    return ConstructorError(None, None, problem, where.start_mark)
+
+
+def _said(error: yaml.YAMLError) -> str:
+    """One line."""
+    parts = [getattr(error, "context", None), getattr(error, "problem", None)]
+    return " ".join((", ".join(part for part in parts if part) or str(error)).split())[:200]
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:40] + "...")

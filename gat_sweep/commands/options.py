@@ -108,13 +108,14 @@ def make_config(recipe: str, preset: str, settings: tuple[str, ...], *more: dict
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
     from gat_sweep.config import check_key
+    from gat_sweep.credentials import without_credentials
     from gat_sweep.yamlfile import parse_scalar
 
     values = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
-            raise UserError(f"--set {setting}: expected KEY=VALUE, such as train.steps=200")
+            raise UserError(f"--set {without_credentials(setting)}: expected KEY=VALUE, such as train.steps=200")
         check_key(key)
         values[key] = parse_scalar(text)
     return values

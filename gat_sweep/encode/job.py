@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gat_sweep.credentials import check_no_credentials
 from gat_sweep.data.shards import SHARDS, CachedTeacher, Manifest, open_shards, write_manifest
 from gat_sweep.data.tokenizer import PIXELS, TokenizerIdentity, load_tokenizer
 from gat_sweep.encode.encoder import Encoding
@@ -58,6 +59,9 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
 
     Raises UserError for input that cannot be encoded, a folder that holds something else, and too many bad images.
     """
+    for option in ("out", "tokenizer", "images", "latents", "teacher_checkpoint"):
+        if value := getattr(job, option):
+            check_no_credentials(str(value), f"--{option.replace('_', '-')}")
     # A folder by its full path: workers, and whoever decodes the latents one day, stand elsewhere.
     tokenizer = load_tokenizer(
         os.path.abspath(job.tokenizer) if os.path.isdir(job.tokenizer) else job.tokenizer

@@ -1,7 +1,7 @@
 """Latents that edm2's or REPA's dataset tool wrote: .npy files of mean and std, listed in dataset.json."""
 
-import io
 import json
+import math
 import os
 import re
 from pathlib import PurePosixPath
@@ -9,8 +9,11 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from gat_sweep.encode.pictures import EXTENSIONS, Unusable
-from gat_sweep.encode.units import Plan, Source, divide, numbered_classes, read_file
+from gat_sweep.encode.units import Plan, Source, divide, numbered_classes, open_file
 from gat_sweep.errors import UserError
+from gat_sweep.npy import read_array, read_header
+
+LARGEST = 2**24  # values of a latent
 
 
 def plan_latents(latents: str, images: str | None, shard_size: int) -> Plan:
@@ -33,20 +36,23 @@ def plan_latents(latents: str, images: str | None, shard_size: int) -> Plan:
                     f"{picture} is not the picture of {latent} (by number and label); give the same images'"
                 )
         pictures = [name for name, _ in paired]
-    channels, side = _latent_shape(os.path.join(latents, names[0]))
+    channels, side = _latent_shape(latents, names[0])
     source = Source("latents", latents, latent=(channels, side), pictures=images or "")
     return Plan(source, numbered_classes(labels, latents), divide(names, labels, shard_size, pictures))
 
 
-def load_moments(path: str, latent: tuple[int, int]) -> np.ndarray:
-    """[2C, side, side] float32. Raises Unusable."""
+def load_moments(root: str, name: str, latent: tuple[int, int]) -> np.ndarray:
+    """[2C, side, side] float32. Raises Unusable, and UserError as open_file does."""
     channels, side = latent
-    try:
-        values = np.load(io.BytesIO(read_file(path)), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise Unusable(f"broken: {' '.join(str(error).split())[:120]}") from None
-    if values.shape != (2 * channels, side, side) or values.dtype.kind != "f":
-        raise Unusable(f"shape: {values.dtype} {list(values.shape)}, others are {[2 * channels, side, side]}")
+    with open_file(root, name) as file:
+        try:
+            shape, dtype, _ = read_header(file)
+            if shape != (2 * channels, side, side) or dtype.kind != "f":
+                raise Unusable(f"shape: {dtype} {list(shape)}, others are {[2 * channels, side, side]}")
+            file.seek(0)
+            values = read_array(file, shape)
+        except (ValueError, OSError) as error:
+            raise Unusable(f"broken: {' '.join(str(error).split())[:120]}") from None
     if not np.isfinite(values).all():
         raise Unusable("not finite: NaN or infinity in the latent")
     if values[channels:].min() < 0:
@@ -63,7 +69,7 @@ def _listed(folder: str, extensions: str | tuple[str, ...]) -> list[tuple[str, i
         items = [(str(name), label) for name, label in entries]
     except FileNotFoundError:
         raise UserError(f"{path} is missing; give a folder that edm2's or REPA's dataset tool wrote") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f'{path}: expected {{"labels": [["path", class], ...]}}; write it again') from None
     for name, label in items:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not name.endswith(extensions):
@@ -75,13 +81,18 @@ def _listed(folder: str, extensions: str | tuple[str, ...]) -> list[tuple[str, i
     return items
 
 
-def _latent_shape(path: str) -> tuple[int, int]:
+def _latent_shape(root: str, name: str) -> tuple[int, int]:
     """Channels and side, by the header of the first file."""
-    try:
-        shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"cannot read {path} ({error}); it is the first latent, which says the shape of all") from None
-    if len(shape) != 3 or shape[0] % 2 or shape[1] != shape[2]:
+    path = os.path.join(root, name)
+    with open_file(root, name) as file:
+        try:
+            shape, _, _ = read_header(file)
+        except (ValueError, OSError) as error:
+            said = " ".join(str(error).split())[:120]
+            raise UserError(
+                f"cannot read {path} ({said}); it is the first latent, which says the shape of all"
+            ) from None
+    if len(shape) != 3 or not shape[0] or shape[0] % 2 or shape[1] != shape[2] or math.prod(shape) > LARGEST:
         raise UserError(f"{path} has shape {list(shape)}; expected [2C, side, side], the mean and then the std")
     return shape[0] // 2, shape[1]
 

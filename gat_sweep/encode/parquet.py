@@ -13,6 +13,9 @@ from gat_sweep.encode.units import Plan, Source, Unit, divide, numbered_classes
 from gat_sweep.errors import UserError
 from gat_sweep.yamlfile import nearest
 
+SMALLEST_ROW = 16  # bytes of a picture, compressed; a file that claims more rows would fill the memory with their names
+BAD_TABLE = (OSError, pa.ArrowException)
+
 
 def plan_parquet(tables: list[str], shard_size: int, label_column: str | None) -> Plan:
     """The rows of some files of one data set, in that order; a unit is of one file.
@@ -28,9 +31,12 @@ def plan_parquet(tables: list[str], shard_size: int, label_column: str | None) -
         for name in filter(None, (column, label)):
             if name not in file.schema_arrow.names or file.schema_arrow.field(name).type != schema.field(name).type:
                 raise UserError(f"{table} has no column '{name}' like that of {tables[0]}; name files of one data set")
-        labels = [0] * file.metadata.num_rows
+        rows, size = file.metadata.num_rows, os.path.getsize(table)
+        if rows * SMALLEST_ROW > size:
+            raise UserError(f"{table} claims {rows:,} rows in {size:,} bytes, too few for pictures; fetch it again")
+        labels = [0] * rows
         if label is not None:
-            labels = file.read(columns=[label]).column(label).to_pylist()
+            labels = _read(file, table, label).to_pylist()
             if None in labels:
                 raise UserError(f"{table}: row {labels.index(None)} has no label; choose another with --label-column")
         relative = os.path.relpath(os.path.abspath(table), root)
@@ -43,10 +49,28 @@ def plan_parquet(tables: list[str], shard_size: int, label_column: str | None) -
 
 
 def _parquet(path: str) -> pq.ParquetFile:
+    if not os.path.isfile(path):
+        raise UserError(f"{path} is no file; name parquet files")
     try:
         return pq.ParquetFile(path, memory_map=True)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is no parquet file ({error}); fetch it again") from None
+    except BAD_TABLE as error:
+        raise UserError(f"{path} is no parquet file ({_said(error)}); fetch it again") from None
+
+
+def _read(file: pq.ParquetFile, table: str, column: str, groups: list[int] | None = None) -> pa.ChunkedArray:
+    """A column of some row groups, all unless given."""
+    try:
+        if groups is None:
+            return file.read(columns=[column]).column(0)
+        return file.read_row_groups(groups, columns=[column]).column(0)
+    except BAD_TABLE as error:
+        raise UserError(
+            f"cannot read {table} ({_said(error)}); fetch it again, then run the same command again"
+        ) from None
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
 
 
 def _image_column(schema: pa.Schema, table: str) -> str:
@@ -77,8 +101,10 @@ def _label_column(schema: pa.Schema, asked: str | None, table: str) -> str | Non
 
 def _classes_of(schema: pa.Schema, label: str, labels: list[int], table: str) -> tuple[str, ...]:
     """Names from Hugging Face's metadata where there are some, else numbers."""
-    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    names = features.get(label, {}).get("names")
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # another writer's
+        names = None
     if not names:
         return numbered_classes(labels, table)
     if not 0 <= min(labels) <= max(labels) < len(names):
@@ -96,10 +122,7 @@ def parquet_rows(source: Source, unit: Unit) -> Iterator[bytes]:
     counts = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     starts = [sum(counts[:i]) for i in range(len(counts))]
     groups = [i for i, start in enumerate(starts) if start < last and start + counts[i] > first]
-    try:
-        column = file.read_row_groups(groups, columns=[source.column]).column(0)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UserError(f"cannot read {relative} ({error}); fetch it again, then run the same command again") from None
+    column = _read(file, relative, source.column, groups)
     rows = column.slice(first - starts[groups[0]], len(unit.names))
     for value in rows:
         content = value["bytes"] if pa.types.is_struct(rows.type) else value

@@ -14,7 +14,7 @@ import numpy as np
 from gat_sweep.encode.latents import load_moments
 from gat_sweep.encode.parquet import check_one_split, parquet_rows, plan_parquet
 from gat_sweep.encode.pictures import EXTENSIONS, Unusable, decoding, load_square, png
-from gat_sweep.encode.units import Plan, Source, Unit, divide, read_file
+from gat_sweep.encode.units import Plan, Source, Unit, check_inside, divide, read_file
 from gat_sweep.errors import UserError
 
 SPLITS = {"train", "val", "valid", "validation", "test"}
@@ -69,7 +69,7 @@ def read_unit(source: Source, unit: Unit, size: int, as_png: bool = False) -> Lo
             try:
                 picture = None if data is None else load_square(data, size)
                 if source.kind == "latents":
-                    moments.append(load_moments(os.path.join(source.root, name), source.latent))
+                    moments.append(load_moments(source.root, name, source.latent))
             except Unusable as reason:
                 skipped.append((name, str(reason)))
                 continue
@@ -103,7 +103,8 @@ def _plan_folder(root: Path, shard_size: int) -> Plan:
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = sorted(_walk(os.path.join(root, name), name))
+        check_inside(str(root), os.path.join(root, name))
+        files = sorted(_walk(str(root), name))
         if not files:
             raise UserError(f"--images {root}: no pictures in class folder '{name}'; remove it")
         names += files
@@ -111,15 +112,20 @@ def _plan_folder(root: Path, shard_size: int) -> Plan:
     return Plan(Source("folder", str(root)), tuple(classes), divide(names, labels, shard_size))
 
 
-def _walk(folder: str, prefix: str) -> Iterator[str]:
-    """Pictures in and below a folder; links to folders below it are not followed, they may lead in circles."""
-    with os.scandir(folder) as entries:
+def _walk(root: str, prefix: str) -> Iterator[str]:
+    """Pictures in and below a folder of the root; links to folders below it are not followed, they may lead in circles.
+
+    Raises UserError for a picture that is a link out of the root.
+    """
+    with os.scandir(os.path.join(root, prefix)) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                yield from _walk(entry.path, f"{prefix}/{entry.name}")
+                yield from _walk(root, f"{prefix}/{entry.name}")
             elif _is_picture(entry.name):
+                if entry.is_symlink():
+                    check_inside(root, entry.path)
                 yield f"{prefix}/{entry.name}"
 
 
@@ -136,4 +142,4 @@ def _pictures(source: Source, unit: Unit) -> Iterator[bytes | None]:
     else:
         root, names = (source.pictures, unit.pictures) if source.kind == "latents" else (source.root, unit.names)
         for name in names:
-            yield read_file(os.path.join(root, name))
+            yield read_file(root, name)

@@ -2,11 +2,16 @@
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import lru_cache
+from typing import IO, Literal
 
 from gat_sweep.errors import UserError
+
+LARGEST = 2**28  # bytes of a picture's file
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,41 @@ def numbered_classes(labels: Sequence[int], where: str) -> tuple[str, ...]:
     return tuple(str(label) for label in seen)
 
 
-def read_file(path: str) -> bytes:
-    """Raises UserError when it cannot be read: that is the disk's trouble, not the picture's."""
+def open_file(root: str, name: str) -> IO[bytes]:
+    """A file below a folder. Raises UserError when it cannot be read: that is the disk's trouble, not the picture's.
+
+    Links that lead out of the folder are not followed: whoever wrote the folder would choose what is read.
+    """
+    path = os.path.join(root, name)
+    check_inside(root, path)
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"{path} is no file; remove it and run the same command again")
+        return open(path, "rb")
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); mend that and run the same command again") from None
+
+
+def read_file(root: str, name: str) -> bytes:
+    """All of a file below a folder. Raises UserError as open_file does."""
+    path = os.path.join(root, name)
+    try:
+        with open_file(root, name) as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); mend that and run the same command again") from None
+    if len(content) > LARGEST:
+        raise UserError(f"{path} has more than {LARGEST:,} bytes, which no picture needs; remove it")
+    return content
+
+
+def check_inside(root: str, path: str) -> None:
+    """Raises UserError when a path below a folder leads out of it; the folder itself may be a link."""
+    found = os.path.realpath(path)
+    if not found.startswith(_real(root) + os.sep):
+        raise UserError(f"{path} is a link that leaves {root} (to {found}); put the files themselves there")
+
+
+@lru_cache
+def _real(root: str) -> str:
+    return os.path.realpath(root).rstrip(os.sep)

@@ -1,6 +1,5 @@
 """How far apart two pictures look: LPIPS where its network is at hand, else a distance of its own name."""
 
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gat_sweep.errors import UserError
-from gat_sweep.metrics.extractors import EfficientNetLite0
+from gat_sweep.metrics.extractors import EfficientNetLite0, read_weights
 
 LPIPS_SIDE = 64  # smaller pictures are enlarged to this: AlexNet's strides leave nothing of them
 
@@ -61,7 +60,7 @@ class Lpips:
             warnings.filterwarnings("ignore", "Arguments other than a weight enum", UserWarning)
             network: Any = lpips.LPIPS(net="alex", pretrained=False, pnet_rand=True, verbose=False)
         heads = Path(lpips.__file__).parent / "weights" / "v0.1" / "alex.pth"
-        weights = _tensors(backbone)
+        weights = read_weights(backbone, "--lpips-backbone")
         try:
             # lpips keeps torchvision's layer numbers, in five slices.
             own = network.net.state_dict()
@@ -69,7 +68,7 @@ class Lpips:
         except (KeyError, RuntimeError) as error:
             text = str(error).partition("\n")[0]
             raise UserError(f"--lpips-backbone {backbone} is no alexnet of torchvision's: {text}") from None
-        network.load_state_dict(_tensors(heads), strict=False)
+        network.load_state_dict(read_weights(heads, "lpips' own"), strict=False)
         self.network = network.eval().requires_grad_(False).to(device)
 
     @torch.no_grad()
@@ -83,12 +82,3 @@ def _enlarged(pictures: Tensor) -> Tensor:
     if min(x.shape[2:]) < LPIPS_SIDE:
         x = F.interpolate(x, size=(LPIPS_SIDE, LPIPS_SIDE), mode="bicubic").clamp(-1, 1)
     return x
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"--lpips-backbone {path}: no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
-        raise UserError(f"{path} is no file of weights ({type(error).__name__})") from None

@@ -2,7 +2,11 @@
 
 import io
 import pickle
+import struct
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +17,7 @@ import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
@@ -26,6 +31,11 @@ METRICS = {
     "inception_v3": "fid",
     "dinov2_vitl14": "fd_dinov2_vitl14",
 }
+# What torch and safetensors raise on files that are not what they claim to be.
+BAD_WEIGHTS = (
+    *(pickle.UnpicklingError, SafetensorError, RuntimeError, ValueError, EOFError, LookupError, TypeError),
+    *(AttributeError, AssertionError, OverflowError, struct.error),
+)
 WIDTHS = {"efficientnet_lite0": 1280, "inception_v3": 2048, "dinov2_vitl14": 1024}  # of the features
 
 
@@ -160,8 +170,7 @@ def check_extractor(config: Eval) -> None:
         inception_weights(config.weights)
     elif config.extractor == "dinov2_vitl14":
         if config.weights:
-            if not Path(config.weights).is_file():
-                raise UserError(f"eval.weights {config.weights}: no such file")
+            _check_file(config.weights, "eval.weights")
             return
         try:
             hf_hub_download(f"timm/{DinoV2.model}", "model.safetensors")
@@ -172,23 +181,57 @@ def check_extractor(config: Eval) -> None:
 
 def inception_weights(path: str | None) -> dict[str, Tensor]:
     """torch-fidelity's state dict of Inception-v3, read without unpickling code. Raises UserError when it cannot be."""
+    if path:
+        return read_weights(path, "eval.weights")
     try:
-        if path:
-            weights: Any = torch.load(path, weights_only=True, map_location="cpu")
-        else:
-            weights = torch.hub.load_state_dict_from_url(
+        with _only_weights(f"the download {URL_INCEPTION_V3}"):
+            found = torch.hub.load_state_dict_from_url(
                 URL_INCEPTION_V3, map_location="cpu", progress=False, check_hash=True, weights_only=True
             )
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"eval.weights {path or URL_INCEPTION_V3} cannot be read as weights alone: {reason}") from None
+            return _state_dict(found)
     except OSError as error:
-        if path:
-            raise UserError(f"eval.weights {path}: {error.strerror or error}") from None
         raise UserError(_missing("inception_v3", URL_INCEPTION_V3, error)) from None
-    if not (isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())):
-        raise UserError(f"eval.weights {path} holds no state dict; download {URL_INCEPTION_V3}")
-    return weights
+
+
+def read_weights(path: str | Path, setting: str) -> dict[str, Tensor]:
+    """A state dict of tensors from a local file: safetensors, or torch's format, of which nothing else is unpickled.
+
+    setting: the config value or option that names the file. Raises UserError when it holds anything else.
+    """
+    _check_file(path, setting)
+    try:
+        with _only_weights(f"{setting} {path}"):
+            if str(path).endswith(".safetensors"):
+                return load_file(path)
+            return _state_dict(torch.load(path, weights_only=True, map_location="cpu"))
+    except OSError as error:
+        raise UserError(f"{setting} {path}: {error.strerror or error}") from None
+
+
+def _check_file(path: str | Path, setting: str) -> None:
+    if not Path(path).is_file():
+        raise UserError(f"{setting} {path}: no such file; set {setting} to the file of weights")
+
+
+@contextmanager
+def _only_weights(what: str) -> Iterator[None]:
+    """Around the reading of a file of weights: what it raises on others becomes a UserError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about odd formats, which are refused right after
+            yield
+    except BAD_WEIGHTS as error:
+        said = next(iter(str(error).splitlines()), "")[:80]
+        raise UserError(
+            f"{what} is no file of weights, or not of these ({type(error).__name__}: {said}); give a state dict of "
+            "tensors, best as safetensors"
+        ) from None
+
+
+def _state_dict(found: Any) -> dict[str, Tensor]:
+    if not (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):
+        raise TypeError("no state dict")
+    return found
 
 
 def vision_transformer(model: str, weights: str | None, side: int, setting: str) -> Any:
@@ -199,12 +242,13 @@ def vision_transformer(model: str, weights: str | None, side: int, setting: str)
     """
     # As a "pretrained file", so that timm fits the position table of 518-pixel checkpoints to this side.
     overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
+    if weights:
+        _check_file(weights, setting)
     try:
-        return timm.create_model(model, pretrained=True, img_size=side, num_classes=0, **overlay)
-    except (LocalEntryNotFoundError, HfHubHTTPError, FileNotFoundError) as error:
+        with _only_weights(f"{setting} {weights} does not fit {model}: it" if weights else f"timm/{model}"):
+            return timm.create_model(model, pretrained=True, img_size=side, num_classes=0, **overlay)
+    except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         raise UserError(_missing(model, f"https://huggingface.co/timm/{model}", error, setting)) from None
-    except (RuntimeError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        raise UserError(f"{setting} {weights} does not fit {model}: {error}") from None
 
 
 def _check_resize(config: Eval) -> None:

@@ -1,24 +1,27 @@
 """Sets of pictures in files, batch by batch; and how long a long pass still takes."""
 
 import hashlib
+import math
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from gat_sweep.encode.pictures import BAD_DATA, FORMATS, decoding
 from gat_sweep.errors import UserError
+from gat_sweep.npy import BAD_ARRAY, read_header
 
 Say = Callable[[str], None]
 EVERY = 30.0  # seconds between two lines about the same pass
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+LARGEST = 2**22  # pixels of a picture in an array: a batch has to fit into memory, whatever the header claims
 
 
 def silent(text: str) -> None:
@@ -69,40 +72,40 @@ def array_pictures(path: Path) -> Pictures:
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            shape, dtype = _header(file)
+            shape, dtype, fortran = read_header(file)
+            follow = archive.getinfo("arr_0.npy").file_size - file.tell()
+        if fortran:
+            raise ValueError("arr_0 is in Fortran order")
         with open(path, "rb") as raw:
             digest = hashlib.file_digest(raw, "sha256").hexdigest()[:12]
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise UserError(f"{path} is no npz with pictures in arr_0: {error}") from None
+    except BAD_ARRAY as error:
+        raise UserError(f"{path} is no npz with pictures in arr_0: {_said(error)}") from None
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or not shape[0]:
         raise UserError(f"{path}: arr_0 is {dtype} {list(shape)}; pictures are uint8 [N, h, w, 3]")
+    if math.prod(shape) != follow:
+        raise UserError(f"{path} claims {shape[0]} pictures of {_side(shape[1:])} in {follow} bytes; write it again")
+    if shape[1] * shape[2] > LARGEST:
+        raise UserError(
+            f"{path}: pictures of {_side(shape[1:])} are too large; at most {LARGEST:,} pixels are measured"
+        )
 
     def batches(size: int) -> Iterator[Tensor]:
         bytes_each = int(np.prod(shape[1:]))
         with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-            _header(file)
+            read_header(file)
             for start in range(0, shape[0], size):
                 count = min(size, shape[0] - start)
-                raw = bytearray(file.read(count * bytes_each))
+                try:
+                    raw = bytearray(file.read(count * bytes_each))
+                except BAD_ARRAY as error:
+                    raise UserError(f"{path} is damaged ({_said(error)}); write it again") from None
                 if len(raw) < count * bytes_each:
                     raise UserError(f"{path} ends after {start + len(raw) // bytes_each} of {shape[0]} pictures")
                 yield torch.frombuffer(raw, dtype=torch.uint8).view(count, *shape[1:]).permute(0, 3, 1, 2)
 
     return Pictures(path.stem, shape[0], digest, batches)
-
-
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of the array that follows. Raises ValueError unless it lies row by row."""
-    version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if read is None:
-        raise ValueError(f"npy format {version}")
-    shape, fortran, dtype = read(file)
-    if fortran:
-        raise ValueError("arr_0 is in Fortran order")
-    return shape, dtype
 
 
 def _folder_pictures(folder: Path) -> Pictures:
@@ -127,10 +130,15 @@ def _folder_pictures(folder: Path) -> Pictures:
 
 def _picture(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with decoding(), Image.open(path, formats=FORMATS) as image:
             return np.array(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a picture: {error}") from None
+    except (*BAD_DATA, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"{path} cannot be read as a picture: {_said(error)}") from None
+
+
+def _said(error: Exception) -> str:
+    """One line, and not a long one."""
+    return " ".join(str(error).split())[:150]
 
 
 def _side(shape: tuple[int, ...]) -> str:

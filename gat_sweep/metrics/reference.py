@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.metrics.distances import Moments, Statistics, covariance_root, frechet_distance
 from gat_sweep.metrics.extractors import METRICS, WIDTHS, Extractor, make_extractor
 from gat_sweep.metrics.pictures import Eta, Say, array_pictures, silent
+from gat_sweep.npy import BAD_ARRAY, read_array, read_header
 from gat_sweep.storage import Place, write
 
 BATCH = 64  # pictures through the extractor at once: other batches may round otherwise
@@ -104,12 +106,17 @@ def load_reference(
             write(path, save({name: tensor.cpu().contiguous() for name, tensor in found.items()}))
         if world > 1:
             dist.broadcast(missing, 0)  # nobody reads before it is written
-    kept = {name: tensor.to(device) for name, tensor in load(path.read_bytes()).items()}
+    try:
+        kept = {name: tensor.to(device) for name, tensor in load(path.read_bytes()).items()}
+        statistics = Statistics(kept["mu"], kept["sigma"], int(kept["n"]))
+        root = kept["root"]
+    except (SafetensorError, KeyError):
+        raise UserError(f"{path} is damaged; delete it, and it is computed again") from None
     return Reference(
         METRICS[config.eval.extractor],
         name,
-        Statistics(kept["mu"], kept["sigma"], int(kept["n"])),
-        kept["root"],
+        statistics,
+        root,
         kept["halves"].item() if "halves" in kept else None,
         kept.get("features"),
     )
@@ -239,18 +246,28 @@ def _needs_features(config: TrialConfig) -> bool:
 
 def _read_npz(path: Path, width: int) -> tuple[Tensor, Tensor]:
     """mu [width] and sigma [width, width], float64. Raises UserError when the file has none such."""
+    wanted = {"mu": (width,), "sigma": (width, width)}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            mu, sigma = (torch.from_numpy(np.asarray(file[key], dtype=np.float64)) for key in ("mu", "sigma"))
+        with zipfile.ZipFile(path) as archive:
+            shapes = {}
+            for key in wanted:
+                with archive.open(f"{key}.npy") as file:
+                    shapes[key] = read_header(file)[0]
+            values = {}
+            for key in wanted if shapes == wanted else ():
+                with archive.open(f"{key}.npy") as file:
+                    values[key] = torch.from_numpy(read_array(file, wanted[key]).astype(np.float64))
     except OSError as error:
         raise UserError(f"eval.reference {path}: {error.strerror or error}") from None
-    except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"eval.reference {path} is no npz with mu and sigma: {error}") from None
-    if mu.shape != (width,) or sigma.shape != (width, width):
+    except BAD_ARRAY as error:
+        said = " ".join(str(error).split())[:150]
+        raise UserError(f"eval.reference {path} is no npz with mu and sigma: {said}") from None
+    if shapes != wanted:
         raise UserError(
-            f"eval.reference {path} has mu {list(mu.shape)} and sigma {list(sigma.shape)}; the extractor's features "
-            f"have {width} values: use the reference of eval.extractor"
+            f"eval.reference {path} has mu {list(shapes['mu'])} and sigma {list(shapes['sigma'])}; the extractor's "
+            f"features have {width} values: use the reference of eval.extractor"
         )
+    mu, sigma = values["mu"], values["sigma"]
     if not (mu.isfinite().all() and sigma.isfinite().all()):
         raise UserError(f"eval.reference {path} has values that are not finite; download it again")
     return mu, sigma
