@@ -16,7 +16,7 @@ run: $(INSTALLED)
 	@echo "MLflow UI: $(BIN)/gat-sweep ui, then open http://127.0.0.1:5000"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow or reliability" --figures docs/reliability.md

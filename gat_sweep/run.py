@@ -89,7 +89,7 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
             status = "done" if all(trial.status() == "done" for trial in trials) else "failed"
             stopped = any(stop_reason(run, trial.id) and trial.status() not in FINISHED for trial in todo)
         except KeyboardInterrupt:
-            console.print(f"\nstopped; results so far are in {run}. The same command continues.")
+            console.print(f"\nstopped; results so far are in {run}. The same command continues.", soft_wrap=True)
             raise
         finally:
             tracker.finish("stopped" if stopped else status)
@@ -145,7 +145,7 @@ def train_command(config: TrialConfig, home: Place, name: str, device: str | Non
             with Monitor([trial], console, lambda folders: ""):
                 status = train(trial, chosen, lambda: told[0] if told else "").status
     except KeyboardInterrupt:
-        console.print(f"\nstopped; results so far are in {home / name}. The same command continues.")
+        console.print(f"\nstopped; results so far are in {home / name}. The same command continues.", soft_wrap=True)
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

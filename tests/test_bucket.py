@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import TINY, tiny_trial
 from test_train import CPU, assert_same_state, home, rows  # noqa: F401
 
+from gat_sweep.metrics.command import evaluate_command
+from gat_sweep.run_table import read_rows
 from gat_sweep.storage import Remote, children
 from gat_sweep.sweep import load_sweep
 from gat_sweep.train import Trial, train
@@ -28,7 +29,7 @@ def test_a_trial_in_a_bucket_equals_one_in_a_folder(
     bucket: Remote,
     tmp_path: Path,
 ) -> None:
-    """Stopped and resumed there; status, evaluate and fit-law read it from there."""
+    """Stopped and resumed there, and evaluated from there."""
     straight = tiny_trial(home, "train")
     train(straight, CPU)
     there = Trial("trial", "train", "sweep", straight.config, bucket)
@@ -36,20 +37,14 @@ def test_a_trial_in_a_bucket_equals_one_in_a_folder(
     assert train(there, CPU, lambda: next(asked)).status == "stopped"
     assert train(there, CPU).status == "done"
     assert_same_state(straight, there, 4)
-    assert [row["value"] for row in rows(straight)] == [row["value"] for row in read(there)]
+    assert [row["value"] for row in rows(straight)] == [row["value"] for row in read_rows(there.table)]
     samples = [child.name for child in children(there.folder / "samples")]
     assert samples == ["step_00000002.png", "step_00000004.png"]
     local = (straight.folder / "samples" / samples[1]).read_bytes()
     assert (there.folder / "samples" / samples[1]).read_bytes() == local
 
-    code, out = command("evaluate", str(there.folder / "checkpoints" / "step_00000004"), "--json")
-    assert code == 0 and json.loads(out)["value"] == rows(straight)[-1]["value"], out
-
-
-def read(trial: Trial) -> list[dict[str, Any]]:
-    from gat_sweep.run_table import read_rows
-
-    return read_rows(trial.table)
+    found = evaluate_command(there.folder / "checkpoints" / "step_00000004", "digits", {}, bucket, CPU)
+    assert found.value == rows(straight)[-1]["value"]
 
 
 @pytest.mark.ray
@@ -69,7 +64,7 @@ def test_a_sweep_in_a_bucket(bucket: Remote, tmp_path: Path) -> None:
     code, out = command(*args, "--tracking-uri", store)
     assert code == 0, out
     for name, config in load_sweep(sweep, "digits").trials.items():
-        assert read(Trial(name, "three-digits", "three", config, bucket))[-1]["status"] == "done"
+        assert read_rows(Trial(name, "three-digits", "three", config, bucket).table)[-1]["status"] == "done"
     code, out = command("status", "three-digits", "--home", home, "--json")
     assert [trial["status"] for trial in json.loads(out)["trials"]] == ["done"] * 3
     code, out = command("fit-law", "three-digits", "--home", home, "--json", "--out", str(tmp_path / "law"))

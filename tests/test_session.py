@@ -77,6 +77,7 @@ def test_a_cluster_that_cannot_be_reached_is_named_in_time(token_file: Path, mon
 
 OWN_RAY = """
 import json, os, psutil
+before = dict(os.environ)
 from pathlib import Path
 from gat_sweep import cluster
 from gat_sweep.errors import UserError
@@ -124,7 +125,8 @@ with cluster.session(None, cpus=1, gpus=0) as there:
         cluster._greet(gcs)
     except UserError as error:
         result["wrong token"] = str(error)
-result["left in the environment"] = sorted(name for name in os.environ if "AUTH" in name or "IFNAME" in name)
+changed = [name for name in os.environ if os.environ[name] != before.get(name)]
+result["left in the environment"] = sorted(name for name in changed if "AUTH" in name or "IFNAME" in name)
 print(json.dumps(result))
 """
 

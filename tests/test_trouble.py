@@ -18,6 +18,7 @@ from conftest import TINY, tiny_config, tiny_trial
 from test_exactness import together
 from test_train import CPU, assert_same_state, home, rows  # noqa: F401
 
+from gat_sweep import watch
 from gat_sweep.checkpoint import saved_step
 from gat_sweep.collapse import WINDOWS, Collapse
 from gat_sweep.data.loader import Loader
@@ -110,7 +111,11 @@ def test_a_stopped_worker_is_named(home: Path, figures: Figures) -> None:  # noq
 
 
 @pytest.mark.reliability
-def test_a_worker_that_outlives_its_launch_ends(home: Path, figures: Figures) -> None:  # noqa: F811
+def test_a_worker_that_outlives_its_launch_ends(
+    home: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    figures: Figures,
+) -> None:
     """While one process trains, a second takes the trial over: the first ends, and only then the second begins."""
     values = {**TINY, "train.steps": 100_000, "train.eval_every": 100_000, "workers.hang_minutes": 0.05}
     first = start_train(home, values)
@@ -125,6 +130,7 @@ def test_a_worker_that_outlives_its_launch_ends(home: Path, figures: Figures) ->
         sign.write_text(json.dumps({**values, "host": "elsewhere"}))
 
     elsewhere()
+    monkeypatch.setattr(watch, "BEAT", 1.5)  # twice what the worker's is, by its hang_minutes
     take_over(trial.folder, said.append)
     first.communicate(timeout=30)
     assert first.returncode == EXIT_REPLACED and "waiting for an earlier worker on elsewhere" in said[0]
@@ -162,9 +168,8 @@ def wait_for(what: Callable[[], bool], seconds: float = 90) -> None:
 
 @pytest.mark.reliability
 def test_sigterm_saves_and_ends_with_its_own_code(home: Path, figures: Figures) -> None:  # noqa: F811
-    """SIGTERM in the middle of training: saved, exit 75; in the middle of an evaluation too; the resumed run equals the
-    straight one bit for bit."""
-    values = {**TINY, "train.steps": 40, "train.eval_every": 40, "train.log_every": 1, "eval.samples": 1280}
+    """SIGTERM in the middle of training: saved, exit 75; the resumed run equals the straight one bit for bit."""
+    values = {**TINY, "train.steps": 40, "train.eval_every": 40, "train.log_every": 1}
     config = {key.replace(".", "__"): value for key, value in values.items()}
     straight = tiny_trial(home, "straight", **config)
     train(straight, CPU)
@@ -181,17 +186,32 @@ def test_sigterm_saves_and_ends_with_its_own_code(home: Path, figures: Figures) 
     assert process.returncode == EXIT_STOPPED and 0 < step < 40, out
     assert saved(cut, "journal.jsonl").splitlines()[-1].count(b'"stopped"') == 1
 
-    process = start_train(home, values)
-    wait_for(lambda: saved_step(cut.folder / "checkpoints") == 40)  # which is done before the last evaluation
-    process.terminate()
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == EXIT_STOPPED and cut.status() != "done", out
-    process = start_train(home, values)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, out
+    assert train(Trial(cut.id, cut.run, cut.sweep, straight.config, home), CPU).status == "done"
     assert_same_state(straight, cut, 40)
     assert rows(straight)[-1]["value"] == rows(cut)[-1]["value"]
-    figures(terminated=2, saved=2, seconds_to_exit=f"{max(seconds):.1f}", steps_lost=0)
+    figures(terminated=1, saved=1, seconds_to_exit=f"{max(seconds):.1f}", steps_lost=0)
+
+
+@pytest.mark.reliability
+def test_a_stop_in_an_evaluation_loses_nothing(home: Path, figures: Figures) -> None:  # noqa: F811
+    """Asked to stop between two chunks of samples of the last evaluation: its step is saved already, and the evaluation
+    is made when the trial goes on."""
+    values = {"eval__samples": 640}
+    straight, cut = tiny_trial(home, "straight", **values), tiny_trial(home, "cut", **values)
+    train(straight, CPU)
+    asked = [0]
+
+    def stop() -> str:
+        asked[0] += saved_step(cut.folder / "checkpoints") == 4
+        return "cut" if asked[0] > 3 else ""
+
+    outcome = train(cut, CPU, stop)
+    assert (outcome.status, outcome.step, cut.status()) == ("stopped", 4, "running")
+    assert [row["step"] for row in rows(cut)] == [2]
+    assert train(cut, CPU).status == "done"
+    assert_same_state(straight, cut, 4)
+    assert [r["value"] for r in rows(straight)] == [r["value"] for r in rows(cut)]
+    figures(evaluations_cut=1, steps_lost=0)
 
 
 @pytest.mark.reliability
