@@ -19,7 +19,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow or reliability" --figures docs/reliability.md
+	$(BIN)/python -m pytest -n 2 -m "slow or reliability" --figures docs/reliability.md
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

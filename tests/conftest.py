@@ -55,7 +55,7 @@ def figures(request: pytest.FixtureRequest) -> Callable[..., None]:
 
     def note(**numbers: Any) -> None:
         promise = " ".join(request.function.__doc__.split("\n\n")[0].split())
-        PROMISES[request.node.nodeid] = (promise, numbers)
+        request.node.user_properties.append(("promise", (promise, numbers)))  # travels to whoever reports
 
     return note
 
@@ -64,16 +64,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--figures", type=Path, help="write the figures of the tests that passed to this file")
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Any:
-    report = (yield).get_result()
-    if report.failed:
-        PROMISES.pop(item.nodeid, None)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" and report.passed:
+        PROMISES.update({report.nodeid: value for name, value in report.user_properties if name == "promise"})
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = session.config.getoption("--figures")
-    if path is None:
+    if path is None or hasattr(session.config, "workerinput"):  # one of pytest-xdist's helpers
         return
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()

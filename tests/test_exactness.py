@@ -125,31 +125,21 @@ def together(trial: Trial, store: Path, cut: int = 0, world: int = 2) -> None:
         assert worker.exitcode == 0
 
 
-def cut_at_two_workers(home: Path, cuts: range) -> int:  # noqa: F811
+@pytest.mark.slow
+@pytest.mark.reliability
+def test_two_workers_cut_at_every_step(home: Path, figures: Figures) -> None:  # noqa: F811
+    """Two workers, cut at each of their steps by asking one of them: both stop at the same step, and the resumed run
+    equals the straight one bit for bit."""
     two = {**UNEVEN, "workers__count": 2}
     straight = tiny_trial(home, "straight", **two)
     together(straight, home / "store-straight")
-    for step in cuts:
+    for step in range(1, STEPS):
         cut = tiny_trial(home, f"cut-{step}", **two)
         together(cut, home / f"store-{step}-a", cut=step)
         assert 0 < saved_step(cut.folder / "checkpoints") < STEPS + 1 and cut.status() != "done"
         together(cut, home / f"store-{step}-b")
         assert_same_run(straight, cut)
-    return len(cuts)
-
-
-@pytest.mark.reliability
-def test_two_workers_cut_and_resumed_equal_the_straight_run(home: Path, figures: Figures) -> None:  # noqa: F811
-    """Two workers, of which one is asked to stop: both stop at the same step, and the resumed run equals the straight
-    one bit for bit."""
-    figures(cuts=cut_at_two_workers(home, range(2, 3)))
-
-
-@pytest.mark.slow
-@pytest.mark.reliability
-def test_two_workers_cut_at_every_step(home: Path, figures: Figures) -> None:  # noqa: F811
-    """Two workers, cut at each of their steps."""
-    figures(cuts=cut_at_two_workers(home, range(1, STEPS)))
+    figures(cuts=STEPS - 1, runs_equal=STEPS - 1)
 
 
 # ---------------------------------------------------------------- kills

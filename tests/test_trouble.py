@@ -285,6 +285,7 @@ def test_a_collapsed_discriminator_is_flagged(
 # ---------------------------------------------------------------- a full disk
 
 
+@pytest.mark.slow
 @pytest.mark.reliability
 def test_a_full_disk_stops_the_trial_with_the_reason(tmp_path: Path, figures: Figures) -> None:
     """The disk is full at a checkpoint: the trial stops with the reason; with room again it goes on from the one before
