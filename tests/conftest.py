@@ -65,8 +65,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call" and report.passed:
-        PROMISES.update({report.nodeid: value for name, value in report.user_properties if name == "promise"})
+    properties: dict[str, Any] = dict(report.user_properties)
+    if report.when == "call" and report.passed and "promise" in properties:
+        PROMISES[report.nodeid] = properties["promise"]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
