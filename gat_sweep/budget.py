@@ -93,15 +93,18 @@ def needed(trial: Trial, rate: float | None) -> Amount:
     return Amount(flops, flops / rate / 3600 if rate and trial.config.workers.gpus else 0.0)
 
 
+def check_caps(trials: Sequence[Trial], budget: Budget) -> None:
+    """Raises UserError when GPU hours are capped and no GPU is used."""
+    if budget.max_gpu_hours is not None and not any(trial.config.workers.gpus for trial in trials):
+        raise UserError("--max-gpu-hours: the trials use no GPU (workers.gpus is 0); cap them with --max-flops")
+
+
 def admitted(trials: Sequence[Trial], meters: Sequence[Meter], budget: Budget) -> tuple[list[Trial], dict[str, str]]:
     """The trials that can finish inside the caps, taken in order, and why each other one is not begun.
 
     Hours are foretold from the rate at which trials of the same sizes ran in this run, else from the best of all.
     meters: of all trials of the run; what they spent counts.
-    Raises UserError when GPU hours are capped and no GPU is used.
     """
-    if budget.max_gpu_hours is not None and not any(trial.config.workers.gpus for trial in trials):
-        raise UserError("--max-gpu-hours: the trials use no GPU (workers.gpus is 0); cap them with --max-flops")
     amounts = [(meter.trial, meter.read()) for meter in meters]
     used = sum((amount for _, amount in amounts), Amount())
     rates = [(sizes(t), a.flops / a.gpu_hours / 3600) for t, a in amounts if a.flops and a.gpu_hours]

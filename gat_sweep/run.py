@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from gat_sweep.budget import Budget, Meter, admitted, enforce, kept
+from gat_sweep.budget import Budget, Meter, admitted, check_caps, enforce, kept
 from gat_sweep.cluster import local_resources
 from gat_sweep.config import TrialConfig
 from gat_sweep.credentials import check_no_credentials
@@ -54,6 +54,7 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
         check_evaluation(trial.config)
     if how.address is None:
         launch.check_feasible(sweep.trials, local_resources())
+    check_caps(trials, how.budget)
     uri = how.tracking_uri or tracking.default_uri(home)
     check_no_credentials(uri, "--tracking-uri")
     check_writable(home)
@@ -98,9 +99,10 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
     console.print(f"results  {run / 'table'}", soft_wrap=True, highlight=False)
     console.print(f"samples  {run / 'trials'}/<trial>/samples", soft_wrap=True, highlight=False)
     ui = "gat-sweep ui" + ("" if home == Path("runs").absolute() else f" --home {home}")
-    console.print(f"MLflow   {ui}", soft_wrap=True, highlight=False)
+    console.print(f"MLflow   {how.tracking_uri or ui}", soft_wrap=True, highlight=False)
     if stopped:
-        console.print("stopped, with everything saved; the same command continues")
+        reason = next(filter(None, (stop_reason(run, trial.id) for trial in todo)))
+        console.print(f"stopped, with everything saved: {reason}. The same command continues.", soft_wrap=True)
         return EXIT_STOPPED
     return int(any(trial.status() not in FINISHED for trial in trials))
 

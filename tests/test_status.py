@@ -11,7 +11,7 @@ from conftest import TINY, tiny_config
 from test_cli import call
 from test_train import CPU, home  # noqa: F401
 
-from gat_sweep.budget import Amount, Budget, Meter, admitted, enforce, kept, step_flops
+from gat_sweep.budget import Amount, Budget, Meter, admitted, check_caps, enforce, kept, step_flops
 from gat_sweep.errors import UserError
 from gat_sweep.journal import add_record
 from gat_sweep.steer import stop_reason
@@ -153,7 +153,7 @@ def test_a_trial_that_cannot_finish_inside_the_cap_is_not_begun(trials: list[Tri
     assert begun(max_flops=whole[1] - 1) == ["S"]
     assert begun(max_flops=whole[0] - 1) == []
     with pytest.raises(UserError, match="use no GPU"):
-        begun(max_gpu_hours=1)
+        check_caps(trials, Budget(max_gpu_hours=1))
     # A restart is dearer: what is spent stays spent, and the newest checkpoint spares the steps before it.
     journal(small, [(0, {"step": 0, "status": "running", "gpus": 0}), (1, {"step": 3, "metrics": {}})])
     assert begun(max_flops=sum(whole) + 3 * step_flops(small) - 1) == ["S"]
