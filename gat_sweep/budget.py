@@ -123,7 +123,7 @@ def admitted(trials: Sequence[Trial], meters: Sequence[Meter], budget: Budget) -
 def enforce(run: Place, meters: Sequence[Meter], budget: Budget) -> None:
     """Asks all trials of a run to stop once it has spent more than a cap; to be called now and then."""
     excess = budget.excess(sum((meter.read() for meter in meters), Amount()))
-    if excess and not stop_reason(run, meters[0].trial.id):
+    if excess and not all(stop_reason(run, meter.trial.id) for meter in meters):
         request_stop(run, f"the run has spent {excess}")
 
 

@@ -45,7 +45,7 @@ def run_status(home: Place, name: str) -> dict[str, Any]:
         "trials": found,
         "spent": vars(spent),
         "budget": vars(budget),
-        "stop": stop_reason(home / name, trials[0].id) if trials else "",
+        "stop": next(filter(None, (stop_reason(home / name, trial.id) for trial in trials)), ""),
     }
 
 

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -59,7 +60,8 @@ class Watch:
     def __exit__(self, *exception: object) -> None:
         self._done.set()
         self._thread.join()
-        self._beat(ended=True)
+        with suppress(OSError):  # not to hide what ended the loop, such as a full disk
+            self._beat(ended=True)
 
     def at(self, step: int, phase: str) -> None:
         """The worker has come to a phase of an iteration."""
@@ -71,10 +73,12 @@ class Watch:
 
     def _run(self) -> None:
         while not self._done.wait(self.beat):
-            if self.owner and self.owner != _owner(self.folder):
-                os._exit(EXIT_REPLACED)  # at once: two would write the same files
-            self._beat()
-            self.stop_reason = self.stop_reason or self.asked()
+            # Storage that is away, or full, costs a sign of life; the loop will say so when it cannot save.
+            with suppress(OSError):
+                if self.owner and self.owner != _owner(self.folder):
+                    os._exit(EXIT_REPLACED)  # at once: two would write the same files
+                self._beat()
+                self.stop_reason = self.stop_reason or self.asked()
             # Before the first step the reference may be measured, which can take an hour.
             if self.position[1] != "start" and time.monotonic() - self.moved > self.hang:
                 self._give_up()

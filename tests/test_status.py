@@ -14,7 +14,7 @@ from test_train import CPU, home  # noqa: F401
 from gat_sweep.budget import Amount, Budget, Meter, admitted, check_caps, enforce, kept, step_flops
 from gat_sweep.errors import UserError
 from gat_sweep.journal import add_record
-from gat_sweep.steer import stop_reason
+from gat_sweep.steer import request_stop, stop_reason
 from gat_sweep.storage import append, write
 from gat_sweep.sweep import load_sweep, open_run
 from gat_sweep.train import Trial, record_failure, train
@@ -87,6 +87,32 @@ def test_stop_names_who_is_asked(
     assert asked == ["done"]
     code, _, err = call(capsys, monkeypatch, "stop", "two", "Q-p2", "--home", str(home))
     assert code == 2 and "has no trial 'Q-p2'" in err and len(err.splitlines()) == 1
+
+
+def test_who_was_asked_stays_asked(tmp_path: Path) -> None:
+    request_stop(tmp_path, "one", ("a",))
+    request_stop(tmp_path, "two", ("b",))
+    assert [bool(stop_reason(tmp_path, trial)) for trial in "abc"] == [True, True, False]
+    request_stop(tmp_path, "all")
+    request_stop(tmp_path, "one more", ("c",))
+    assert all(stop_reason(tmp_path, trial) for trial in "abcd")
+
+
+def test_a_run_above_its_cap_begins_nothing(
+    home: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "two.yaml").write_text(SWEEP)
+    args = ["run", str(tmp_path / "two.yaml"), "--recipe", "digits", "--home", str(home)]
+    code, out, _ = call(capsys, monkeypatch, *args, "--max-flops", "1000")
+    assert code == 1 and out.count("is not begun: it would take the run to") == 2
+    assert not (home / "two-digits" / "trials").exists()
+    code, out, _ = call(capsys, monkeypatch, *args)  # the cap stays in force
+    assert code == 1 and out.count("is not begun") == 2
+    code, _, err = call(capsys, monkeypatch, *args, "--max-gpu-hours", "1")
+    assert code == 2 and "use no GPU" in err
 
 
 def test_logs_are_the_journals_by_time(
@@ -189,6 +215,7 @@ def test_a_run_is_stopped_at_its_cap(trials: list[Trial], figures: Any) -> None:
     meters, run = [Meter(trial) for trial in trials], small.run_folder
     budget = Budget(max_flops=5 * step_flops(small))
     journal(small, [(0, {"step": 0, "status": "running", "gpus": 0}), (1, {"step": 5, "metrics": {}})])
+    request_stop(run, "only this one", (small.id,))
     enforce(run, meters, budget)
     assert stop_reason(run, middle.id) == ""
     journal(middle, [(0, {"step": 0, "status": "running", "gpus": 0}), (1, {"step": 1, "metrics": {}})])

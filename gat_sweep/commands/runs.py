@@ -83,7 +83,7 @@ def logs(name: str, trials: tuple[str, ...], lines: int, follow: bool, home: Any
             if number >= len(past):
                 click.echo(json.dumps(record) if as_json else log_line(record))
     for trial in chosen:
-        if not as_json and (trial.folder / "failure.txt").exists():
+        if not as_json and trial.status() == "failed" and (trial.folder / "failure.txt").exists():
             click.echo(f"{trial.id} failed: its traceback is in {trial.folder / 'failure.txt'}")
 
 
