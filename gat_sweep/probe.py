@@ -8,6 +8,8 @@ from gat_sweep import cluster
 from gat_sweep.errors import UserError
 from gat_sweep.storage import Place, remove_folder, write
 
+WROTE = "node-"  # begins the name of a file that a node wrote
+
 
 def check_writable(home: Place) -> None:
     """From this process. Raises UserError when the home cannot be written, or gives back something else."""
@@ -29,9 +31,9 @@ def probe_nodes(home: Place) -> str:
         token = uuid.uuid4().hex
         write(folder / "driver", token.encode())
         answers = cluster.on_every_node(_probe, folder, token)
-        wrong = {node: answer for node, answer in answers.items() if answer != "well"}
+        wrong = {node: answer for node, answer in answers.items() if not answer.startswith(WROTE)}
         for node in answers.keys() - wrong.keys():
-            if not (folder / _name(node)).exists():
+            if not (folder / answers[node]).exists():
                 wrong[node] = "what it wrote is not seen here"
     if wrong:
         node, answer = next(iter(wrong.items()))
@@ -43,19 +45,15 @@ def probe_nodes(home: Place) -> str:
 
 
 def _probe(folder: Place, token: str) -> str:
-    """Runs on a node."""
-    import ray
-
+    """Runs on a node; the name of the file that it wrote, or what is wrong."""
+    name = WROTE + uuid.uuid4().hex
     try:
-        seen = (folder / "driver").read_bytes().decode()
-        write(folder / _name(ray.util.get_node_ip_address()), b"here")
+        if (folder / "driver").read_bytes().decode() != token:
+            return "it sees another folder of that name"
+        write(folder / name, b"here")
     except OSError as error:
         return f"{type(error).__name__}: {error}"
-    return "well" if seen == token else "it sees another folder of that name"
-
-
-def _name(node: str) -> str:
-    return "node-" + "".join(letter if letter.isalnum() else "-" for letter in node)
+    return name
 
 
 @contextmanager

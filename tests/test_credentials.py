@@ -22,8 +22,9 @@ from gat_sweep.errors import UserError
 from gat_sweep.progress import Monitor
 from gat_sweep.storage import place
 from gat_sweep.sweep import Sweep, open_run, trial_id
-from gat_sweep.tracking import Tracker, create_store, default_uri, log_artifacts, serve_ui
+from gat_sweep.tracking import Tracker, create_store, default_uri, log_artifacts
 from gat_sweep.train import train
+from gat_sweep.ui import serve_ui
 
 pytestmark = pytest.mark.reliability
 SECRET = "hunter22"

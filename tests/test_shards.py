@@ -2,8 +2,10 @@
 
 import json
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from gat_sweep.data.dataset import Encoded
+from gat_sweep.data.pictures import png
 from gat_sweep.data.shards import (
     CachedTeacher,
     Columns,
@@ -20,16 +23,22 @@ from gat_sweep.data.shards import (
     write_shard,
 )
 from gat_sweep.data.tokenizer import PIXELS, TokenizerIdentity
-from gat_sweep.encode.pictures import png
 from gat_sweep.errors import UserError
 
 COUNTS = (5, 3, 1, 4)  # images of each shard
 TOTAL = sum(COUNTS)
+PICTURE = np.random.default_rng(1).integers(0, 256, (3, 6, 6), dtype=np.uint8)
 VAE = TokenizerIdentity("some/vae", "0123456789ab", channels=4, factor=2, scale=0.5, shift=0.25)
 
 
-def write_latents(folder: Path, name: str = "set", source: str = "some/vae", **fields: Any) -> dict[str, np.ndarray]:
-    """A data set of random moments, pictures and teacher tokens; what was put in."""
+def write_latents(
+    folder: Path,
+    name: str = "set",
+    source: str = "some/vae",
+    stored: Mapping[int, bytes] = MappingProxyType({}),
+    **fields: Any,
+) -> dict[str, np.ndarray]:
+    """A data set of random moments, pictures (some of them `stored` otherwise), teacher tokens; what was put in."""
     random = np.random.default_rng(0)
     values = {
         "mean": random.normal(size=(TOTAL, 4, 3, 3)).astype(np.float16),
@@ -46,7 +55,7 @@ def write_latents(folder: Path, name: str = "set", source: str = "some/vae", **f
             [f"{row}.jpg" for row in range(start, start + count)],
             mean=values["mean"][rows],
             std=values["std"][rows],
-            images=[png(picture) for picture in values["pictures"][rows]],
+            images=[stored.get(i, png(values["pictures"][i])) for i in range(start, start + count)],
             teacher=values["teacher"][rows],
         )
         shards.append(write_shard(folder / "shards" / f"{i:05d}.arrow", columns))
@@ -67,6 +76,15 @@ def write_latents(folder: Path, name: str = "set", source: str = "some/vae", **f
     }
     write_manifest(folder, **{**given, **fields})
     return values
+
+
+@pytest.mark.parametrize("bad", [b"", b"no picture", png(np.zeros((3, 9, 9), np.uint8)), png(PICTURE)[:-30]])
+def test_a_stored_picture_that_is_another_is_named(tmp_path: Path, bad: bytes) -> None:
+    values = write_latents(tmp_path, stored={6: bad})
+    shards = open_shards(tmp_path)
+    np.testing.assert_array_equal(shards.pictures([0, 5, 7]), values["pictures"][[0, 5, 7]])
+    with pytest.raises(UserError, match=r"00001\.arrow: picture 1 is (broken|another): .*; copy the data set again"):
+        shards.pictures([0, 6])
 
 
 def test_images_come_back_in_any_order(tmp_path: Path) -> None:

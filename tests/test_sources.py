@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from gat_sweep.data.pictures import Unusable, center_crop, decoding, load_square
 from gat_sweep.encode.latents import plan_latents
-from gat_sweep.encode.pictures import Unusable, center_crop, decoding, load_square
 from gat_sweep.encode.sources import plan_images, read_unit
 from gat_sweep.encode.units import Plan
 from gat_sweep.errors import UserError

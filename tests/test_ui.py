@@ -18,8 +18,10 @@ import psutil
 import pytest
 from test_tracking import Trial, home, trial  # noqa: F401
 
-from gat_sweep import cli, tracking
-from gat_sweep.tracking import default_uri, serve_ui
+from gat_sweep import cli
+from gat_sweep import ui as module
+from gat_sweep.tracking import default_uri
+from gat_sweep.ui import serve_ui
 
 
 def test_ui_needs_a_store_and_a_free_port(home: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -49,8 +51,8 @@ def test_the_ui_is_for_this_machine_alone(
                 raise KeyboardInterrupt
             return 0
 
-    monkeypatch.setattr(tracking.subprocess, "Popen", Recorded)
-    monkeypatch.setattr(tracking.os, "killpg", lambda group, sig: None)
+    monkeypatch.setattr(module.subprocess, "Popen", Recorded)
+    monkeypatch.setattr(module.os, "killpg", lambda group, sig: None)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     serve_ui(default_uri(home), home, port)
@@ -80,7 +82,7 @@ def port() -> int:
 @pytest.fixture
 def ui(home: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:  # noqa: F811
     """`serve_ui` in a process of its own, not yet answering."""
-    code = f"from gat_sweep.tracking import *; serve_ui({default_uri(home)!r}, Path({str(home)!r}), {port})"
+    code = f"from gat_sweep.ui import *; serve_ui({default_uri(home)!r}, Path({str(home)!r}), {port})"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)
     yield process

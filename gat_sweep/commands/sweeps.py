@@ -133,7 +133,8 @@ def fit_law(source: str | None, metric: str, paper: bool, home: Any, out: Path |
 @click.option("--port", default=5000, show_default=True)
 def ui(home: Any, port: int) -> None:
     """Open the MLflow UI of the home's store on loopback."""
-    from gat_sweep.tracking import default_uri, serve_ui
+    from gat_sweep.tracking import default_uri
+    from gat_sweep.ui import serve_ui
 
     with user_errors():
         serve_ui(default_uri(home), home, port)

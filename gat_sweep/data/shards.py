@@ -4,10 +4,7 @@ Nothing is compressed (but PNG pictures kept beside latents): any image is read 
 """
 
 import hashlib
-import io
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +12,12 @@ from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gat_sweep.data.pictures import Unusable, read_png
 from gat_sweep.data.tokenizer import PIXELS, TokenizerIdentity
 from gat_sweep.errors import UserError
+from gat_sweep.storage import write
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -117,23 +115,6 @@ def float16(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return half, np.asarray(np.isfinite(half).all(axis=tuple(range(1, half.ndim))))
 
 
-def write_atomically(path: Path, content: "pa.RecordBatch | bytes") -> None:
-    """Under a name of its own first: a reader sees the whole file or none, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the same name for every writer: one that outlives its killed parent must not write into ours.
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    with open(descriptor, "wb") as file:
-        if isinstance(content, bytes):
-            file.write(content)
-        else:
-            with pa.ipc.new_file(file, content.schema) as writer:
-                writer.write_batch(content)
-        file.flush()
-        os.fchmod(file.fileno(), 0o644)  # mkstemp's is for this user alone
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def write_shard(path: Path, columns: Columns) -> Shard:
     """Writes <data set>/shards/<number>.arrow; what the manifest says of it. The same columns give the same bytes."""
     arrays: dict[str, pa.Array] = {}
@@ -148,10 +129,13 @@ def write_shard(path: Path, columns: Columns) -> Shard:
     arrays["source"] = pa.array(columns.sources, pa.string())
     sizes = {name: array.type.list_size for name, array in arrays.items() if pa.types.is_fixed_size_list(array.type)}
     schema = _schema(sizes.get("mean"), sizes.get("pixels"), "image" in arrays, sizes.get("teacher"))
-    write_atomically(path, pa.record_batch([arrays[name] for name in schema.names], schema=schema))
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Shard(file=f"{SHARDS}/{path.name}", count=len(columns.labels), bytes=path.stat().st_size, digest=digest)
+    stream = pa.BufferOutputStream()
+    with pa.ipc.new_file(stream, schema) as writer:
+        writer.write_batch(pa.record_batch([arrays[name] for name in schema.names], schema=schema))
+    content = stream.getvalue()
+    write(path, content)
+    digest = hashlib.sha256(content).hexdigest()
+    return Shard(file=f"{SHARDS}/{path.name}", count=len(columns.labels), bytes=content.size, digest=digest)
 
 
 class Shards:
@@ -189,8 +173,11 @@ class Shards:
         side = self.manifest.picture_side
         pictures = np.empty((len(indices), 3, side, side), np.uint8)
         for i, (shard, row) in enumerate(zip(*self._locate(indices), strict=True)):
-            with Image.open(io.BytesIO(self._images[shard][row].as_buffer()), formats=["PNG"]) as image:
-                pictures[i] = np.asarray(image).transpose(2, 0, 1)
+            try:
+                pictures[i] = read_png(self._images[shard][row].as_py(), side)
+            except Unusable as error:
+                path = self.folder / self.manifest.shards[shard].file
+                raise UserError(f"{path}: picture {row} is {error}; copy the data set again") from None
         return pictures
 
     def teacher(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -257,7 +244,7 @@ def write_manifest(folder: Path, **fields: object) -> Manifest:
     unchecked = Manifest.model_construct(format=FORMAT, digest="", **fields)  # type: ignore[arg-type]
     values = {**unchecked.model_dump(), "digest": unchecked.content_digest()}
     manifest = Manifest.model_validate_json(json.dumps(values))
-    write_atomically(folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+    write(folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
     return manifest
 
 

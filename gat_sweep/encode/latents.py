@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from gat_sweep.encode.pictures import EXTENSIONS, Unusable
+from gat_sweep.data.pictures import EXTENSIONS, Unusable
 from gat_sweep.encode.units import Plan, Source, divide, numbered_classes, open_file
 from gat_sweep.errors import UserError
 from gat_sweep.npy import read_array, read_header

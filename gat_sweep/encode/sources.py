@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from gat_sweep.data.pictures import EXTENSIONS, Unusable, decoding, load_square, png
 from gat_sweep.encode.latents import load_moments
 from gat_sweep.encode.parquet import check_one_split, parquet_rows, plan_parquet
-from gat_sweep.encode.pictures import EXTENSIONS, Unusable, decoding, load_square, png
 from gat_sweep.encode.units import Plan, Source, Unit, check_inside, divide, read_file
 from gat_sweep.errors import UserError
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gat_sweep.encode.pictures import BAD_DATA, FORMATS, decoding
+from gat_sweep.data.pictures import BAD_DATA, FORMATS, decoding
 from gat_sweep.errors import UserError
 from gat_sweep.npy import BAD_ARRAY, read_header
 

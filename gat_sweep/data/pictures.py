@@ -70,6 +70,17 @@ def png(picture: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def read_png(data: bytes, side: int) -> np.ndarray:
+    """What png() wrote, of a square picture: uint8 [3, side, side]. Raises Unusable when it is anything else."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            if (image.size, image.mode) != ((side, side), "RGB"):
+                raise Unusable(f"another: {image.width}x{image.height}, {image.mode}")
+            return np.asarray(image).transpose(2, 0, 1)
+    except (Image.DecompressionBombError, *BAD_DATA) as error:
+        raise Unusable(f"broken: {' '.join(str(error).split())[:120]}") from None
+
+
 def _check_header(image: Image.Image, size: int) -> None:
     """Before anything is decoded."""
     short, long = min(image.size), max(image.size)

@@ -1,0 +1,48 @@
+"""MLflow's UI for the store of a home, as a process of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from gat_sweep.credentials import check_no_credentials
+
+HOST = "127.0.0.1"  # MLflow asks for no password: others reach it through ssh
+
+
+def serve_ui(uri: str, home: Path, port: int) -> None:
+    """Run MLflow's UI for a sqlite store, on loopback, in the foreground until Ctrl-C or SIGTERM; main thread only.
+
+    Raises ValueError without a store or a free port, or if the server stops by itself.
+    """
+    check_no_credentials(uri, "--tracking-uri")
+    if not uri.startswith("sqlite:"):
+        raise ValueError(f"{uri} is a server already; open it in a browser")
+    database = Path(uri.removeprefix("sqlite:///"))
+    if not database.exists():
+        raise ValueError(f"no MLflow store at {database}; run gat-sweep run first")
+    try:
+        socket.create_server((HOST, port)).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"cannot listen on {HOST}:{port} ({error}); choose another port") from error
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    command += ["--host", HOST, "--port", str(port), "--allowed-hosts", f"{HOST}:{port},localhost:{port}"]
+    command += ["--uvicorn-opts", "--log-level warning", "--artifacts-destination", "mlartifacts"]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its helpers outlive SIGTERM
+    print(f"MLflow UI: http://{HOST}:{port} (up within half a minute; Ctrl-C stops it)", flush=True)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = subprocess.Popen(command, cwd=home, env=environment, start_new_session=True)
+    try:
+        code = server.wait()
+    except KeyboardInterrupt:
+        return
+    finally:
+        for sig in (signal.SIGTERM, signal.SIGKILL):  # the whole group: the server has workers
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(server.pid, sig)
+                server.wait(5)
+        signal.signal(signal.SIGTERM, before)
+    raise ValueError(f"the MLflow server stopped with exit code {code}")
