@@ -16,10 +16,10 @@ run: $(INSTALLED)
 	@echo "MLflow UI: $(BIN)/gat-sweep ui, then open http://127.0.0.1:5000"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 -m "slow or reliability" --figures docs/reliability.md
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or reliability" --figures docs/reliability.md
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
