@@ -19,7 +19,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or reliability" --figures docs/reliability.md
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or reliability" --figures=docs/reliability.md
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
