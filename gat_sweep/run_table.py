@@ -3,7 +3,6 @@
 One row per evaluation. `analysis` reads these files and nothing else of a run.
 """
 
-import io
 import json
 import math
 import subprocess
@@ -84,9 +83,9 @@ class RunTable:
         new |= {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         old = self.rows.pop() if self.rows and self.rows[-1]["step"] == step else {}
         self.rows.append({**old, **self.constants, **new})
-        content = io.BytesIO()
+        content = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA), content)
-        write(self.path, content.getvalue())
+        write(self.path, content.getvalue().to_pybytes())
 
     def close(self, status: str, reason: str, step: int, **values: Any) -> None:
         """Says how the trial ended: on its last row when that is of the same step, else on a row of its own."""
@@ -94,8 +93,14 @@ class RunTable:
 
 
 def read_rows(path: Place) -> list[dict[str, Any]]:
-    """Rows of one trial's file as dictionaries."""
-    return pq.read_table(io.BytesIO(path.read_bytes()), schema=SCHEMA).to_pylist()
+    """Rows of one trial's file as dictionaries; None in columns that it does not have.
+
+    In this thread alone: Arrow's own threads may outlive the interpreter with a Python object in their hands, and
+    abort the process at its exit (apache/arrow issues 34314, 50482).
+    """
+    with pq.ParquetFile(pa.BufferReader(path.read_bytes()), pre_buffer=False) as file:
+        rows = file.read(use_threads=False).to_pylist()
+    return [{name: row.get(name) for name in SCHEMA.names} for row in rows]
 
 
 def final_status(path: Place, steps: int) -> str:

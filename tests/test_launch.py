@@ -100,10 +100,10 @@ def start(cwd: Path, *args: str) -> subprocess.Popen[str]:
     """gat-sweep in a process group of its own, as a terminal starts it; Ray and its workers start from nothing."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     args = (sys.executable, "-m", "gat_sweep.cli", *args)
-    return subprocess.Popen(args, cwd=cwd, env=marked(cwd), start_new_session=True, preexec_fn=_mind_ctrl_c, **pipes)
+    return subprocess.Popen(args, cwd=cwd, env=marked(cwd), start_new_session=True, preexec_fn=mind_ctrl_c, **pipes)
 
 
-def _mind_ctrl_c() -> None:
+def mind_ctrl_c() -> None:
     """A suite that was started in the background of a shell ignores it, and its children would."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from test_launch import mind_ctrl_c
 from test_tracking import Trial, home, trial  # noqa: F401
 
 from gat_sweep import cli
@@ -84,7 +85,7 @@ def ui(home: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:  # noqa: F81
     """`serve_ui` in a process of its own, not yet answering."""
     code = f"from gat_sweep.ui import *; serve_ui({default_uri(home)!r}, Path({str(home)!r}), {port})"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, preexec_fn=mind_ctrl_c)
     yield process
     process.send_signal(signal.SIGTERM)
     process.wait(20)
