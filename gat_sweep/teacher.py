@@ -1,5 +1,6 @@
 """The vision foundation model that D is aligned with (paper section 2.5, Eq. 9): pictures in, tokens out."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import Rows
+from gat_sweep.data.dataset import Dataset, Digits, Rows
+from gat_sweep.data.shards import CachedTeacher
 from gat_sweep.errors import UserError
 from gat_sweep.gat.augment import AugmentDraws, move, move_tokens
 from gat_sweep.metrics.extractors import EfficientNetLite0, vision_transformer
@@ -80,6 +82,23 @@ def trial_teacher(config: TrialConfig, device: torch.device) -> Teacher | None:
     if network.width != teacher.width:
         raise UserError(f"teacher '{teacher.name}' has tokens of width {network.width}; set teacher.width to that")
     return network
+
+
+def taught(config: TrialConfig, dataset: Dataset, device: torch.device, say: Callable[[str], None]) -> Dataset:
+    """A trial's data set with the tokens that its config wants stored: digits get theirs here, others have them.
+
+    say: gets a line when that takes a while.
+    """
+    teacher = config.teacher
+    if teacher is None or not teacher.cached or config.discriminator_spec.teacher_width == 0:
+        return dataset
+    if not isinstance(dataset, Digits):
+        return dataset
+    say(f"asking {teacher.name} about {len(dataset):,} digits, a minute or two")
+    network = load_teacher(teacher.name, teacher.checkpoint, config.data.side // config.model.patch, device)
+    tokens = [network.tokens(part.to(device)).half().cpu() for part in dataset.pictures.split(64)]
+    stored = CachedTeacher(name=teacher.name, digest=network.digest, tokens=1 + network.grid**2, width=network.width)
+    return dataset.taught(stored, torch.cat(tokens))
 
 
 def teacher_tokens(teacher: Teacher | None, config: TrialConfig, rows: Rows, draws: AugmentDraws) -> Tensor | None:

@@ -1,5 +1,6 @@
 """The teacher: its tokens against the networks they come from, moved as the latents are, and its FLOPs."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from conftest import photographs, tiny_config
 
-from gat_sweep.data.dataset import Rows
+from gat_sweep.data.dataset import Digits, Rows
+from gat_sweep.data.shards import CachedTeacher
 from gat_sweep.errors import UserError
 from gat_sweep.gat.augment import Augmentation, draw_augmentation, move, move_tokens
 from gat_sweep.metrics.extractors import EfficientNetLite0
 from gat_sweep.plan import iteration_flops
-from gat_sweep.teacher import forward_flops, load_teacher, teacher_tokens, trial_teacher
+from gat_sweep.teacher import forward_flops, load_teacher, taught, teacher_tokens, trial_teacher
 
 EFFICIENTNET = {"teacher": {"name": "efficientnet_lite0", "width": 1280}}
 
@@ -92,3 +94,21 @@ def test_its_flops_are_counted_where_it_runs() -> None:
     assert online["teacher_forward"] == forward_flops("efficientnet_lite0") > 7e8
     assert "teacher_forward" not in iteration_flops(tiny_config(teacher={**EFFICIENTNET["teacher"], "cached": True}))
     assert "teacher_forward" not in iteration_flops(tiny_config(**EFFICIENTNET, objective__align_weight=0))
+
+
+def test_digits_are_asked_about_once() -> None:
+    """Tokens of every picture in memory, half precision, given with the rows that have them."""
+    config = tiny_config(objective__align_weight=1.0)
+    some = copy.copy(Digits())
+    some.pictures = some.pictures[:70]
+    said: list[str] = []
+    found = taught(config, some, torch.device("cpu"), said.append)
+    network = load_teacher("efficientnet_lite0", None, 4)
+    assert found.cached_teacher == CachedTeacher(
+        name="efficientnet_lite0", digest=network.digest, tokens=17, width=1280
+    )
+    rows = found.rows([65, 2], teacher=True)
+    assert rows.teacher is not None and rows.teacher.dtype == torch.float16
+    torch.testing.assert_close(rows.teacher.float(), network.tokens(some.pictures[[65, 2]]), rtol=1e-3, atol=1e-3)
+    assert len(said) == 1 and some.cached_teacher is None
+    assert taught(tiny_config(), some, torch.device("cpu"), said.append) is some

@@ -1,5 +1,6 @@
 """The data set a config names: latents to train on, and the real pictures that generated ones are compared with."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -8,11 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gat_sweep.config import Data, TrialConfig
 from gat_sweep.data.shards import CachedTeacher, open_shards
-from gat_sweep.data.tokenizer import PIXELS, Pixels, TokenizerIdentity
+from gat_sweep.data.tokenizer import PIXELS, Dct, Pixels, Tokenizer, TokenizerIdentity
 from gat_sweep.errors import UserError
 
 
@@ -65,32 +67,55 @@ class Dataset(Protocol):
 
 
 class Digits:
-    """scikit-learn's 1,797 handwritten digits, 8x8, 17 grey levels, as pixels in [-1, 1]."""
+    """scikit-learn's 1,797 handwritten digits, 17 grey levels, as pixels in [-1, 1] or as cosine coefficients.
 
-    name = "digits"
+    They are 8x8; a larger side is theirs enlarged (bilinear), for studies of resolution and tokenizers.
+    """
+
     classes = 10
     has_pictures = True
     cached_teacher: CachedTeacher | None = None
+    tokens: Tensor | None = None  # of the cached teacher, [N, 1+T, W] float16
 
-    def __init__(self) -> None:
+    def __init__(self, side: int = 8, channels: int = 1):
+        """side, channels: of the latents. One channel: pixels; more: as many coefficients of each 4x4 pixels.
+
+        Raises UserError for a side that is no enlargement by a whole factor.
+        """
         from sklearn.datasets import load_digits  # half a second that commands without data need not pay
 
+        self.tokenizer: Tokenizer = Pixels(channels=1) if channels == 1 else Dct(channels, colours=1)
+        pixels = side * self.tokenizer.identity.factor
+        if pixels % 8:
+            raise UserError(
+                f"data.side {side} of {channels} channels: digits of {pixels}x{pixels} pixels; use 8, 16, 32"
+            )
         bunch = load_digits()
-        self.latents = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1
         self.labels = torch.tensor(bunch.target, dtype=torch.int64)
+        self.latents = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1
+        if pixels > 8:
+            self.latents = F.interpolate(self.latents, size=(pixels, pixels), mode="bilinear")
+        self.pictures = Pixels(channels=1).decode(self.latents)
+        if channels > 1:
+            self.latents = self.tokenizer.encode(self.pictures)[0] * self.tokenizer.identity.scale
         content = self.latents.numpy().tobytes() + self.labels.numpy().tobytes()
+        self.name = "digits" if (side, channels) == (8, 1) else f"digits{pixels}-{self.tokenizer.identity.source}"
         self.digest = hashlib.sha256(content).hexdigest()[:12]
-        self.tokenizer = Pixels(channels=1)
         self.identity = self.tokenizer.identity
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def rows(self, indices: Sequence[int] | np.ndarray, pictures: bool = False, teacher: bool = False) -> Rows:
-        assert not teacher, "digits have no cached teacher"
         index = torch.as_tensor(np.asarray(indices))
-        latents = self.latents[index]
-        return Rows(latents, None, self.labels[index], self.tokenizer.decode(latents) if pictures else None)
+        tokens = self.tokens[index] if teacher and self.tokens is not None else None
+        return Rows(self.latents[index], None, self.labels[index], self.pictures[index] if pictures else None, tokens)
+
+    def taught(self, teacher: CachedTeacher, tokens: Tensor) -> "Digits":
+        """The same with a teacher's tokens of every picture."""
+        other = copy.copy(self)
+        other.cached_teacher, other.tokens = teacher, tokens
+        return other
 
 
 class Encoded:
@@ -126,8 +151,8 @@ class Encoded:
 
 
 @lru_cache(maxsize=2)  # trials of a pack share it
-def _open(dataset: str, path: str | None) -> Dataset:
-    return Digits() if dataset == "digits" else Encoded(path or "")
+def _open(dataset: str, path: str | None, side: int, channels: int) -> Dataset:
+    return Digits(side, channels) if dataset == "digits" else Encoded(path or "")
 
 
 def load_dataset(config: Data) -> Dataset:
@@ -137,7 +162,7 @@ def load_dataset(config: Data) -> Dataset:
     """
     if config.dataset == "encoded" and not config.path:
         raise UserError("data.path is not set; write a data set with `gat-sweep encode` and add --set data.path=FOLDER")
-    dataset = _open(config.dataset, config.path)
+    dataset = _open(config.dataset, config.path, config.side, config.channels)
     first = dataset.rows([0])
     found = {
         "data.side": first.mean.shape[2],
@@ -167,6 +192,8 @@ def check_dataset(config: TrialConfig) -> Dataset:
                 "--store-images, or set teacher=null"
             )
         return dataset
+    if isinstance(dataset, Digits):
+        return dataset  # few enough for tokens in memory (teacher.py)
     grid = config.data.side // config.model.patch
     asked = (teacher.name, 1 + grid**2, teacher.width)
     stored = dataset.cached_teacher

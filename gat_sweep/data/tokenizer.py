@@ -1,7 +1,8 @@
-"""Pictures to latents and back: a VAE of diffusers, or plain pixels."""
+"""Pictures to latents and back: a VAE of diffusers, the cosine transform of blocks, or plain pixels."""
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gat_sweep.errors import UserError
@@ -60,6 +63,53 @@ class Pixels:
         return pictures.expand(-1, 3, -1, -1)
 
 
+class Dct:
+    """Blocks of 4x4 pixels as the leading coefficients of their cosine transform.
+
+    The smallest tokenizer there is, for trials without a VAE: linear, orthonormal, without weights. Few channels lose
+    detail, all of them lose nothing.
+    """
+
+    block = 4
+
+    def __init__(self, channels: int, colours: int = 3):
+        """colours: 3, or 1 for grey pictures, whose three channels are equal.
+
+        Raises UserError when there are fewer coefficients than channels.
+        """
+        most = colours * self.block**2
+        if not 1 <= channels <= most:
+            raise UserError(f"tokenizer 'dct{channels}': a block has {most} coefficients; use dct1 to dct{most}")
+        name = f"dct{channels}" + ("grey" if colours == 1 else "")
+        self.identity = TokenizerIdentity(name, name, channels, factor=self.block, scale=0.25, shift=0.0)
+        wave = np.cos(np.pi * np.outer(np.arange(self.block), np.arange(self.block) + 0.5) / self.block)
+        wave *= np.where(np.arange(self.block) == 0, 1, np.sqrt(2))[:, None] / np.sqrt(self.block)
+        # Luminance, then two differences of colours, which vary less in photographs.
+        colour = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]]) if colours == 3 else np.eye(1)
+        numbers = [(c, u, v) for c in range(colours) for u in range(self.block) for v in range(self.block)]
+        numbers.sort(key=lambda n: (n[1] + n[2] + 2 * n[0], -n[0], n[1]))
+        self.basis = torch.tensor(
+            np.stack([np.einsum("c,y,x->cyx", colour[c], wave[u], wave[v]) for c, u, v in numbers[:channels]]),
+            dtype=torch.float32,
+        )  # [C, colours, 4, 4]
+
+    def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """See Tokenizer. Raises UserError when the pictures' sides are not multiples of the block."""
+        if pictures.shape[2] % self.block or pictures.shape[3] % self.block:
+            sides = f"{pictures.shape[2]}x{pictures.shape[3]}"
+            raise UserError(f"pictures of {sides} do not fit '{self.identity.source}'; choose a --size divisible by 4")
+        basis = self.basis.to(pictures.device)
+        x = pictures[:, : basis.shape[1]].float() / 127.5 - 1
+        mean = F.conv2d(x, basis, stride=self.block)
+        return mean, torch.zeros_like(mean)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See Tokenizer."""
+        raw = latents.float() / self.identity.scale
+        values = F.conv_transpose2d(raw, self.basis.to(latents.device), stride=self.block)
+        return ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
+
+
 class Vae:
     """An AutoencoderKL of diffusers, in full float32: half precision overflows in some VAEs' encoders."""
 
@@ -104,13 +154,15 @@ class Vae:
 
 
 def load_tokenizer(source: str, device: torch.device | str = "cpu", channels: int = 3) -> Tokenizer:
-    """The tokenizer that `source` names: "pixels" (of that many channels), or a hub id or local folder of an
-    AutoencoderKL.
+    """The tokenizer that `source` names: "pixels" (of that many channels), "dct4" (any number of coefficients), or a
+    hub id or local folder of an AutoencoderKL.
 
     Raises UserError when there is no such VAE, or its weights are not all there.
     """
     if source == PIXELS:
         return Pixels(channels)
+    if match := re.fullmatch(r"dct([0-9]{1,3})(grey)?", source):
+        return Dct(int(match[1]), colours=1 if match[2] else 3)
     from diffusers import AutoencoderKL  # seconds that commands without a VAE need not pay
 
     folder = Path(source)
@@ -118,7 +170,7 @@ def load_tokenizer(source: str, device: torch.device | str = "cpu", channels: in
         raise UserError(f"tokenizer '{source}' is a whole pipeline; name its VAE's folder, {folder / 'vae'}")
     if not folder.is_dir() and (folder.is_absolute() or source.startswith(".") or source.count("/") != 1):
         raise UserError(
-            f"tokenizer '{source}' is no folder; give 'pixels', a hub id, or a VAE's save_pretrained folder"
+            f"tokenizer '{source}' is no folder; give 'pixels', 'dct4', a hub id, or a VAE's save_pretrained folder"
         )
     with warnings.catch_warnings():
         # diffusers calls huggingface_hub in a way that this deprecates; nothing a user can mend.
