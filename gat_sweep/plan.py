@@ -1,5 +1,6 @@
-"""What a trial costs before it runs: parameters, FLOPs, learning rates. All arithmetic, nothing is built."""
+"""What a trial costs before it runs: parameters, FLOPs, learning rates, memory, hours. All arithmetic."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,11 +20,15 @@ def parameter_counts(config: TrialConfig) -> tuple[int, int]:
     return g, d
 
 
-def memory_plan(config: TrialConfig, batch: int, plain_attention: bool, available: float) -> Memory:
-    """How a worker fits `batch` images into `available` bytes; ValueError when it cannot (gat/memory.py)."""
+def memory_job(config: TrialConfig, batch: int, plain_attention: bool) -> Job:
+    """What a worker with so many images must hold (gat/memory.py)."""
     specs = config.generator_spec, config.discriminator_spec
-    job = Job(*specs, *parameter_counts(config), batch, config.train.precision, plain_attention)
-    return job.fit(available)
+    return Job(*specs, *parameter_counts(config), batch, config.train.precision, plain_attention)
+
+
+def memory_plan(config: TrialConfig, batch: int, plain_attention: bool, available: float) -> Memory:
+    """How a worker fits `batch` images into `available` bytes; ValueError when it cannot."""
+    return memory_job(config, batch, plain_attention).fit(available)
 
 
 def iteration_flops(config: TrialConfig) -> dict[str, int]:
@@ -62,19 +67,56 @@ def model_info(config: TrialConfig) -> dict[str, Any]:
     }
 
 
-def trial_plan(config: TrialConfig) -> dict[str, Any]:
-    """model_info, the learning rates, and the FLOPs of the whole trial."""
+@dataclass(frozen=True)
+class Rate:
+    """How fast one worker is: seconds of a step with its share of the batch, and of one sample of an evaluation."""
+
+    step: float
+    sample: float
+
+
+def rate_at(config: TrialConfig, mfu: float, peak: float) -> Rate:
+    """By arithmetic: at a share of a worker's peak (FLOP/s). Of an evaluation only G's forward is counted."""
+    images = config.train.batch / config.workers.count
+    forward = flops.generator_forward(config.generator_spec)
+    return Rate(sum(iteration_flops(config).values()) * images / (mfu * peak), forward / (mfu * peak))
+
+
+def trial_plan(config: TrialConfig, rate: Rate | None = None, price: float | None = None) -> dict[str, Any]:
+    """model_info, the learning rates, FLOPs and memory, and with a rate the hours of a whole trial.
+
+    Counted from where the trial starts, when it goes on from another. price: of a worker for an hour.
+    `memory_bytes` is what a worker needs to compute nothing twice, or in workers.memory_gib where that is set;
+    `memory_bytes_least` with every block of G recomputed and D called for one pair of images at a time.
+    """
     info = model_info(config)
-    total = info["iteration_flops_total"] * config.train.batch * config.train.steps
-    return {
+    train, workers = config.train, config.workers
+    begin = config.start.step if config.start else 0
+    per_image = info["iteration_flops_total"]
+    images = train.batch // workers.count
+    job = memory_job(config, images, plain_attention=not workers.gpus)
+    most, least = job.memory(images, 0).total, job.memory(1, config.generator_spec.depth).total
+    found = {
         **info,
         "seed": config.seed,
         "lr_g": config.lr_g,
         "lr_d": config.lr_d,
-        "steps": config.train.steps,
-        "batch": config.train.batch,
-        "total_flops": total,
+        "start": config.start.trial if config.start else None,
+        "steps": train.steps - begin,
+        "batch": train.batch,
+        "workers": workers.count,
+        "total_flops": per_image * train.batch * (train.steps - begin),
+        "memory_bytes": most if workers.memory_gib is None else job.fit(workers.memory_gib * 2**30).total,
+        "memory_bytes_least": least,
     }
+    if rate:
+        evaluations = train.steps // train.eval_every - begin // train.eval_every
+        evaluations += train.steps % train.eval_every > 0  # the last step's
+        samples = evaluations * config.eval.samples / workers.count
+        hours = ((train.steps - begin) * rate.step + samples * rate.sample) / 3600
+        found |= {"hours": hours, "worker_hours": hours * workers.count}
+        found |= {"cost": hours * workers.count * price} if price is not None else {}
+    return found
 
 
 def human(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What the commands `run`, `train` and `fit-law` do, from arguments to the last line printed."""
+"""What the commands `plan`, `run`, `train` and `fit-law` do, from arguments to the last line printed."""
 
 import json
 import signal
@@ -21,12 +21,13 @@ from gat_sweep.device import chosen_device
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluate import check_evaluation
 from gat_sweep.metrics.reference import Reference, load_reference, reference_name
+from gat_sweep.plan import Rate, human, rate_at, trial_plan
 from gat_sweep.probe import check_writable
 from gat_sweep.progress import Monitor
 from gat_sweep.run_table import FINISHED, read_rows, source_commit
 from gat_sweep.steer import EXIT_STOPPED, clear_stop, stop_reason
 from gat_sweep.storage import Place, children, write
-from gat_sweep.sweep import Sweep, open_run, read_run, trial_id
+from gat_sweep.sweep import Sweep, differences, open_run, read_run, trial_id
 from gat_sweep.train import Trial, train
 
 
@@ -154,6 +155,78 @@ def train_command(config: TrialConfig, home: Place, name: str, device: str | Non
     console.print(results_table([trial]))
     console.print(f"results  {home / name}", soft_wrap=True, highlight=False)
     return {"done": 0, "stopped": EXIT_STOPPED}.get(status, 1)
+
+
+def plan_command(
+    sweep: Sweep,
+    calibrated: bool,
+    peak: tuple[float, float] | None,
+    price: float | None,
+    device: str | None,
+    console: Console,
+) -> dict[str, Any]:
+    """What `plan --json` prints. peak: MFU and FLOP/s of a worker. Raises UserError as the calibration does."""
+    from benchmarks.calibration import calibrate
+
+    configs = list(sweep.trials.values())
+    rates: list[Rate | None] = [None] * len(configs)
+    if calibrated:
+        chosen = chosen_device(device)
+        rates = list[Rate | None](calibrate(configs, chosen, lambda text: console.print(text, highlight=False)))
+    elif peak:
+        rates = [rate_at(config, *peak) for config in configs]
+    varied = differences(sweep.trials)
+    trials = {
+        trial: {"varies": varied[trial], **trial_plan(config, rate, price)}
+        for (trial, config), rate in zip(sweep.trials.items(), rates, strict=True)
+    }
+    sums = ["total_flops", "worker_hours", "cost"]
+    totals = {key: sum(row[key] for row in trials.values()) for key in sums if key in next(iter(trials.values()))}
+    return {"sweep": sweep.name, "about": sweep.about, "recipe": sweep.recipe, **totals, "trials": trials}
+
+
+def plan_table(plan: dict[str, Any]) -> Table:
+    """For people."""
+    table = Table(title=f"{plan['sweep']} on {plan['recipe']}: {plan['about']}", title_justify="left")
+    names = [
+        "trial",
+        "varies",
+        "G params",
+        "D params",
+        "G fwd FLOP",
+        "D fwd FLOP",
+        "lr G",
+        "lr D",
+        "steps",
+        "FLOP",
+        "GiB",
+    ]
+    names += [name for name in ("hours", "cost") if name in next(iter(plan["trials"].values()))]
+    for name in names:
+        text = name in ("trial", "varies")
+        table.add_column(name, justify="left" if text else "right", no_wrap=not text)
+    for trial, row in plan["trials"].items():
+        numbers = [row[k] for k in ("g_params", "d_params", "g_forward_flops", "d_forward_flops")]
+        rates = [f"{row[k]:.3g}" for k in ("lr_g", "lr_d")]
+        memory = f"{row['memory_bytes'] / 2**30:.3g}"
+        hours = [f"{row[name]:.3g}" for name in ("hours", "cost") if name in row]
+        steps = [str(row["steps"]), human(row["total_flops"])]
+        table.add_row(trial, said(row["varies"]), *map(human, numbers), *rates, *steps, memory, *hours)
+    totals = [f"{len(plan['trials'])} trials, {human(plan['total_flops'])}FLOP of training in all (2 per multiply-add)"]
+    totals += [f"{plan['worker_hours']:.3g} worker hours"] if "worker_hours" in plan else []
+    totals += [f"cost {plan['cost']:.4g}"] if "cost" in plan else []
+    table.caption = "; ".join(totals)
+    return table
+
+
+def said(varied: dict[str, Any]) -> str:
+    """Config values in short, but those that a trial's id names."""
+    known = {"model.generator", "model.discriminator", "model.patch", "seed", "start.step"}
+    return ", ".join(
+        f"{key.rpartition('.')[2] if key != 'start.trial' else 'after'}={value if value is not None else '-'}"
+        for key, value in varied.items()
+        if key not in known and not (key.startswith("start") and value is None)
+    )
 
 
 def bench_command(

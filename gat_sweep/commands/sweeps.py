@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
+from rich.console import Console
 
 from gat_sweep.commands.options import (
     check_name,
@@ -25,26 +25,39 @@ from gat_sweep.errors import UserError
 
 @click.command()
 @sweep_options
+@click.option("--calibrate", is_flag=True, help="Time a few steps and samples here, to foretell hours.")
+@device_option
+@click.option("--mfu", type=click.FloatRange(0, 1, min_open=True), help="Or: the share of the peak that is reached...")
+@click.option("--peak-tflops", type=click.FloatRange(0, min_open=True), help="... of a worker, in the precision used.")
+@click.option("--price", type=click.FloatRange(0), help="Of a worker for an hour, in any currency.")
 @json_option
-def plan(sweep: Path, recipe: str, preset: str, settings: tuple[str, ...], seeds: str | None, as_json: bool) -> None:
-    """Show a sweep's trials: parameters, FLOPs, learning rates. Runs nothing."""
-    from gat_sweep.plan import human, trial_plan
+def plan(
+    sweep: Path,
+    recipe: str,
+    preset: str,
+    settings: tuple[str, ...],
+    seeds: str | None,
+    calibrate: bool,
+    device: str | None,
+    mfu: float | None,
+    peak_tflops: float | None,
+    price: float | None,
+    as_json: bool,
+) -> None:
+    """Show a sweep's trials: parameters, FLOPs, learning rates, memory, and what hours they take. Trains nothing."""
+    from gat_sweep.run import plan_command, plan_table
 
+    if (mfu is None) != (peak_tflops is None) or (calibrate and mfu is not None):
+        raise UserError("hours are foretold by --calibrate, or by --mfu together with --peak-tflops")
+    if price is not None and not (calibrate or mfu):
+        raise UserError("--price needs hours: add --calibrate, or --mfu and --peak-tflops")
     spec = make_sweep(sweep, recipe, preset, settings, seeds)
-    rows = {trial: trial_plan(config) for trial, config in spec.trials.items()}
+    peak = (mfu, peak_tflops * 1e12) if mfu and peak_tflops else None
+    found = plan_command(spec, calibrate, peak, price, device, Console(stderr=True))
     if as_json:
-        print_json({"sweep": spec.name, "about": spec.about, "recipe": spec.recipe, "trials": rows})
-        return
-    table = Table(title=f"{spec.name} on {spec.recipe}: {spec.about}", title_justify="left")
-    for name in ["trial", "G params", "D params", "G fwd FLOP", "D fwd FLOP", "lr G", "lr D", "steps", "total FLOP"]:
-        table.add_column(name, justify="left" if name == "trial" else "right", no_wrap=True)
-    for trial, row in rows.items():
-        numbers = [row[k] for k in ("g_params", "d_params", "g_forward_flops", "d_forward_flops")]
-        rates = [f"{row[k]:.3g}" for k in ("lr_g", "lr_d")]
-        table.add_row(trial, *map(human, numbers), *rates, str(row["steps"]), human(row["total_flops"]))
-    total = sum(row["total_flops"] for row in rows.values())
-    table.caption = f"{len(rows)} trials, {human(total)}FLOP of training in all (2 per multiply-add)"
-    console().print(table)
+        print_json(found)
+    else:
+        console().print(plan_table(found))
 
 
 @click.command()

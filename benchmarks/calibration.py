@@ -1,0 +1,79 @@
+"""How fast this machine trains and evaluates a trial: a few steps and samples timed, for `gat-sweep plan`."""
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.step import make_batch, timed
+from gat_sweep.config import TrialConfig
+from gat_sweep.data.dataset import load_dataset
+from gat_sweep.engine import Engine
+from gat_sweep.errors import UserError
+from gat_sweep.metrics.evaluate import CHUNK, load_decoder
+from gat_sweep.metrics.extractors import make_extractor
+from gat_sweep.plan import Rate, iteration_flops
+
+WARMUP, STEPS = 2, 5
+
+
+def calibrate(configs: list[TrialConfig], device: torch.device, say: Callable[[str], None]) -> list[Rate]:
+    """A rate for each config; what costs the same is timed once.
+
+    One worker alone, on Gaussian images: without communication, loading and saving. A teacher that runs while training
+    is added by its FLOPs, at the rate of the networks.
+    """
+    known: dict[str, Rate] = {}
+    rates = []
+    for config in configs:
+        objective, t, w = config.objective, config.train, config.workers
+        shape = (
+            config.generator_spec,
+            config.discriminator_spec,
+            config.mng,
+            config.augment,
+            bool(objective.gp_weight),
+        )
+        key = repr((*shape, t.batch // w.count, t.precision, w.compile, w.memory_gib, w.cpus, config.eval, config.data))
+        if key not in known:
+            sizes = f"G {config.model.generator}, D {config.model.discriminator}, p={config.model.patch}"
+            say(f"timing {sizes}, {t.batch // w.count} images per worker")
+            known[key] = _rate(config, device)
+        rates.append(known[key])
+    return rates
+
+
+def _rate(config: TrialConfig, device: torch.device) -> Rate:
+    share = config.train.model_copy(update={"batch": config.train.batch // config.workers.count})
+    config = config.model_copy(update={"train": share})
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(config.workers.cpus)))
+    engine = Engine(config, device)
+    random = torch.Generator(device).manual_seed(0)
+    seconds = []
+    for _ in range(WARMUP + STEPS):
+        batch = make_batch(config, random)
+        seconds.append(timed(lambda batch=batch: engine.iterate(*batch), device))  # type: ignore[misc]
+    items = iteration_flops(config)
+    networks = sum(items.values()) - items.get("teacher_forward", 0)
+    step = statistics.median(seconds[WARMUP:]) * sum(items.values()) / networks
+    return Rate(step, _sample_seconds(config, engine, device))
+
+
+def _sample_seconds(config: TrialConfig, engine: Engine, device: torch.device) -> float:
+    """Of one sample of an evaluation: generated, decoded, and its features extracted.
+
+    Raises UserError when the data set, whose tokenizer decodes, or the extractor's weights are missing.
+    """
+    try:
+        decoder = load_decoder(config, load_dataset(config.data), device)
+        extractor = make_extractor(config.eval, device)
+    except UserError as error:
+        raise UserError(f"--calibrate times evaluations too: {error}") from None
+    z = torch.randn(CHUNK, config.model.z_dim, device=device)
+    y = torch.zeros(CHUNK, dtype=torch.long, device=device) if config.data.classes else None
+
+    def evaluate() -> None:
+        extractor(decoder.decode(engine.ema.sample(z, y, psi=config.eval.psi, guidance=config.eval.guidance)))
+
+    return min(timed(evaluate, device) for _ in range(2)) / CHUNK
