@@ -28,6 +28,7 @@ from gat_sweep.storage import Place, children, remove_folder, write
 KEEP = 2
 POINTER = "latest.json"
 MANIFEST = "checkpoint.json"
+MAY_GO = "projector."  # of D: a trial may go on without the alignment of the one that it starts from
 
 
 class Damaged(Exception):
@@ -65,13 +66,22 @@ class Checkpoint:
         for name, part in parts.items():
             tensors = self.part(name)
             if isinstance(part, torch.optim.Optimizer):
-                state: dict[int, dict[str, Tensor]] = {}
-                for key, tensor in tensors.items():
-                    index, _, kind = key.partition(".")
-                    state.setdefault(int(index), {})[kind] = tensor
-                part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+                _restore_moments(part, tensors, f"{self.folder / name}.safetensors")
             else:
-                part.load_state_dict(tensors)
+                places = part.state_dict()
+                part.load_state_dict({k: t for k, t in tensors.items() if k in places or not k.startswith(MAY_GO)})
+
+
+def _restore_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], file: str) -> None:
+    numbers = {name: number for number, name in enumerate(optimizer.param_groups[0]["param_names"])}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        parameter, _, kind = key.rpartition(".")
+        if parameter in numbers:
+            state.setdefault(numbers[parameter], {})[kind] = tensor
+        elif not parameter.startswith(MAY_GO):
+            raise Damaged(f"{file} holds moments of '{parameter}', which the network does not have")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def save_checkpoint(folder: Place, step: int, parts: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -186,7 +196,8 @@ def _tensors(part: Any) -> dict[str, Tensor]:
     """All that training changes of a network, or of an optimizer (whose rates and betas are the config's)."""
     state = part.state_dict()
     if isinstance(part, torch.optim.Optimizer):
-        return {f"{index}.{name}": t for index, values in state["state"].items() for name, t in values.items()}
+        names = part.param_groups[0]["param_names"]
+        return {f"{names[i]}.{kind}": t for i, values in state["state"].items() for kind, t in values.items()}
     return {name: tensor.contiguous() for name, tensor in state.items()}
 
 

@@ -1,12 +1,15 @@
 """The config of one trial: validated, frozen, and everything a result depends on.
 
-A recipe (gat_sweep/recipes/*.yaml) holds the numbers of one data set and scale; a sweep file says what varies;
-`--preset` and `--set` override. `resolve` puts them together.
+A recipe (gat_sweep/recipes/*.yaml) holds the numbers of one data set and scale, and under `variants` other numbers for
+studies that change the data (`variant: NAME`); a sweep file says what varies; `--preset` and `--set` override.
+`resolve` puts them together.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_origin
@@ -17,7 +20,7 @@ from gat_sweep.credentials import check_config
 from gat_sweep.errors import UserError
 from gat_sweep.gat.augment import Augmentation
 from gat_sweep.gat.losses import OFFICIAL, Objective
-from gat_sweep.gat.scaling import adapted_learning_rate
+from gat_sweep.gat.scaling import BatchRule, DepthRule, adapted_learning_rate, batch_factor, depth_factor
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec
 from gat_sweep.yamlfile import Lines, nearest, read_yaml
 
@@ -38,6 +41,8 @@ PLACES: dict[str, Any] = {
     "teacher": {"checkpoint"},
     "eval": {"weights", "reference"},
 }
+
+FACTOR = re.compile(r"x(\d+\.?\d*|\.\d+)")
 
 
 class _Section(BaseModel):
@@ -93,8 +98,15 @@ class Teacher(_Section):
 class Train(_Section):
     steps: int = Field(gt=0)
     batch: int = Field(gt=1)  # images per step, over all workers
-    base_lr: float = Field(gt=0)  # Eq. 4, at base_width
+    base_lr: float = Field(gt=0)  # Eq. 4, at base_width (and base_depth and base_batch, where a rule looks at them)
     base_width: int = Field(gt=0)
+    base_depth: int = Field(gt=0)
+    base_batch: int = Field(gt=0)
+    rate_of: str | None = None  # a size whose width both rates are adapted to; each network's own unless given
+    rate_g: float = Field(1.0, gt=0)  # times the adapted rate of G
+    rate_d: float = Field(1.0, gt=0)
+    depth_rule: DepthRule = "none"
+    batch_rule: BatchRule = "none"
     beta1: float = Field(0.0, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
@@ -132,9 +144,17 @@ class Workers(_Section):
     compile: bool = False  # torch.compile the blocks: about a minute once, then a faster step; needs a compiler
 
 
+class Start(_Section):
+    """The trial of the same run whose training state a trial begins with, and after how many of its steps."""
+
+    trial: str
+    step: int = Field(gt=0)
+
+
 class TrialConfig(_Section):
     recipe: str
     seed: int = Field(0, ge=0)
+    start: Start | None = None
     ladder: dict[str, Size]
     data: Data
     model: Model
@@ -161,11 +181,11 @@ class TrialConfig(_Section):
 
     @property
     def lr_g(self) -> float:
-        return adapted_learning_rate(self.train.base_lr, self.train.base_width, self.generator_spec.width)
+        return self.train.rate_g * self._rate(self.model.generator)
 
     @property
     def lr_d(self) -> float:
-        return adapted_learning_rate(self.train.base_lr, self.train.base_width, self.discriminator_spec.width)
+        return self.train.rate_d * self._rate(self.model.discriminator)
 
     def identity(self) -> dict[str, Any]:
         """What makes two trials the same trial: everything but the machines and where files lie on them.
@@ -192,6 +212,13 @@ class TrialConfig(_Section):
                 if place is not None and Path(place).expanduser().exists():
                     values[section][key] = str(Path(place).expanduser().absolute())
         return TrialConfig.model_validate(values)
+
+    def _rate(self, size: str) -> float:
+        """Learning rate of a network of that size."""
+        t = self.train
+        rate = adapted_learning_rate(t.base_lr, t.base_width, self.ladder[t.rate_of or size].width)
+        rate *= depth_factor(t.depth_rule, t.base_depth, self.ladder[size].depth)
+        return rate * batch_factor(t.batch_rule, t.base_batch, t.batch)
 
     def _network(self, size: str) -> dict[str, int]:
         return {
@@ -222,25 +249,34 @@ def load_recipe(name: str) -> dict[str, Any]:
     return {"recipe": name, **values}
 
 
-def resolve(recipe: dict[str, Any], *overrides: Mapping[str, Any]) -> TrialConfig:
+def resolve(recipe: Mapping[str, Any], *overrides: Mapping[str, Any]) -> TrialConfig:
     """A recipe with dotted overrides applied in turn, validated down to the networks' arithmetic.
 
+    An override "variant" stands for the recipe's values of that name; a text such as "x0.5" for a number means times
+    the value that it would have otherwise, rounded where it has to be whole.
     Raises UserError, one line, naming the key at fault.
     """
     values: dict[str, Any] = json.loads(json.dumps(recipe))
     for override in overrides:
         for dotted, value in override.items():
+            if dotted == "variant":
+                for key, varied in flatten(_variant(values, value)).items():
+                    _assign(values, key, varied)
+                continue
+            if dotted.startswith("variants."):
+                _variant(values, dotted.split(".")[1])
+            if is_factor(value):
+                value = _multiplied(values, dotted, value)
             _assign(values, dotted, value)
+    values.pop("variants", None)
     check_config(flatten(values))
-    try:
-        config = TrialConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{key}: {first['msg']} (got {first['input']!r})") from None
-    for size in (config.model.generator, config.model.discriminator):
-        if size not in config.ladder:
+    config = _validated(values)
+    for size in (config.model.generator, config.model.discriminator, config.train.rate_of):
+        if size is not None and size not in config.ladder:
             raise UserError(f"recipe '{config.recipe}' has no size '{size}'; {nearest(size, config.ladder)}")
+    if config.train.rate_of == config.model.generator == config.model.discriminator:
+        values["train"]["rate_of"] = None  # its own: one id for one trial
+        config = _validated(values)
     try:
         _ = config.generator_spec, config.discriminator_spec
     except ValueError as error:
@@ -250,13 +286,37 @@ def resolve(recipe: dict[str, Any], *overrides: Mapping[str, Any]) -> TrialConfi
     return config
 
 
+def check_continues(config: TrialConfig, before: TrialConfig, where: str) -> None:
+    """Raises UserError, beginning with `where`, unless a trial can go on from the end of another: more steps, and the
+    same networks, or all but the projector of the alignment."""
+    if config.train.steps <= before.train.steps:
+        raise UserError(
+            f"{where}: train.steps {config.train.steps} are over before it begins, steps count from the beginning of "
+            f"what it starts from ({before.train.steps}); set train.steps, such as x1.5"
+        )
+    now, then = asdict(config.discriminator_spec), asdict(before.discriminator_spec)
+    if not config.discriminator_spec.teacher_width:
+        then["teacher_width"] = 0
+    for old, new in [(asdict(before.generator_spec), asdict(config.generator_spec)), (then, now)]:
+        for key in old:
+            if old[key] != new[key]:
+                raise UserError(f"{where}: {key} {old[key]} -> {new[key]}; a trial goes on with the networks it has")
+
+
+def is_factor(value: Any) -> bool:
+    """Whether an override multiplies what is there: "x0.5"."""
+    return isinstance(value, str) and FACTOR.fullmatch(value) is not None
+
+
 def check_key(dotted: str, where: str = "--set") -> None:
     """Raises UserError unless `dotted` names a value of TrialConfig."""
     known = _known_keys()
-    if dotted.startswith("ladder."):
-        parts = dotted.split(".")
-        if len(parts) == 3 and parts[2] in Size.model_fields:
-            return
+    parts = dotted.split(".")
+    if parts[0] == "ladder" and len(parts) == 3 and parts[2] in Size.model_fields:
+        return
+    if parts[0] == "variants" and len(parts) > 2:
+        check_key(".".join(parts[2:]), where)
+        return
     if dotted not in known:
         raise UserError(f"{where}: unknown key '{dotted}'; {nearest(dotted, known)}")
 
@@ -289,9 +349,40 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[leaf] = value
 
 
+def _validated(values: Mapping[str, Any]) -> TrialConfig:
+    try:
+        return TrialConfig.model_validate({key: value for key, value in values.items() if key != "variants"})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{key}: {first['msg']} (got {first['input']!r})") from None
+
+
+def _variant(values: Mapping[str, Any], name: Any) -> dict[str, Any]:
+    """The values of a recipe's variant."""
+    known: dict[str, dict[str, Any]] = values.get("variants", {})
+    if name not in known:
+        there_are = nearest(str(name), known) if known else "it has none"
+        raise UserError(f"recipe '{values['recipe']}' has no variant '{name}'; {there_are}")
+    return known[name]
+
+
+def _multiplied(values: Mapping[str, Any], dotted: str, factor: str) -> Any:
+    """A number of the config, defaults included, times a factor; the factor itself where there is no number."""
+    current: Any = _validated(values).model_dump()
+    for part in dotted.split("."):
+        current = current.get(part) if isinstance(current, dict) else None
+    if isinstance(current, bool) or not isinstance(current, int | float):
+        return factor
+    product = current * float(factor[1:])
+    return max(1, round(product)) if isinstance(current, int) else product
+
+
 def _known_keys() -> set[str]:
-    keys: set[str] = set()
+    keys: set[str] = {"variant"}
     for name, field in TrialConfig.model_fields.items():
+        if name == "start":  # what `after` of a sweep file sets
+            continue
         annotation = Teacher if name == "teacher" else field.annotation
         if get_origin(annotation) is dict:
             keys.add(name)

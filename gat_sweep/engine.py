@@ -204,5 +204,5 @@ def _compile_blocks(generator: Generator, discriminator: Discriminator, device: 
 def _adamw(network: nn.Module, rate: float, config: TrialConfig) -> torch.optim.AdamW:
     t = config.train
     return torch.optim.AdamW(
-        network.parameters(), lr=rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=0.0, fused=True
+        network.named_parameters(), lr=rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=0.0, fused=True
     )

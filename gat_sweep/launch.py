@@ -87,6 +87,42 @@ def packs(trials: list[Trial], slots: int) -> list[list[Trial]]:
     return sorted(result, key=total, reverse=True)  # a long one that starts last is the end of a sweep
 
 
+def generations(trials: list[Trial]) -> list[list[Trial]]:
+    """Trials that start from nothing, then those that start from one of them, and so on; in the order of the sweep."""
+    found: list[list[Trial]] = []
+    of: dict[str, int] = {}
+    for trial in trials:  # behind the one that it starts from
+        start = trial.config.start
+        of[trial.id] = of.get(start.trial, -1) + 1 if start else 0
+        if of[trial.id] == len(found):
+            found.append([])
+        found[of[trial.id]].append(trial)
+    return found
+
+
+class Queue:
+    """Packs, costliest first; one is ready when nothing that its trials start from is queued or under way."""
+
+    def __init__(self, trials: list[Trial], slots: int):
+        # A pack holds one generation: in a circle of packs each would wait for the other.
+        self.waiting = [pack for generation in generations(trials) for pack in packs(generation, slots)]
+        self.under_way: dict[str, list[Trial]] = {}
+
+    def take(self, name: str) -> list[Trial] | None:
+        """The first pack that is ready, now under way under that name; None when none is."""
+        ahead = {trial.id for pack in [*self.waiting, *self.under_way.values()] for trial in pack}
+        for pack in self.waiting:
+            if not any(trial.config.start and trial.config.start.trial in ahead for trial in pack):
+                self.waiting.remove(pack)
+                self.under_way[name] = pack
+                return pack
+        return None
+
+    def ended(self, name: str) -> None:
+        """Well or not: whether a trial can start from another is asked when it is its turn."""
+        self.under_way.pop(name, None)
+
+
 def one_per_reference(trials: list[Trial]) -> list[Trial]:
     """The first trial for every set of real pictures and way of looking at them."""
     seen = {json.dumps([t.config.data.model_dump(), t.config.eval.model_dump()]): t for t in reversed(trials)}
@@ -126,10 +162,12 @@ def run_sweep(trials: list[Trial], address: str | None) -> None:
         slots = max(1, min(cluster.MAX_DRIVERS, *(_fits(t.config.workers, there) for t in trials)))
         # A pack's driver takes no CPU: were it to, drivers would starve their own workers for ever.
         drive = tune.with_resources(_drive_pack, {"sweep_driver": 1})
+        queue = Queue(trials, slots)
         tuner = tune.Tuner(
             drive,
-            param_space={"pack": tune.grid_search(packs(trials, slots)), "launch": launch},
-            tune_config=tune.TuneConfig(max_concurrent_trials=slots),
+            tune_config=tune.TuneConfig(
+                search_alg=_in_order(queue), num_samples=len(queue.waiting), max_concurrent_trials=slots
+            ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=_scratch(trials[0]),
@@ -165,6 +203,11 @@ def _drive_pack(config: dict[str, Any]) -> None:
     while left := [trial for trial in left if trial.status() not in FINISHED and not _asked_to_stop(trial)]:
         # Workers go through the pack in order: what fails is the first that is not finished.
         trial, before = left[0], saved_step(left[0].folder / "checkpoints")
+        if (start := trial.config.start) and trial.start_status() != "done":
+            if trial.start_status() in ("failed", "diverged"):
+                record_failure(trial, f"{start.trial}, which it starts from, has {trial.start_status()}")
+            left = left[1:]
+            continue
         try:
             # Train keeps state under a name and does nothing when it finds a finished run there; ours is in the
             # trials' own checkpoints, so every attempt takes a fresh one.
@@ -182,6 +225,24 @@ def _drive_pack(config: dict[str, Any]) -> None:
             write(trial.folder / "failure.txt", str(error).encode())
             record_failure(trial, reason if reason.startswith(HOPELESS) else f"{reason} ({TRIES} attempts)")
             left, fruitless = left[1:], 0
+
+
+def _in_order(queue: Queue) -> Any:
+    """Tune asks it for the next pack, and again later where none is ready."""
+    from ray.tune.search import Searcher
+
+    class InOrder(Searcher):
+        def suggest(self, trial_id: str) -> dict[str, Any] | None:
+            pack = queue.take(trial_id)
+            return {"pack": pack} if pack else None
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            queue.ended(trial_id)
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing: what is finished is told by the trials' own files."""
+
+    return InOrder()
 
 
 def _asked_to_stop(trial: Trial) -> bool:

@@ -21,20 +21,21 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor
 
-from gat_sweep.checkpoint import Checkpoint, check_data, resume, save_checkpoint, step_checkpoint
+from gat_sweep.checkpoint import Checkpoint, Damaged, check_data, resume, save_checkpoint, step_checkpoint
 from gat_sweep.collapse import Collapse
-from gat_sweep.config import TrialConfig
+from gat_sweep.config import Start, TrialConfig
 from gat_sweep.data.dataset import check_dataset
 from gat_sweep.data.loader import Loader
 from gat_sweep.device import keep_freed_memory
 from gat_sweep.engine import Engine, draw
+from gat_sweep.errors import UserError
 from gat_sweep.journal import add_record
 from gat_sweep.metrics.evaluate import Evaluation, Evaluator
 from gat_sweep.plan import iteration_flops
 from gat_sweep.run_table import RunTable, final_status, trial_constants
 from gat_sweep.steer import stop_reason
 from gat_sweep.storage import Place, write
-from gat_sweep.teacher import teacher_tokens, trial_teacher
+from gat_sweep.teacher import taught, teacher_tokens, trial_teacher
 from gat_sweep.watch import Watch, signs, take_over
 
 GRID = 8  # sample grids are GRID x GRID
@@ -66,6 +67,11 @@ class Trial:
         """waiting, running, done, diverged or failed, as its rows tell."""
         return final_status(self.table, self.config.train.steps)
 
+    def start_status(self) -> str:
+        """The same of the trial that it starts from; "done" when it starts from none."""
+        start = self.config.start
+        return final_status(self.run_folder / "table" / f"{start.trial}.parquet", start.step) if start else "done"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -94,6 +100,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
     dataset = check_dataset(config)
     engine = Engine(config, device, world)
     teacher = trial_teacher(config, device)
+    dataset = taught(config, dataset, device, lambda text: leave_note(trial, text))
     loader = Loader(config, dataset, device, rank, world)
 
     # ---------------------------------------------------------------- resume
@@ -117,6 +124,8 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
     images_per_rank = config.train.batch // world
     spec = config.generator_spec
     flops_per_step = sum(iteration_flops(config).values()) * config.train.batch
+    # Of all steps before, which may have been another trial's with another batch and other losses.
+    images_before, flops_before = facts.get("images", 0), facts.get("flops", 0)
     started = time.perf_counter() - seconds
     saved_when = time.perf_counter()
     agreement = Agreement(world)
@@ -132,8 +141,8 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
 
     def progress() -> dict[str, float]:
         return {
-            "images": step * config.train.batch,
-            "flops": float(step) * flops_per_step,
+            "images": images_before + (step - began) * config.train.batch,
+            "flops": flops_before + (step - began) * flops_per_step,
             "seconds": time.perf_counter() - started,
         }
 
@@ -203,7 +212,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
                         {
                             "data": dataset.digest,
                             "world": world,
-                            "seconds": progress()["seconds"],
+                            **progress(),
                             "evaluated": evaluated,
                             "logged": {name: value.item() for name, value in logged.items()},
                             "logged_steps": logged_steps,
@@ -367,21 +376,40 @@ def write_config(trial: Trial) -> None:
 
 
 def _resumed(trial: Trial, parts: dict[str, Any], rank: int, world: int) -> Checkpoint | None:
-    """The newest whole checkpoint, put into `parts`: rank 0 finds it, the others take the same one."""
-    folder = trial.folder / "checkpoints"
+    """The newest whole checkpoint, put into `parts`, else that of the trial it starts from.
+
+    Rank 0 finds it, the others take the same one.
+    """
+    folder, start = trial.folder / "checkpoints", trial.config.start
     found = resume(folder, parts, lambda text: leave_note(trial, text)) if rank == 0 else None
+    if rank == 0 and start and not found:
+        found = _begun(trial, start, parts)
+        leave_note(trial, f"goes on from step {start.step} of {start.trial}")
     if world > 1:
         device = parts["ema"].style_mean.device
         step = torch.tensor(found.step if found else 0, device=device)
         dist.broadcast(step, 0)
-        if rank and step.item():
+        if rank and start and step.item() == start.step:
+            found = _begun(trial, start, parts)
+        elif rank and step.item():
             found = step_checkpoint(folder, int(step.item()))
             found.restore(parts)
     return found
 
 
+def _begun(trial: Trial, start: Start, parts: dict[str, Any]) -> Checkpoint:
+    """The training state that a trial begins with, put into `parts`. Raises UserError when it is not there."""
+    folder = trial.run_folder / "trials" / start.trial / "checkpoints"
+    try:
+        found = step_checkpoint(folder, start.step)
+        found.restore(parts)
+        return found
+    except Damaged as damage:
+        raise UserError(f"trial {start.trial}, from whose step {start.step} it goes on: {damage}") from None
+
+
 def _columns(progress: dict[str, float]) -> dict[str, Any]:
-    return {"images": int(progress["images"]), "flops": progress["flops"], "seconds": progress["seconds"]}
+    return {"images": progress["images"], "flops": float(progress["flops"]), "seconds": progress["seconds"]}
 
 
 def _mix(seed: int, step: int, rank: int) -> int:

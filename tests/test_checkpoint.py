@@ -30,7 +30,7 @@ class Parts(dict[str, Any]):
     def __init__(self, seed: int):
         torch.manual_seed(seed)
         network = nn.Linear(7, 5)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=0.1 * (seed + 1), fused=True)
+        optimizer = torch.optim.AdamW(network.named_parameters(), lr=0.1 * (seed + 1), fused=True)
         network(torch.randn(3, 7)).square().mean().backward()
         optimizer.step()
         super().__init__(network=network, optimizer=optimizer)

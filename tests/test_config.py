@@ -1,18 +1,14 @@
 """Recipes, overrides, sweep files: what they resolve to, and what a mistake says."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import tiny_config
 
-from gat_sweep.config import TrialConfig, check_key, load_recipe, recipe_names, resolve
+from gat_sweep.config import check_key, load_recipe, recipe_names, resolve
 from gat_sweep.errors import UserError
-from gat_sweep.sweep import Sweep, load_sweep, open_run, trial_id
 from gat_sweep.yamlfile import read_yaml
-
-WIDTHS = Path(__file__).parents[1] / "sweeps" / "widths.yaml"
 
 
 def message(action: Any) -> str:
@@ -102,92 +98,55 @@ def test_yaml_is_plain_data_only(tmp_path: Path, text: str, words: list[str]) ->
     assert "x.yaml" in said and all(word in said for word in words), said
 
 
-# ---------------------------------------------------------------- sweeps
+# ---------------------------------------------------------------- rules for rates, factors, variants
 
 
-def sweep_of(tmp_path: Path, text: str, **more: Any) -> Sweep:
-    (tmp_path / "s.yaml").write_text("about: test\n" + text)
-    return load_sweep(tmp_path / "s.yaml", "digits", **more)
+def test_rules_for_depth_and_batch() -> None:
+    """A.12: rate times sqrt(base depth / L) of each network's own L, and times (B / base batch) to the 1/2 or 1."""
+    usual = resolve(load_recipe("digits"))
+
+    def rates(**overrides: Any) -> tuple[float, float]:
+        config = resolve(load_recipe("digits"), {k.replace("__", "."): v for k, v in overrides.items()})
+        return config.lr_g / usual.lr_g, config.lr_d / usual.lr_d
+
+    deep = {"ladder__S__depth": 16}
+    assert rates(**deep) == (1, 1) and rates(**deep, train__depth_rule="sqrt") == (0.5, 0.5)
+    apart = {"ladder__XL__depth": 16, "model__discriminator": "XL", "ladder__XL__width": 8}
+    assert rates(**apart, train__depth_rule="sqrt") == (1, 0.5)
+    batch = {"train__batch": 256}
+    assert rates(**batch) == (1, 1) and rates(**batch, train__batch_rule="linear") == (4, 4)
+    assert rates(**batch, train__batch_rule="sqrt") == (2, 2)
+    assert rates(train__rate_g=0.25) == (0.25, 1) and rates(train__rate_d=3) == (1, 3)
 
 
-def test_widths_is_figure_3a() -> None:
-    for recipe in recipe_names():
-        trials = list(load_sweep(WIDTHS, recipe).trials.values())
-        assert [t.model.generator for t in trials] == ["S", "B", "L", "XL"]
-        assert all(t.model.generator == t.model.discriminator and t.model.patch == 2 for t in trials)
+def test_the_rate_of_another_size() -> None:
+    """Table 4: S at B's rate and the reverse; a size at its own rate is the trial that it is anyway."""
+    recipe = load_recipe("imagenet256")
+
+    def of(size: str, rate: str | None) -> Any:
+        return resolve(recipe, {"model.generator": size, "model.discriminator": size, "train.rate_of": rate})
+
+    assert [of("S", None).lr_g, of("S", "B").lr_g, of("B", "S").lr_d] == pytest.approx([4e-4, 2e-4, 4e-4])
+    assert of("B", "B") == of("B", None) and of("B", "S").digest() != of("B", None).digest()
+    assert "no size 'M'" in message(lambda: of("S", "M"))
 
 
-def test_blocks_multiply_and_zip_pairs(tmp_path: Path) -> None:
-    sweep = sweep_of(
-        tmp_path,
-        "zip: {model.generator: [S, B], model.discriminator: [B, S]}\n"
-        "product: {model.patch: [2, 4], mng.schedule: [exp, none]}\nseeds: [0, 1, 2]\n",
-    )
-    assert len(sweep.trials) == 2 * 2 * 2 * 3
-    pairs = {(t.model.generator, t.model.discriminator) for t in sweep.trials.values()}
-    assert pairs == {("S", "B"), ("B", "S")}
-    points = sweep_of(tmp_path, "points: [{model.patch: 2}, {model.generator: L}]\n")
-    assert [(t.model.patch, t.model.generator) for t in points.trials.values()] == [(2, "S"), (2, "L")]
+def test_factors_multiply_what_is_there() -> None:
+    recipe = load_recipe("digits")
+    config = resolve(recipe, {"train.steps": "x1.5", "objective.gp_sigma": "x100", "ladder.B.depth": "x2"})
+    assert (config.train.steps, config.objective.gp_sigma, config.ladder["B"].depth) == (3000, 1.0, 8)
+    again = resolve(recipe, {"train.steps": 7}, {"train.steps": "x0.5"}, {"train.steps": "x0.1"})
+    assert again.train.steps == 1  # whole, and no fewer than one
+    assert "no size 'x2'" in message(lambda: resolve(recipe, {"model.generator": "x2"}))
+    assert "workers.memory_gib" in message(lambda: resolve(recipe, {"workers.memory_gib": "x2"}))
 
 
-def test_overrides_beat_the_file_but_not_what_varies(tmp_path: Path) -> None:
-    text = "set: {train.steps: 7}\nproduct: {model.patch: [2, 4]}\n"
-    (config, _) = sweep_of(tmp_path, text, overrides={"train.steps": 9}, seeds=[5]).trials.values()
-    assert (config.train.steps, config.seed) == (9, 5)
-    assert "varies" in message(lambda: sweep_of(tmp_path, text, overrides={"model.patch": 1}))
-    assert "--seeds" in message(lambda: sweep_of(tmp_path, text, overrides={"seed": 1}))
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("sett: {a: 1}\n", [":2", "did you mean 'set'"]),
-        ("set:\n  train.step: 1\n", [":3", "did you mean 'train.steps'"]),
-        ("zip: {model.generator: [S], model.discriminator: [S, B]}\n", [":2", "differ in length"]),
-        ("product: {model.patch: 2}\n", ["model.patch", "list"]),
-        ("product: {model.patch: []}\n", ["empty"]),
-        ("seeds: []\n", ["seeds"]),
-    ],
-)
-def test_a_bad_sweep_file_names_its_line(tmp_path: Path, text: str, words: list[str]) -> None:
-    said = message(lambda: sweep_of(tmp_path, text))
-    assert all(word in said for word in words), said
-
-
-def test_trial_ids_are_stable_readable_and_distinct() -> None:
-    trials = load_sweep(WIDTHS, "digits", seeds=[0, 1]).trials
-    assert len(trials) == 8 and all(trial_id(config) == trial for trial, config in trials.items())
-    assert [t.split("-")[:3] for t in trials][:2] == [["S", "p2", "s0"], ["S", "p2", "s1"]]
-    config = tiny_config(model__discriminator="B")
-    assert trial_id(config).startswith("GS-DB-p2-s0-")
-    again = TrialConfig.model_validate(json.loads(config.model_dump_json()))
-    assert trial_id(again) == trial_id(config)
-
-
-def test_a_run_may_grow_but_not_change(tmp_path: Path) -> None:
-    one = load_sweep(WIDTHS, "digits")
-    for sweep in (one, one, load_sweep(WIDTHS, "digits", seeds=[0, 1])):
-        open_run(tmp_path, "r", sweep)
-    before = (tmp_path / "r" / "run.json").read_text()
-    changed = load_sweep(WIDTHS, "digits", overrides={"train.clip": 3.0}, seeds=[0, 1])
-    said = message(lambda: open_run(tmp_path, "r", changed))
-    assert "train.clip: 1.0 -> 3.0" in said and "--name" in said
-    with pytest.raises(UserError, match="seed: 1 -> 0"):
-        open_run(tmp_path, "r", one)
-    assert (tmp_path / "r" / "run.json").read_text() == before
-
-
-def test_a_run_may_be_trained_on_but_not_back(tmp_path: Path) -> None:
-    """The number of steps is no part of what a trial is; more of them have to be asked for."""
-    short, long = (load_sweep(WIDTHS, "digits", overrides={"train.steps": steps}) for steps in (200, 300))
-    assert list(short.trials) == list(long.trials)
-    open_run(tmp_path, "r", short)
-    assert "train.steps: 200 -> 300; add --extend" in message(lambda: open_run(tmp_path, "r", long))
-    open_run(tmp_path, "r", long, extend=True)
-    assert "300 -> 200; steps that were trained" in message(lambda: open_run(tmp_path, "r", short, extend=True))
-
-
-def test_a_trial_stands_once_in_a_sweep(tmp_path: Path) -> None:
-    sweep = tmp_path / "twice.yaml"
-    sweep.write_text("about: twice\npoints:\n  - {train.steps: 100}\n  - {train.steps: 200}\n")
-    assert "two points are the same trial" in message(lambda: load_sweep(sweep, "digits"))
+def test_variants_are_the_recipes_own() -> None:
+    recipe = load_recipe("imagenet256")
+    config = resolve(recipe, {"variants.latent16.data.path": "/there", "data.path": "/here"}, {"variant": "latent16"})
+    assert (config.data.channels, config.data.path) == (16, "/there")
+    assert resolve(recipe, {"data.path": "/here"}, {"variant": "latent4"}).data.path == "/here"
+    assert "did you mean 'latent16'" in message(lambda: resolve(recipe, {"variant": "latent15"}))
+    assert "did you mean 'latent4'" in message(lambda: resolve(recipe, {"variants.latnt4.data.side": 3}))
+    assert "did you mean 'data.side'" in message(lambda: check_key("variants.latent4.data.sid"))
+    check_key("variants.latent4.data.side")

@@ -1,0 +1,238 @@
+"""Sweep files: what they resolve to, what a mistake in one says, and the record of a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_config
+from test_config import message
+
+from gat_sweep.config import TrialConfig, recipe_names
+from gat_sweep.errors import UserError
+from gat_sweep.sweep import Sweep, differences, load_sweep, open_run, trial_id
+
+SWEEPS = Path(__file__).parents[1] / "sweeps"
+WIDTHS = SWEEPS / "widths.yaml"
+
+
+def sweep_of(tmp_path: Path, text: str, **more: Any) -> Sweep:
+    (tmp_path / "s.yaml").write_text("about: test\n" + text)
+    return load_sweep(tmp_path / "s.yaml", "digits", **more)
+
+
+def test_widths_is_figure_3a() -> None:
+    for recipe in recipe_names():
+        trials = list(load_sweep(WIDTHS, recipe).trials.values())
+        assert [t.model.generator for t in trials] == ["S", "B", "L", "XL"]
+        assert all(t.model.generator == t.model.discriminator for t in trials)
+
+
+def test_blocks_multiply_and_zip_pairs(tmp_path: Path) -> None:
+    sweep = sweep_of(
+        tmp_path,
+        "zip: {model.generator: [S, B], model.discriminator: [B, S]}\n"
+        "product: {model.patch: [2, 4], mng.schedule: [exp, none]}\nseeds: [0, 1, 2]\n",
+    )
+    assert len(sweep.trials) == 2 * 2 * 2 * 3
+    pairs = {(t.model.generator, t.model.discriminator) for t in sweep.trials.values()}
+    assert pairs == {("S", "B"), ("B", "S")}
+    points = sweep_of(tmp_path, "points: [{model.patch: 2}, {model.generator: L}]\n")
+    assert [(t.model.patch, t.model.generator) for t in points.trials.values()] == [(2, "S"), (2, "L")]
+
+
+def test_overrides_beat_the_file_but_not_what_varies(tmp_path: Path) -> None:
+    text = "set: {train.steps: 7}\nproduct: {model.patch: [2, 4]}\n"
+    (config, _) = sweep_of(tmp_path, text, overrides={"train.steps": 9}, seeds=[5]).trials.values()
+    assert (config.train.steps, config.seed) == (9, 5)
+    assert "varies" in message(lambda: sweep_of(tmp_path, text, overrides={"model.patch": 1}))
+    assert "--seeds" in message(lambda: sweep_of(tmp_path, text, overrides={"seed": 1}))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sett: {a: 1}\n", [":2", "did you mean 'set'"]),
+        ("set:\n  train.step: 1\n", [":3", "did you mean 'train.steps'"]),
+        ("zip: {model.generator: [S], model.discriminator: [S, B]}\n", [":2", "differ in length"]),
+        ("product: {model.patch: 2}\n", ["model.patch", "list"]),
+        ("product: {model.patch: []}\n", ["empty"]),
+        ("seeds: []\n", ["seeds"]),
+    ],
+)
+def test_a_bad_sweep_file_names_its_line(tmp_path: Path, text: str, words: list[str]) -> None:
+    said = message(lambda: sweep_of(tmp_path, text))
+    assert all(word in said for word in words), said
+
+
+def test_trial_ids_are_stable_readable_and_distinct() -> None:
+    trials = load_sweep(WIDTHS, "digits", seeds=[0, 1]).trials
+    assert len(trials) == 8 and all(trial_id(config) == trial for trial, config in trials.items())
+    assert [t.split("-")[:3] for t in trials][:2] == [["S", "p2", "s0"], ["S", "p2", "s1"]]
+    config = tiny_config(model__discriminator="B")
+    assert trial_id(config).startswith("GS-DB-p2-s0-")
+    again = TrialConfig.model_validate(json.loads(config.model_dump_json()))
+    assert trial_id(again) == trial_id(config)
+
+
+def test_a_run_may_grow_but_not_change(tmp_path: Path) -> None:
+    one = load_sweep(WIDTHS, "digits")
+    for sweep in (one, one, load_sweep(WIDTHS, "digits", seeds=[0, 1])):
+        open_run(tmp_path, "r", sweep)
+    before = (tmp_path / "r" / "run.json").read_text()
+    changed = load_sweep(WIDTHS, "digits", overrides={"train.clip": 3.0}, seeds=[0, 1])
+    said = message(lambda: open_run(tmp_path, "r", changed))
+    assert "train.clip: 1.0 -> 3.0" in said and "--name" in said
+    with pytest.raises(UserError, match="seed: 1 -> 0"):
+        open_run(tmp_path, "r", one)
+    assert (tmp_path / "r" / "run.json").read_text() == before
+
+
+def test_a_run_may_be_trained_on_but_not_back(tmp_path: Path) -> None:
+    """The number of steps is no part of what a trial is; more of them have to be asked for."""
+    short, long = (load_sweep(WIDTHS, "digits", overrides={"train.steps": steps}) for steps in (200, 300))
+    assert list(short.trials) == list(long.trials)
+    open_run(tmp_path, "r", short)
+    assert "train.steps: 200 -> 300; add --extend" in message(lambda: open_run(tmp_path, "r", long))
+    open_run(tmp_path, "r", long, extend=True)
+    assert "300 -> 200; steps that were trained" in message(lambda: open_run(tmp_path, "r", short, extend=True))
+
+
+def test_a_trial_stands_once_in_a_sweep(tmp_path: Path) -> None:
+    sweep = tmp_path / "twice.yaml"
+    sweep.write_text("about: twice\npoints:\n  - {train.steps: 100}\n  - {train.steps: 200}\n")
+    assert "two points are the same trial" in message(lambda: load_sweep(sweep, "digits"))
+
+
+# ---------------------------------------------------------------- parts
+
+
+def test_parts_stand_side_by_side_and_share_trials(tmp_path: Path) -> None:
+    sweep = sweep_of(
+        tmp_path,
+        "zip: {model.generator: [S, B], model.discriminator: [S, B]}\nseeds: [0, 1]\n"
+        "parts:\n  a: {product: {train.rate_g: [0.5, 1]}}\n  b: {product: {train.rate_d: [1, 2]}}\n",
+    )
+    assert len(sweep.trials) == 2 * 2 * 3  # sizes, seeds, and three pairs of rates: 1 and 1 is of both parts
+    varied = differences(sweep.trials)
+    assert {tuple(values) for values in varied.values()} == {
+        ("seed", "model.generator", "model.discriminator", "train.rate_g", "train.rate_d")
+    }
+    assert "two points are the same trial" in message(
+        lambda: sweep_of(tmp_path, "parts: {a: {points: [{}, {train.rate_g: 1.0}]}}\n")
+    )
+
+
+def test_a_part_after_another_goes_on_from_each_of_its_trials(tmp_path: Path) -> None:
+    sweep = sweep_of(
+        tmp_path,
+        "product: {model.patch: [2, 4]}\nparts:\n"
+        "  first: {set: {train.steps: x2}}\n"
+        "  second: {after: first, set: {train.steps: x1.5}, product: {objective.gp_weight: [x1, x100]}}\n"
+        "  third: {after: second, set: {train.steps: x2, seed: 5}}\n",
+    )
+    trials = sweep.trials
+    assert len(trials) == 2 + 4 + 4
+    for trial, config in trials.items():
+        assert trial == trial_id(config)
+        if config.start is None:
+            assert (config.train.steps, config.objective.gp_weight) == (4000, 0.01)
+            continue
+        parent = trials[config.start.trial]
+        assert config.start.step == parent.train.steps and config.model == parent.model
+        assert list(trials).index(config.start.trial) < list(trials).index(trial)
+        assert config.train.steps == (6000 if parent.start is None else 12000)
+        factor = config.objective.gp_weight / parent.objective.gp_weight
+        assert factor == pytest.approx(1) or (factor == pytest.approx(100) and parent.start is None)
+    assert [config.seed for config in trials.values()] == [0] * 6 + [5] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("parts: {a: {after: b}, b: {}}\n", ["s.yaml:2", "no part 'b' stands before 'a'", "it is the first"]),
+        ("parts: {a: {}, b: {after: aa}}\n", ["no part 'aa'", "did you mean 'a'"]),
+        ("parts: {a: {}, b: {after: a}}\n", ["part 'b'", "train.steps 2000 are over", "x1.5"]),
+        ("parts: {a: {}, b: {after: a, set: {train.steps: x2, model.patch: 4}}}\n", ["patch 2 -> 4", "networks"]),
+        (
+            "parts: {a: {}, b: {after: a, set: {train.steps: x2, objective.align_weight: 1.0}}}\n",
+            ["teacher_width 0 -> 1280"],
+        ),
+        ("parts: {a: {sets: {}}}\n", ["s.yaml:2", "unknown key 'sets'", "did you mean 'set'"]),
+        ("parts:\n  a:\n    set: {train.step: 3}\n", ["s.yaml:4", "did you mean 'train.steps'"]),
+        ("parts:\n  a:\n    points:\n      - {}\n      - {train.step: 3}\n", ["s.yaml:6", "did you mean"]),
+        ("parts: {}\n", ["parts"]),
+        ("product: {variant: [latent5]}\n", ["no variant 'latent5'", "did you mean"]),
+    ],
+)
+def test_a_bad_part_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
+    said = message(lambda: sweep_of(tmp_path, text))
+    assert all(word in said for word in words), said
+
+
+def test_factors_stay_on_top_of_overrides(tmp_path: Path) -> None:
+    """A short trial of a study keeps the study's proportions; what it varies by values stays its own."""
+    text = "set: {train.steps: x0.5}\nparts:\n  a: {}\n  b: {after: a, set: {train.steps: x3, train.clip: 2.0}}\n"
+    a, b = sweep_of(tmp_path, text, overrides={"train.steps": 40}).trials.values()
+    assert (a.train.steps, b.train.steps) == (20, 60)
+    assert "varies" in message(lambda: sweep_of(tmp_path, text, overrides={"train.clip": 3.0}))
+
+
+# ---------------------------------------------------------------- the paper's studies
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_study_of_the_paper_resolves(recipe: str) -> None:
+    """At the scale of every recipe; as many trials, in as many of them nothing but what the paper varies."""
+    found = {path.stem: load_sweep(path, recipe).trials for path in SWEEPS.glob("*.yaml")}
+    assert {name: len(trials) for name, trials in found.items()} == {
+        "widths": 4,
+        "patch_sizes": 4,
+        "decoupled": 16,
+        "lr_transfer": 2 + 4 * 5 + 4 * 4,
+        "mng": 4,
+        "alignment": 8,
+        "seeds": 4,
+        "penalty_schedule": 3,
+        "tokenizers": 2,
+        "resolution": 2,
+        "unconditional": 2,
+        "depth_batch": 9,
+    }
+    sizes = ["model.generator", "model.discriminator"]
+    start = ["train.steps", "start.trial", "start.step"]
+    varied = {name: set(next(iter(differences(trials).values()))) for name, trials in found.items()}
+    assert varied == {
+        "widths": {*sizes},
+        "patch_sizes": {*sizes, "model.patch"},
+        "decoupled": {*sizes},
+        "lr_transfer": {*sizes, "train.rate_of", "train.rate_g", "train.rate_d"},
+        "mng": {"mng.schedule"},
+        "alignment": {*sizes, "objective.align_weight", *start},
+        "seeds": {"seed"},
+        "penalty_schedule": {"objective.gp_weight", *start},
+        "tokenizers": {"data.channels"},
+        "resolution": {"data.side"} | ({"train.steps"} if recipe == "imagenet256" else set()),
+        "unconditional": {"data.classes"},
+        "depth_batch": {"ladder.B.depth", "train.batch", "train.steps", "train.depth_rule", "train.batch_rule"},
+    }
+
+
+def test_the_studies_have_the_papers_numbers() -> None:
+    trials = {path.stem: list(load_sweep(path, "imagenet256").trials.values()) for path in SWEEPS.glob("*.yaml")}
+    assert [t.lr_g for t in trials["widths"]] == pytest.approx([4e-4, 2e-4, 1.5e-4, 1.333e-4], rel=1e-3)
+    cross = {(t.model.generator, t.train.rate_of): t.lr_g for t in trials["lr_transfer"] if t.train.rate_of}
+    assert cross == pytest.approx({("S", "B"): 2e-4, ("B", "S"): 4e-4})
+    light, heavy, control = trials["penalty_schedule"]
+    assert [t.objective.gp_weight for t in (light, heavy, control)] == pytest.approx([0.1, 10, 0.1])
+    assert [t.train.steps for t in (light, heavy, control)] == [100_000, 150_000, 150_000]
+    removed = [t for t in trials["alignment"] if t.start and not t.objective.align_weight]
+    assert [(t.start and t.start.step, t.train.steps) for t in removed] == [(50_000, 60_000)] * 2
+    assert {t.train.steps for t in trials["seeds"]} == {25_000} and [t.seed for t in trials["seeds"]] == [0, 1, 2, 3]
+    assert [(t.data.side, t.train.steps) for t in trials["resolution"]] == [(32, 50_000), (64, 37_500)]
+    assert [(t.data.side, t.data.channels, t.model.generator) for t in trials["tokenizers"]] == [
+        (32, 4, "L"),
+        (32, 16, "L"),
+    ]
+    images = {t.train.batch * t.train.steps for t in trials["depth_batch"]}
+    assert images == {512 * 50_000} and {t.ladder["B"].depth for t in trials["depth_batch"]} == {12, 24}
