@@ -87,8 +87,12 @@ class Meter:
 
 
 def needed(trial: Trial, rate: float | None) -> Amount:
-    """To finish a trial from its newest checkpoint; rate: FLOP per second of a GPU, None when nobody knows."""
-    steps = trial.config.train.steps - saved_step(trial.folder / "checkpoints")
+    """To finish a trial from its newest checkpoint, or from the one that it starts from.
+
+    rate: FLOP per second of a GPU, None when nobody knows.
+    """
+    begin = trial.config.start.step if trial.config.start else 0
+    steps = trial.config.train.steps - max(begin, saved_step(trial.folder / "checkpoints"))
     flops = steps * step_flops(trial)
     return Amount(flops, flops / rate / 3600 if rate and trial.config.workers.gpus else 0.0)
 
@@ -111,6 +115,9 @@ def admitted(trials: Sequence[Trial], meters: Sequence[Meter], budget: Budget) -
     chosen, refused = [], {}
     for trial in trials:
         same = [rate for size, rate in rates if size == sizes(trial)]
+        if trial.config.start and trial.config.start.trial in refused:
+            refused[trial.id] = f"starts from {trial.config.start.trial}"
+            continue
         with_it = used + needed(trial, max(same or [rate for _, rate in rates], default=None))
         if excess := budget.excess(with_it):
             refused[trial.id] = f"would take the run to {excess}"

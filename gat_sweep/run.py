@@ -316,17 +316,20 @@ def summary(report: dict[str, Any]) -> str:
 def results_table(trials: list[Trial]) -> Table:
     """The last evaluation of every trial."""
     table = Table(title="results", title_justify="left")
-    for name in ["trial", "status", "step", "G params", "lr G", "metric", "value", "N", "minutes"]:
-        table.add_column(name, justify="left" if name in ("trial", "status", "metric") else "right", no_wrap=True)
+    varied = differences({trial.id: trial.config for trial in trials})
+    for name in ["trial", "varies", "status", "step", "G params", "lr G", "metric", "value", "N", "minutes"]:
+        text = name in ("trial", "varies", "status", "metric")
+        table.add_column(name, justify="left" if text else "right", no_wrap=name != "varies")
     for trial in trials:
         rows = read_rows(trial.table) if trial.table.exists() else []
         if not rows:
-            table.add_row(trial.id, "waiting")
+            table.add_row(trial.id, said(varied[trial.id]), "waiting")
             continue
         last = rows[-1]
         value = "" if last["value"] is None else f"{last['value']:.1f}"
         table.add_row(
             trial.id,
+            said(varied[trial.id]),
             f"{last['status']} {last['reason']}".strip(),
             f"{last['step']}/{last['steps']}",
             f"{last['params_g']:,}",

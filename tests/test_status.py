@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from test_cli import call
 from test_train import CPU, home  # noqa: F401
 
 from gat_sweep.budget import Amount, Budget, Meter, admitted, check_caps, enforce, kept, step_flops
+from gat_sweep.config import Start
 from gat_sweep.errors import UserError
 from gat_sweep.journal import add_record
 from gat_sweep.steer import request_stop, stop_reason
@@ -188,6 +190,20 @@ def test_a_trial_that_cannot_finish_inside_the_cap_is_not_begun(trials: list[Tri
     assert begun(max_flops=sum(whole) + 3 * step_flops(small) - 1) == ["S"]
     assert begun(max_flops=sum(whole) + 3 * step_flops(small)) == ["S", "B"]
     figures(caps_tried=len(tried), wrongly_begun=0, wrongly_refused=0)
+
+
+def test_a_trial_is_refused_with_the_one_it_starts_from(trials: list[Trial]) -> None:
+    """And needs the steps that it adds alone."""
+    first = trials[0]
+    start = Start(trial=first.id, step=4)
+    longer = first.config.train.model_copy(update={"steps": 6})
+    second = replace(first, id="second", config=first.config.model_copy(update={"start": start, "train": longer}))
+    both, meters = [first, second], [Meter(first), Meter(second)]
+    whole = 6 * step_flops(first)
+    assert admitted(both, meters, Budget(max_flops=whole)) == (both, {})
+    assert admitted(both, meters, Budget(max_flops=whole - 1))[0] == [first]
+    chosen, refused = admitted(both, meters, Budget(max_flops=3 * step_flops(first)))
+    assert chosen == [] and refused["second"] == f"starts from {first.id}"
 
 
 def test_hours_are_foretold_from_the_rate_measured(home: Path) -> None:  # noqa: F811
