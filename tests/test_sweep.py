@@ -236,3 +236,9 @@ def test_the_studies_have_the_papers_numbers() -> None:
     ]
     images = {t.train.batch * t.train.steps for t in trials["depth_batch"]}
     assert images == {512 * 50_000} and {t.ladder["B"].depth for t in trials["depth_batch"]} == {12, 24}
+
+
+def test_the_readme_names_every_study() -> None:
+    readme = (SWEEPS.parent / "README.md").read_text()
+    named = {line.split("|")[1].strip() for line in readme.splitlines() if line.startswith("| ") and "|" in line[2:]}
+    assert {path.stem for path in SWEEPS.iterdir()} <= named
