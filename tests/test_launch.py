@@ -256,3 +256,40 @@ def test_a_failing_trial_leaves_its_pack_mates_unharmed(home: Path, tmp_path: Pa
     out, err = process.communicate(timeout=280)
     assert process.returncode == 0 and "1 of 2 trials are finished already" in out, out + err
     assert broken.status() == "done" and sound.table.read_bytes() == result
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_trials_run_behind_those_they_start_from(home: Path, tmp_path: Path) -> None:
+    """One goes on from a trial that is done, also in a later launch; one whose trial diverged fails, and says why."""
+    sweep = tmp_path / "stages.yaml"
+    sweep.write_text(
+        f"about: two stages\nset: {json.dumps(TINY)}\n"
+        "points: [{}, {model.generator: B, train.base_lr: 1.0e+30}]\n"
+        "parts:\n  first: {}\n  second: {after: first, set: {train.steps: x2}}\n"
+    )
+    configs = load_sweep(sweep, "digits").trials
+    trials = [Trial(name, "stages-digits", "stages", config, home) for name, config in configs.items()]
+    _, bad, second, blocked = trials
+    process = start(tmp_path, *command(home, sweep))
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 1 and "Traceback" not in out + err, out + err
+    assert [trial.status() for trial in trials] == ["done", "diverged", "done", "failed"]
+    assert read_rows(blocked.table)[-1]["reason"] == f"{bad.id}, which it starts from, has diverged"
+    straight = Trial("straight", "run", "sweep", tiny_config(train__steps=8), home)
+    train(straight, torch.device("cpu"))
+    assert_same_state(straight, second, 8)
+
+    third = tmp_path / "stages2.yaml"
+    third.write_text(sweep.read_text() + "  third: {after: second, set: {train.steps: x1.5}}\n")
+    process = start(tmp_path, *command(home, third, "--name=stages-digits"))
+    out, err = process.communicate(timeout=400)
+    assert "3 of 6 trials are finished already" in out and "1 of 6 trials failed before" in out, out + err
+    assert process.returncode == 1 and [t.status() for t in trials] == ["done", "diverged", "done", "failed"]
+    (new,) = [
+        name
+        for name, config in load_sweep(third, "digits").trials.items()
+        if config.start and config.start.trial == second.id
+    ]
+    assert read_rows(home / "stages-digits" / "table" / f"{new}.parquet")[-1]["status"] == "done"
+    assert left_behind(tmp_path) == []
