@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -267,7 +268,7 @@ def resolve(recipe: Mapping[str, Any], *overrides: Mapping[str, Any]) -> TrialCo
                 _variant(values, dotted.split(".")[1])
             if is_factor(value):
                 value = _multiplied(values, dotted, value)
-            _assign(values, dotted, value)
+            _assign(values, dotted, deepcopy(value))  # a later override may reach into it
     values.pop("variants", None)
     check_config(flatten(values))
     config = _validated(values)

@@ -47,6 +47,16 @@ def test_networks_scale_apart_each_at_its_own_rate() -> None:
     assert config.lr_g / config.lr_d == pytest.approx(config.discriminator_spec.width / config.generator_spec.width)
 
 
+def test_an_override_is_not_changed_by_the_next() -> None:
+    """A sweep's trials share what their file sets."""
+    teacher = {"teacher": {"name": "efficientnet_lite0", "width": 1280}}
+    assert (
+        resolve(load_recipe("digits"), teacher, {"teacher.cached": True}).teacher
+        != resolve(load_recipe("digits"), teacher).teacher
+    )
+    assert teacher == {"teacher": {"name": "efficientnet_lite0", "width": 1280}}
+
+
 def test_machines_are_no_part_of_what_a_trial_is() -> None:
     assert tiny_config().digest() == tiny_config(workers__count=2).digest()
     assert tiny_config().digest() != tiny_config(train__clip=2.0).digest()

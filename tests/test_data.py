@@ -64,9 +64,9 @@ def test_data_that_does_not_fit_the_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         load_dataset(encoded_config(tmp_path / "nowhere").data)
     with pytest.raises(UserError, match="--store-images"):
-        check_dataset(encoded_config(tmp_path, teacher=EFFICIENTNET))
+        check_dataset(encoded_config(tmp_path, teacher=EFFICIENTNET, objective__align_weight=1.0))
     with pytest.raises(UserError, match="has none; encode with --teacher efficientnet_lite0 --teacher-grid 4"):
-        check_dataset(encoded_config(tmp_path, teacher={**EFFICIENTNET, "cached": True}))
+        check_dataset(encoded_config(tmp_path, teacher={**EFFICIENTNET, "cached": True}, objective__align_weight=1.0))
 
 
 @pytest.mark.parametrize(("world", "cpus"), [(1, 1), (1, 3), (2, 2)])

@@ -23,7 +23,7 @@ from gat_sweep.gat.memory import Job, block_bytes
 from gat_sweep.gat.spec import GeneratorSpec
 
 CPU = torch.device("cpu")
-TEACHER = {"teacher__name": "a", "teacher__width": 24}
+TEACHER = {"teacher__name": "a", "teacher__width": 24, "objective__align_weight": 1.0}
 
 
 def inputs(config: TrialConfig, seed: int = 0) -> tuple[Any, ...]:

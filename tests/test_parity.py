@@ -66,12 +66,10 @@ def test_missing_files_and_foreign_files_are_one_line(tmp_path: Path) -> None:
 
 
 def test_the_preset_is_the_objective_that_parity_runs() -> None:
-    from conftest import tiny_config
-
     from gat_sweep.config import PRESETS, load_recipe, resolve
     from gat_sweep.gat.losses import OFFICIAL
 
-    config = resolve(load_recipe("digits"), PRESETS["official"])
+    config = resolve(load_recipe("imagenet256"), PRESETS["official"])
     assert config.objective == OFFICIAL and config.mng.mixing == "official"
-    assert tiny_config().objective != OFFICIAL
+    assert resolve(load_recipe("imagenet256")).objective != OFFICIAL
     assert json.loads(config.model_dump_json())["objective"]["gp_weight"] == 0.05

@@ -17,7 +17,8 @@ from gat_sweep.metrics.extractors import EfficientNetLite0
 from gat_sweep.plan import iteration_flops
 from gat_sweep.teacher import forward_flops, load_teacher, taught, teacher_tokens, trial_teacher
 
-EFFICIENTNET = {"teacher": {"name": "efficientnet_lite0", "width": 1280}}
+EFFICIENTNET = {"teacher": {"name": "efficientnet_lite0", "width": 1280}, "objective__align_weight": 1.0}
+CACHED = {**EFFICIENTNET, "teacher__cached": True}
 
 
 def test_efficientnet_tokens_are_its_last_map_and_its_mean() -> None:
@@ -78,7 +79,7 @@ def test_it_sees_the_picture_moved_or_its_stored_tokens_moved() -> None:
     assert seen is not None and torch.allclose(seen, teacher.tokens(moved), atol=1e-3)
 
     stored = teacher.tokens(pictures).half()
-    cached = tiny_config(teacher={**EFFICIENTNET["teacher"], "cached": True})
+    cached = tiny_config(**CACHED)
     assert trial_teacher(cached, torch.device("cpu")) is None
     tokens = teacher_tokens(None, cached, Rows(latents, None, torch.zeros(3), teacher=stored), draws)
     assert tokens is not None and torch.equal(tokens, move_tokens(stored.float(), draws.of_real(), 2))
@@ -92,8 +93,8 @@ def test_its_flops_are_counted_where_it_runs() -> None:
     assert forward_flops("vit_base_patch14_dinov2.lvd142m") == blocks + 2 * 256 * 3 * 14**2 * width
     online = iteration_flops(tiny_config(**EFFICIENTNET))
     assert online["teacher_forward"] == forward_flops("efficientnet_lite0") > 7e8
-    assert "teacher_forward" not in iteration_flops(tiny_config(teacher={**EFFICIENTNET["teacher"], "cached": True}))
-    assert "teacher_forward" not in iteration_flops(tiny_config(**EFFICIENTNET, objective__align_weight=0))
+    assert "teacher_forward" not in iteration_flops(tiny_config(**CACHED))
+    assert "teacher_forward" not in iteration_flops(tiny_config(**{**EFFICIENTNET, "objective__align_weight": 0}))
 
 
 def test_digits_are_asked_about_once() -> None:
