@@ -21,6 +21,7 @@ from benchmarks.straightforward import Straightforward
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.sampler import batch_indices
 from gat_sweep.engine import Engine, draw
+from gat_sweep.feed import Batch
 from gat_sweep.gat import flops
 from gat_sweep.gat.augment import AugmentDraws
 from gat_sweep.gat.discriminator import Discriminator
@@ -34,8 +35,6 @@ from gat_sweep.run_table import source_commit
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 LOADER_IMAGES = 50_000  # held for the loader's measurement: more than any cache holds
-
-Batch = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Draws, Draws]
 
 
 def compare(config: TrialConfig, device: torch.device, iterations: int, say: Callable[[str], None]) -> dict[str, Any]:

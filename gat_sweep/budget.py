@@ -16,7 +16,7 @@ from gat_sweep.journal import read_records
 from gat_sweep.plan import human, iteration_flops
 from gat_sweep.steer import request_stop, stop_reason
 from gat_sweep.storage import Place, write
-from gat_sweep.train import Trial
+from gat_sweep.trial import Trial
 from gat_sweep.watch import signs
 
 

@@ -25,10 +25,12 @@ from gat_sweep.errors import UserError
 from gat_sweep.metrics.reference import load_reference
 from gat_sweep.plan import iteration_flops
 from gat_sweep.probe import probe_nodes
+from gat_sweep.recorder import leave_note, record_failure
 from gat_sweep.run_table import FINISHED
 from gat_sweep.steer import request_stop, stop_reason
 from gat_sweep.storage import write
-from gat_sweep.train import Trial, leave_note, record_failure, train
+from gat_sweep.train import train
+from gat_sweep.trial import Trial
 
 # Machines come and go: a trial whose workers died goes on from its newest checkpoint, as often as it gets further
 # each time. So many attempts in a row that save nothing are a failure.

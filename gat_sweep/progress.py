@@ -16,7 +16,7 @@ from rich.table import Table
 
 from gat_sweep.journal import read_records
 from gat_sweep.metrics.extractors import METRICS
-from gat_sweep.train import Trial
+from gat_sweep.trial import Trial
 
 INTERVAL = 1.0  # seconds between looks at the journals
 LINE_EVERY = 30.0  # seconds between plain lines of a trial that has nothing else to say

@@ -28,7 +28,8 @@ from gat_sweep.run_table import FINISHED, read_rows, source_commit
 from gat_sweep.steer import EXIT_STOPPED, clear_stop, stop_reason
 from gat_sweep.storage import Place, children, write
 from gat_sweep.sweep import Sweep, differences, open_run, read_run, trial_id
-from gat_sweep.train import Trial, train
+from gat_sweep.train import train
+from gat_sweep.trial import Trial
 
 
 @dataclass(frozen=True)

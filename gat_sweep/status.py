@@ -18,7 +18,7 @@ from gat_sweep.run_table import read_rows
 from gat_sweep.steer import stop_reason
 from gat_sweep.storage import Place, children
 from gat_sweep.sweep import read_run
-from gat_sweep.train import Trial
+from gat_sweep.trial import Trial
 from gat_sweep.watch import BEAT, signs
 from gat_sweep.yamlfile import nearest
 

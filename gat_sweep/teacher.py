@@ -92,7 +92,7 @@ def taught(config: TrialConfig, dataset: Dataset, device: torch.device, say: Cal
     teacher = config.teacher
     if teacher is None or not teacher.cached or config.discriminator_spec.teacher_width == 0:
         return dataset
-    if not isinstance(dataset, Digits):
+    if not isinstance(dataset, Digits) or dataset.tokens is not None:
         return dataset
     say(f"asking {teacher.name} about {len(dataset):,} digits, a minute or two")
     network = load_teacher(teacher.name, teacher.checkpoint, config.data.side // config.model.patch, device)

@@ -9,7 +9,6 @@ Imports neither Ray nor MLflow. It writes files below the trial's folder, and ot
 and the rows of `<run>/table/<trial>.parquet`.
 """
 
-import io
 import math
 import time
 from collections.abc import Callable
@@ -18,59 +17,21 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from PIL import Image
-from torch import Tensor
 
-from gat_sweep.checkpoint import Checkpoint, Damaged, check_data, resume, save_checkpoint, step_checkpoint
+from gat_sweep.checkpoint import Checkpoint, Damaged, check_data, resume, step_checkpoint
 from gat_sweep.collapse import Collapse
-from gat_sweep.config import Start, TrialConfig
+from gat_sweep.config import Start
 from gat_sweep.data.dataset import check_dataset
-from gat_sweep.data.loader import Loader
 from gat_sweep.device import keep_freed_memory
-from gat_sweep.engine import Engine, draw
+from gat_sweep.engine import Engine
 from gat_sweep.errors import UserError
-from gat_sweep.journal import add_record
-from gat_sweep.metrics.evaluate import Evaluation, Evaluator
+from gat_sweep.feed import Feed
+from gat_sweep.metrics.evaluate import Evaluator
 from gat_sweep.plan import iteration_flops
-from gat_sweep.run_table import RunTable, final_status, trial_constants
+from gat_sweep.recorder import GRID, Recorder, leave_note
 from gat_sweep.steer import stop_reason
-from gat_sweep.storage import Place, write
-from gat_sweep.teacher import taught, teacher_tokens, trial_teacher
-from gat_sweep.watch import Watch, signs, take_over
-
-GRID = 8  # sample grids are GRID x GRID
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A config with its place in a run."""
-
-    id: str
-    run: str
-    sweep: str
-    config: TrialConfig
-    home: Place
-
-    @property
-    def run_folder(self) -> Place:
-        return self.home / self.run
-
-    @property
-    def folder(self) -> Any:  # a Place; tests know that theirs is a Path
-        return self.run_folder / "trials" / self.id
-
-    @property
-    def table(self) -> Any:
-        return self.run_folder / "table" / f"{self.id}.parquet"
-
-    def status(self) -> str:
-        """waiting, running, done, diverged or failed, as its rows tell."""
-        return final_status(self.table, self.config.train.steps)
-
-    def start_status(self) -> str:
-        """The same of the trial that it starts from; "done" when it starts from none."""
-        start = self.config.start
-        return final_status(self.run_folder / "table" / f"{start.trial}.parquet", start.step) if start else "done"
+from gat_sweep.trial import Trial
+from gat_sweep.watch import Watch, take_over
 
 
 @dataclass(frozen=True)
@@ -99,9 +60,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     dataset = check_dataset(config)
     engine = Engine(config, device, world)
-    teacher = trial_teacher(config, device)
-    dataset = taught(config, dataset, device, lambda text: leave_note(trial, text))
-    loader = Loader(config, dataset, device, rank, world)
+    feed = Feed(config, dataset, device, rank, world, say=lambda text: leave_note(trial, text))
 
     # ---------------------------------------------------------------- resume
     owner = take_over(trial.folder, lambda text: leave_note(trial, text)) if rank == 0 else ""
@@ -120,9 +79,6 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
 
     recorder = Recorder(trial, step, collapse) if rank == 0 else None
     report = recorder.note if recorder else (lambda text: leave_note(trial, text))
-    random = torch.Generator(device)
-    images_per_rank = config.train.batch // world
-    spec = config.generator_spec
     flops_per_step = sum(iteration_flops(config).values()) * config.train.batch
     # Of all steps before, which may have been another trial's with another batch and other losses.
     images_before, flops_before = facts.get("images", 0), facts.get("flops", 0)
@@ -246,18 +202,9 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
 
             # -------------------------------------------------------- step
             watch.at(step, "data")
-            random.manual_seed(_mix(config.seed, step, rank))
-            rows = loader.batch(step)
+            batch = feed.batch(step)
             watch.at(step, "step")
-            real, y = rows.latents(random), rows.labels if config.data.classes else None
-            z = torch.randn(images_per_rank, spec.z_dim, generator=random, device=device)
-
-            draws_d = draw(config, images_per_rank, random, penalty=True)
-            draws_g = draw(config, images_per_rank, random, penalty=False)
-            assert draws_d.augment is not None
-            with engine.bf16:
-                tokens = teacher_tokens(teacher, config, rows, draws_d.augment)
-            terms = engine.iterate(real, y, z, tokens, draws_d, draws_g)
+            terms = engine.iterate(*batch)
             for name, value in terms.items():
                 logged[name] = logged[name] + value.mean() if name in logged else value.mean()
             logged_steps += 1
@@ -295,86 +242,6 @@ class Agreement:
         return answer
 
 
-class Recorder:
-    """Writes what a trial leaves behind; rank 0 only."""
-
-    def __init__(self, trial: Trial, step: int, collapse: Collapse):
-        self.folder, self.collapse = trial.folder, collapse
-        write_config(trial)
-        self.table = RunTable(trial.table, trial_constants(trial.run, trial.sweep, trial.id, trial.config))
-        self.table.truncate(step)
-        workers = trial.config.workers
-        line: dict[str, Any] = {"status": "running", "gpus": workers.count * workers.gpus}
-        if earlier := signs(self.folder / "alive").get(0):
-            line["previous"] = {"step": earlier["step"], "time": earlier["time"]}  # how far the attempt before came
-        self._append(step, line)
-        self.step = step
-
-    def journal(self, step: int, metrics: dict[str, float]) -> None:
-        self._append(step, {"metrics": metrics})
-
-    def note(self, text: str) -> None:
-        """Something that whoever watches should know; not a result."""
-        self._append(self.step, {"note": text})
-
-    def status(self, status: str, step: int, reason: str) -> None:
-        self._append(step, {"status": status, "reason": reason})
-
-    def checkpoint(self, step: int, parts: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Raises Unsaved when there is no room, or no way to write."""
-        try:
-            save_checkpoint(self.folder / "checkpoints", step, parts, facts)
-        except OSError as error:
-            raise Unsaved(f"checkpoint of step {step} cannot be written: {error}; the one before is whole") from error
-
-    def evaluation(self, step: int, result: Evaluation, progress: dict[str, float]) -> None:
-        flags = self.collapse.flag
-        self.table.put(step=step, status="running", reason="", flags=flags, **vars(result), **_columns(progress))
-        self.journal(step, {**result.journal(), **progress})
-
-    def samples(self, step: int, pictures: Tensor) -> None:
-        """A grid of uint8 pictures [n, 3, h, w], small ones enlarged by whole factors."""
-        rows, height = len(pictures) // GRID, pictures.shape[2]
-        grid = pictures[: rows * GRID].unflatten(0, (rows, GRID)).permute(0, 3, 1, 4, 2)  # rows, y, columns, x, rgb
-        grid = grid.flatten(2, 3).flatten(0, 1)
-        image = Image.fromarray(grid.cpu().numpy())
-        factor = max(1, 64 // height)
-        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-        content = io.BytesIO()
-        image.save(content, format="PNG")
-        write(self.folder / "samples" / f"step_{step:08d}.png", content.getvalue())
-
-    def close(self, status: str, reason: str, step: int, progress: dict[str, float]) -> None:
-        self.table.close(status, reason, step, flags=self.collapse.flag, **_columns(progress))
-        self.status(status, step, reason)
-
-    def _append(self, step: int, values: dict[str, Any]) -> None:
-        self.step = step
-        add_record(self.folder, {"step": step, **values})
-
-
-class Unsaved(Exception):
-    """A checkpoint could not be written. Trying again would train the same steps for nothing."""
-
-
-def leave_note(trial: Trial, text: str) -> None:
-    """Tells whoever watches what goes on before a trial's first step, or beside it."""
-    add_record(trial.folder, {"step": 0, "note": text})
-
-
-def record_failure(trial: Trial, reason: str) -> None:
-    """Leaves a row and a journal line that say why a trial ended, after an exception anywhere in it."""
-    table = RunTable(trial.table, trial_constants(trial.run, trial.sweep, trial.id, trial.config))
-    step = table.rows[-1]["step"] if table.rows else 0
-    table.put(step=step, status="failed", reason=reason)
-    write_config(trial)  # it may have failed before
-    add_record(trial.folder, {"step": step, "status": "failed", "reason": reason})
-
-
-def write_config(trial: Trial) -> None:
-    write(trial.folder / "config.json", trial.config.model_dump_json(indent=1).encode())
-
-
 def _resumed(trial: Trial, parts: dict[str, Any], rank: int, world: int) -> Checkpoint | None:
     """The newest whole checkpoint, put into `parts`, else that of the trial it starts from.
 
@@ -406,12 +273,3 @@ def _begun(trial: Trial, start: Start, parts: dict[str, Any]) -> Checkpoint:
         return found
     except Damaged as damage:
         raise UserError(f"trial {start.trial}, from whose step {start.step} it goes on: {damage}") from None
-
-
-def _columns(progress: dict[str, float]) -> dict[str, Any]:
-    return {"images": progress["images"], "flops": float(progress["flops"]), "seconds": progress["seconds"]}
-
-
-def _mix(seed: int, step: int, rank: int) -> int:
-    """One 63-bit seed from three numbers, different for every (seed, step, rank) that can occur."""
-    return (seed * 1_000_003 + step) * 65_537 + rank & (2**63 - 1)

@@ -24,7 +24,7 @@ from gat_sweep.data.shards import CachedTeacher, Columns, float16, write_manifes
 from gat_sweep.data.tokenizer import Pixels, TokenizerIdentity
 from gat_sweep.storage import Remote, place
 from gat_sweep.teacher import EFFICIENTNET, load_teacher
-from gat_sweep.train import Trial
+from gat_sweep.trial import Trial
 
 torch.set_num_threads(1)
 # Workers of tests are forked from a process that has imported everything once.

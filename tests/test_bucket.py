@@ -14,7 +14,8 @@ from gat_sweep.metrics.command import evaluate_command
 from gat_sweep.run_table import read_rows
 from gat_sweep.storage import Remote, children
 from gat_sweep.sweep import load_sweep
-from gat_sweep.train import Trial, train
+from gat_sweep.train import train
+from gat_sweep.trial import Trial
 
 
 def command(*args: str) -> tuple[int, str]:

@@ -16,7 +16,8 @@ from gat_sweep.checkpoint import save_checkpoint, saved_step
 from gat_sweep.errors import UserError
 from gat_sweep.steer import request_stop
 from gat_sweep.storage import Place
-from gat_sweep.train import Trial, train
+from gat_sweep.train import train
+from gat_sweep.trial import Trial
 
 
 class Workers:

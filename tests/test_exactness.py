@@ -20,7 +20,8 @@ from gat_sweep.budget import Meter, step_flops
 from gat_sweep.checkpoint import saved_step
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.data.loader import Loader
-from gat_sweep.train import Trial, train
+from gat_sweep.train import train
+from gat_sweep.trial import Trial
 
 Figures = Callable[..., None]
 STEPS = 6

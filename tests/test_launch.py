@@ -21,10 +21,12 @@ from test_train import assert_same_state
 
 from gat_sweep.cluster import local_resources
 from gat_sweep.launch import SHARE_BELOW, STEP_FLOPS, packs, train_pack
+from gat_sweep.recorder import record_failure
 from gat_sweep.run_table import read_rows
 from gat_sweep.sweep import load_sweep
 from gat_sweep.tracking import default_uri
-from gat_sweep.train import Trial, record_failure, train
+from gat_sweep.train import train
+from gat_sweep.trial import Trial
 
 LADDER = ["S", "B", "L", "XL"]
 

@@ -19,7 +19,7 @@ from gat_sweep import cluster
 from gat_sweep.checkpoint import saved_step
 from gat_sweep.journal import read_records
 from gat_sweep.sweep import load_sweep
-from gat_sweep.train import Trial
+from gat_sweep.trial import Trial
 from gat_sweep.watch import signs
 
 Figures = Callable[..., None]

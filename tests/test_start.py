@@ -14,7 +14,8 @@ from gat_sweep.errors import UserError
 from gat_sweep.journal import read_records
 from gat_sweep.launch import Queue, generations
 from gat_sweep.plan import iteration_flops
-from gat_sweep.train import Trial, train
+from gat_sweep.train import train
+from gat_sweep.trial import Trial
 
 
 def later(first: Trial, name: str, **overrides: Any) -> Trial:

@@ -20,7 +20,8 @@ from gat_sweep.checkpoint import saved_step
 from gat_sweep.journal import read_records
 from gat_sweep.steer import EXIT_STOPPED
 from gat_sweep.sweep import load_sweep
-from gat_sweep.train import Trial, train
+from gat_sweep.train import train
+from gat_sweep.trial import Trial
 from gat_sweep.watch import signs
 
 Figures = Callable[..., None]

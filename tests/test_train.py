@@ -18,8 +18,10 @@ from gat_sweep.checkpoint import step_checkpoint
 from gat_sweep.errors import UserError
 from gat_sweep.gat import flops
 from gat_sweep.metrics import evaluate
+from gat_sweep.recorder import record_failure
 from gat_sweep.run_table import SCHEMA, RunTable
-from gat_sweep.train import Trial, record_failure, train
+from gat_sweep.train import train
+from gat_sweep.trial import Trial
 
 CPU = torch.device("cpu")
 
@@ -226,7 +228,7 @@ def test_two_workers_give_the_number_that_one_gives(home: Path, tmp_path: Path) 
 
 def photograph_trial(home: Path, folder: Path, name: str, **overrides: Any) -> Trial:
     data = {"dataset": "encoded", "path": str(folder), "side": 8, "channels": 3, "classes": 2}
-    return tiny_trial(home, name, data=data, teacher=TEACHER, **overrides)
+    return tiny_trial(home, name, data=data, teacher=TEACHER, **{"objective__align_weight": 1.0, **overrides})
 
 
 TEACHER = {"name": "efficientnet_lite0", "width": 1280}

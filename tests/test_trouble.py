@@ -23,8 +23,10 @@ from gat_sweep.checkpoint import saved_step
 from gat_sweep.collapse import WINDOWS, Collapse
 from gat_sweep.data.loader import Loader
 from gat_sweep.engine import Engine
+from gat_sweep.recorder import Unsaved
 from gat_sweep.steer import EXIT_STOPPED, clear_stop, request_stop
-from gat_sweep.train import Trial, Unsaved, train
+from gat_sweep.train import train
+from gat_sweep.trial import Trial
 from gat_sweep.watch import EXIT_HUNG, EXIT_REPLACED, blame, take_over
 
 Figures = Callable[..., None]
@@ -97,7 +99,7 @@ def hang(home: Path, how: str) -> str:  # noqa: F811
 def test_a_hung_worker_is_named(home: Path, figures: Figures) -> None:  # noqa: F811
     """A worker that hangs while it reads data is named, with the line it hangs at, and the trial's workers end."""
     note = hang(home, "data")
-    assert "rank 1" in note and "is at 'data' (train.py:" in note and "step 2" in note
+    assert "rank 1" in note and "is at 'data' (feed.py:" in note and "step 2" in note
     figures(hangs=1, culprits_named=1)
 
 

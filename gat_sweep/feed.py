@@ -1,0 +1,59 @@
+"""What an iteration is fed: real images with their teacher tokens, latent codes, and every random number of the step.
+
+All of it is a function of the config's seed, the step and the rank, so that a trial can be cut anywhere.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gat_sweep.config import TrialConfig
+from gat_sweep.data.dataset import Dataset
+from gat_sweep.data.loader import Loader
+from gat_sweep.engine import draw
+from gat_sweep.gat.losses import Draws
+from gat_sweep.teacher import taught, teacher_tokens, trial_teacher
+
+Batch = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Draws, Draws]  # the arguments of Engine.iterate
+
+
+class Feed:
+    """One worker's batches.
+
+    say: gets a line when something takes a while.
+    Raises UserError when the teacher's weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        dataset: Dataset,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        self.config, self.device, self.rank, self.images = config, device, rank, config.train.batch // world
+        self.random = torch.Generator(device)
+        self.teacher = trial_teacher(config, device)
+        self.loader = Loader(config, taught(config, dataset, device, say), device, rank, world)
+
+    def batch(self, step: int) -> Batch:
+        """What this worker trains on in a step: real [B, C, Y, X], y [B] or None, z [B, z_dim], tokens, draws."""
+        config, random, device = self.config, self.random, self.device
+        random.manual_seed(_mix(config.seed, step, self.rank))
+        rows = self.loader.batch(step)
+        real, y = rows.latents(random), rows.labels if config.data.classes else None
+        z = torch.randn(self.images, config.model.z_dim, generator=random, device=device)
+        draws_d = draw(config, self.images, random, penalty=True)
+        draws_g = draw(config, self.images, random, penalty=False)
+        assert draws_d.augment is not None
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+            tokens = teacher_tokens(self.teacher, config, rows, draws_d.augment)
+        return real, y, z, tokens, draws_d, draws_g
+
+
+def _mix(seed: int, step: int, rank: int) -> int:
+    """One 63-bit seed from three numbers, different for every (seed, step, rank) that can occur."""
+    return (seed * 1_000_003 + step) * 65_537 + rank & (2**63 - 1)

@@ -1,0 +1,102 @@
+"""What a trial leaves behind beside its checkpoints: rows, journal, sample grids, its config."""
+
+import io
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from gat_sweep.checkpoint import save_checkpoint
+from gat_sweep.collapse import Collapse
+from gat_sweep.journal import add_record
+from gat_sweep.metrics.evaluate import Evaluation
+from gat_sweep.run_table import RunTable, trial_constants
+from gat_sweep.storage import write
+from gat_sweep.trial import Trial
+from gat_sweep.watch import signs
+
+GRID = 8  # sample grids are GRID x GRID
+
+
+class Recorder:
+    """Writes what a trial leaves behind; rank 0 only."""
+
+    def __init__(self, trial: Trial, step: int, collapse: Collapse):
+        self.folder, self.collapse = trial.folder, collapse
+        write_config(trial)
+        self.table = RunTable(trial.table, trial_constants(trial.run, trial.sweep, trial.id, trial.config))
+        self.table.truncate(step)
+        workers = trial.config.workers
+        line: dict[str, Any] = {"status": "running", "gpus": workers.count * workers.gpus}
+        if earlier := signs(self.folder / "alive").get(0):
+            line["previous"] = {"step": earlier["step"], "time": earlier["time"]}  # how far the attempt before came
+        self._append(step, line)
+        self.step = step
+
+    def journal(self, step: int, metrics: dict[str, float]) -> None:
+        self._append(step, {"metrics": metrics})
+
+    def note(self, text: str) -> None:
+        """Something that whoever watches should know; not a result."""
+        self._append(self.step, {"note": text})
+
+    def status(self, status: str, step: int, reason: str) -> None:
+        self._append(step, {"status": status, "reason": reason})
+
+    def checkpoint(self, step: int, parts: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Raises Unsaved when there is no room, or no way to write."""
+        try:
+            save_checkpoint(self.folder / "checkpoints", step, parts, facts)
+        except OSError as error:
+            raise Unsaved(f"checkpoint of step {step} cannot be written: {error}; the one before is whole") from error
+
+    def evaluation(self, step: int, result: Evaluation, progress: dict[str, float]) -> None:
+        flags = self.collapse.flag
+        self.table.put(step=step, status="running", reason="", flags=flags, **vars(result), **_columns(progress))
+        self.journal(step, {**result.journal(), **progress})
+
+    def samples(self, step: int, pictures: Tensor) -> None:
+        """A grid of uint8 pictures [n, 3, h, w], small ones enlarged by whole factors."""
+        rows, height = len(pictures) // GRID, pictures.shape[2]
+        grid = pictures[: rows * GRID].unflatten(0, (rows, GRID)).permute(0, 3, 1, 4, 2)  # rows, y, columns, x, rgb
+        grid = grid.flatten(2, 3).flatten(0, 1)
+        image = Image.fromarray(grid.cpu().numpy())
+        factor = max(1, 64 // height)
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+        content = io.BytesIO()
+        image.save(content, format="PNG")
+        write(self.folder / "samples" / f"step_{step:08d}.png", content.getvalue())
+
+    def close(self, status: str, reason: str, step: int, progress: dict[str, float]) -> None:
+        self.table.close(status, reason, step, flags=self.collapse.flag, **_columns(progress))
+        self.status(status, step, reason)
+
+    def _append(self, step: int, values: dict[str, Any]) -> None:
+        self.step = step
+        add_record(self.folder, {"step": step, **values})
+
+
+class Unsaved(Exception):
+    """A checkpoint could not be written. Trying again would train the same steps for nothing."""
+
+
+def leave_note(trial: Trial, text: str) -> None:
+    """Tells whoever watches what goes on before a trial's first step, or beside it."""
+    add_record(trial.folder, {"step": 0, "note": text})
+
+
+def record_failure(trial: Trial, reason: str) -> None:
+    """Leaves a row and a journal line that say why a trial ended, after an exception anywhere in it."""
+    table = RunTable(trial.table, trial_constants(trial.run, trial.sweep, trial.id, trial.config))
+    step = table.rows[-1]["step"] if table.rows else 0
+    table.put(step=step, status="failed", reason=reason)
+    write_config(trial)  # it may have failed before
+    add_record(trial.folder, {"step": step, "status": "failed", "reason": reason})
+
+
+def write_config(trial: Trial) -> None:
+    write(trial.folder / "config.json", trial.config.model_dump_json(indent=1).encode())
+
+
+def _columns(progress: dict[str, float]) -> dict[str, Any]:
+    return {"images": progress["images"], "flops": float(progress["flops"]), "seconds": progress["seconds"]}

@@ -1,0 +1,40 @@
+"""A trial: a config with its place in a run."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from gat_sweep.config import TrialConfig
+from gat_sweep.run_table import final_status
+from gat_sweep.storage import Place
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A config with its place in a run."""
+
+    id: str
+    run: str
+    sweep: str
+    config: TrialConfig
+    home: Place
+
+    @property
+    def run_folder(self) -> Place:
+        return self.home / self.run
+
+    @property
+    def folder(self) -> Any:  # a Place; tests know that theirs is a Path
+        return self.run_folder / "trials" / self.id
+
+    @property
+    def table(self) -> Any:
+        return self.run_folder / "table" / f"{self.id}.parquet"
+
+    def status(self) -> str:
+        """waiting, running, done, diverged or failed, as its rows tell."""
+        return final_status(self.table, self.config.train.steps)
+
+    def start_status(self) -> str:
+        """The same of the trial that it starts from; "done" when it starts from none."""
+        start = self.config.start
+        return final_status(self.run_folder / "table" / f"{start.trial}.parquet", start.step) if start else "done"
