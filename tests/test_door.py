@@ -221,9 +221,11 @@ def test_no_pickle_is_loaded_from_tables_and_shards(tmp_path: Path, payload: Pay
             read += 1
     tried = refused = 0
     (tmp_path / "t.parquet").write_bytes(plain)
-    (tmp_path / "cifar").mkdir()
-    (tmp_path / "cifar" / "data_batch_1").write_bytes(plain)
-    for images in ("t.parquet", "cifar"):
+    for protocol in (2, 5):  # CIFAR's own, and Python's newest
+        (tmp_path / f"cifar{protocol}").mkdir()
+        for name in ("batches.meta", *(f"data_batch_{i}" for i in range(1, 6))):
+            (tmp_path / f"cifar{protocol}" / name).write_bytes(pickle.dumps(payload, protocol))
+    for images in ("t.parquet", "cifar2", "cifar5"):
         tried += 1
         refused += refuses(lambda images=images: plan_images(str(tmp_path / images), 10))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gat_sweep.data.pictures import EXTENSIONS, Unusable, decoding, load_square, png
+from gat_sweep.encode.cifar import cifar_files, cifar_rows, plan_cifar
 from gat_sweep.encode.latents import load_moments
 from gat_sweep.encode.parquet import check_one_split, parquet_rows, plan_parquet
 from gat_sweep.encode.units import Plan, Source, Unit, check_inside, divide, read_file
@@ -33,16 +34,14 @@ class Loaded:
 
 
 def plan_images(images: str, shard_size: int, label_column: str | None = None) -> Plan:
-    """The pictures of a folder, a parquet file, a folder of parquet files or a glob of them.
+    """The pictures of a folder, a parquet file, a folder of parquet files or a glob of them, or CIFAR's batches.
 
     Raises UserError when there are none, or when it is not clear which are meant.
     """
+    if cifar := cifar_files(images):
+        return plan_cifar(*cifar, shard_size)
     path = Path(images)
     if path.is_dir():
-        if any((path / name).is_file() for name in ("batches.meta", "data_batch_1")):
-            raise UserError(
-                f"{images} holds CIFAR as Python pickles, which are not read; use its parquet files instead"
-            )
         tables = sorted(str(file) for file in path.glob("*.parquet"))
         if not tables:
             return _plan_folder(path, shard_size)
@@ -137,6 +136,8 @@ def _pictures(source: Source, unit: Unit) -> Iterator[bytes | None]:
     """What the unit's picture files hold; None for each of latents alone."""
     if source.kind == "parquet":
         yield from parquet_rows(source, unit)
+    elif source.kind == "cifar":
+        yield from cifar_rows(source, unit)
     elif source.kind == "latents" and not source.pictures:
         yield from [None] * len(unit.names)
     else:
