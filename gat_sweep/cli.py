@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from gat_sweep.commands import checkpoints, data, measure, runs, sweeps
+from gat_sweep.commands import checkpoints, coordinates, data, measure, networks, runs, sweeps
 from gat_sweep.errors import UserError
 
 
@@ -29,8 +29,13 @@ for command in [
     measure.parity,
     measure.bench,
     measure.latency,
+    coordinates.coord_check,
     checkpoints.evaluate,
     checkpoints.inspect,
+    networks.export,
+    networks.import_official,
+    networks.export_official,
+    networks.sample,
 ]:
     cli.add_command(command)
 

@@ -1,7 +1,6 @@
 """Comparison with the authors' released code: outputs, losses and gradients of one D and one G step."""
 
 import json
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,31 +14,7 @@ from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.losses import OFFICIAL, Draws, discriminator_losses, generator_loss
 from gat_sweep.gat.mng import make_perturb
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec
-
-# Our parameter names -> theirs; what is not named differs in nothing.
-OFFICIAL_NAMES_G = [
-    (r"^class_embedding\.", "y_embedder.embedding_table."),
-    (r"^mapping\.", "latent_embedder."),
-    (r"^outputs\.(\d+)\.modulation\.", r"final_layers.\1.adaLN_modulation.1."),
-    (r"^outputs\.", "final_layers."),
-    (r"\.modulation\.", ".adaLN_modulation.1."),
-    (r"\.attention\.", ".attn."),
-    (r"\.ffn\.w_in\.", ".mlp.w12."),
-    (r"\.ffn\.w_out\.", ".mlp.w3."),
-]
-OFFICIAL_NAMES_D = [
-    (r"^class_embedding\.", "y_embedder.embedding_table."),
-    (r"^class_mapping\.", "y_embedder.latent_embedder."),
-    (r"^patch_embedding\.", "x_embedder.proj."),
-    (r"^head_norm\.", "final_layer.0."),
-    (r"^head\.", "final_layer.1."),
-    (r"^projector\.", "proj."),
-    (r"\.scale1$", ".ls_attn"),
-    (r"\.scale2$", ".ls_mlp"),
-    (r"\.attention\.", ".attn."),
-    (r"\.ffn\.w_in\.", ".mlp.w12."),
-    (r"\.ffn\.w_out\.", ".mlp.w3."),
-]
+from gat_sweep.official import OFFICIAL_NAMES_D, OFFICIAL_NAMES_G, official_name
 
 LIMITS = {"max_abs_output": 1e-5, "max_rel_loss": 1e-5, "max_rel_grad": 1e-4}
 
@@ -55,13 +30,6 @@ class Parity:
     @property
     def passed(self) -> bool:
         return all(value <= LIMITS[name] for name, value in asdict(self).items())
-
-
-def official_name(name: str, rules: list[tuple[str, str]]) -> str:
-    """The released code's name of one of our parameters."""
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def check_parity(path: Path) -> Parity:

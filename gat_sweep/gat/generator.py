@@ -146,7 +146,7 @@ class Generator(nn.Module):
         return self.synthesize(w_BD), w_BD
 
     @torch.no_grad()
-    def sample(
+    def styled(
         self,
         z_BZ: Tensor,
         y_B: Tensor | None,
@@ -154,7 +154,7 @@ class Generator(nn.Module):
         guidance: float = 1.0,
         official_null: bool = False,
     ) -> Tensor:
-        """Images [B, C, Y, X]; truncation and guidance act on w, so one forward whatever the options.
+        """The style w_BD to sample with: truncation and guidance act here, before the backbone.
 
         psi: w' = mean + psi (w - mean), 1 = off. guidance: w' = null + s (w - null), 1 = off.
         """
@@ -165,4 +165,16 @@ class Generator(nn.Module):
         if guidance != 1.0:
             null_BD = self.null_style(z_BZ, official_null)
             w_BD = null_BD + guidance * (w_BD - null_BD)
-        return self.synthesize(w_BD)[-1]
+        return w_BD
+
+    @torch.no_grad()
+    def sample(
+        self,
+        z_BZ: Tensor,
+        y_B: Tensor | None,
+        psi: float = 1.0,
+        guidance: float = 1.0,
+        official_null: bool = False,
+    ) -> Tensor:
+        """Images [B, C, Y, X] in one forward of the backbone; the options are those of `styled`."""
+        return self.synthesize(self.styled(z_BZ, y_B, psi, guidance, official_null))[-1]

@@ -1,0 +1,259 @@
+"""`gat-sweep coord-check`: the change of the networks' outputs in one training step, against width (Eq. 11, A.11).
+
+Real trials are begun at several widths, each once at the rate of Eq. 4 and once at train.base_lr whatever the width.
+Before and after every step the same probe is scored: the same latent codes, classes, real images and guidance noise at
+every width, rule and step, so what differs is what the step did.
+"""
+
+import itertools
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from analysis.coordinates import RULES, Changes, plot_coordinates, report
+from benchmarks.step import hardware
+from gat_sweep.config import Size, TrialConfig
+from gat_sweep.data.dataset import Dataset, check_dataset
+from gat_sweep.engine import Engine, draw
+from gat_sweep.errors import UserError
+from gat_sweep.feed import Feed
+from gat_sweep.gat.mng import make_perturb
+from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens
+from gat_sweep.progress import duration
+from gat_sweep.storage import write
+from gat_sweep.teacher import taught
+
+PROBE = 64  # images
+DOUBLINGS = 5  # widths unless given, from a single head's
+LINE_EVERY = 5.0  # seconds between lines of progress
+NAME = "coord-check"  # of the files written
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says beside the config."""
+
+    widths: tuple[int, ...] = ()  # 1, 2, 4, 8, 16 heads unless given
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 10  # measured
+    warmup: int = 0  # trained before
+
+
+def coord_check_command(
+    config: TrialConfig, options: Options, device: torch.device, out: Path, console: Console
+) -> tuple[dict[str, Any], list[Path]]:
+    """Trains, measures, fits and draws; (what coord-check.json holds, the files written into `out`).
+
+    config: everything but width, rate and seed. Progress goes to the console.
+    Raises UserError when there is nothing to fit a slope to, a width does not fit the heads, or training diverges.
+    """
+    widths = check_widths(config, options)
+    plan = [
+        (seed, rule, width, make_trial(config, width, rule, seed, options.warmup + options.steps))
+        for seed, rule, width in itertools.product(options.seeds, RULES, widths)
+    ]
+    dataset = check_dataset(config)
+    dataset = taught(config, dataset, device, lambda text: console.print(text, highlight=False))
+    # What a step is fed depends on the seed, neither on the width nor on the rate.
+    feeds = {
+        seed: Feed(make_trial(config, widths[0], "eq4", seed, options.warmup + options.steps), dataset, device)
+        for seed in options.seeds
+    }
+
+    found: dict[tuple[str, int, int], dict[tuple[str, str], np.ndarray]] = {}
+    seconds: dict[int, float] = {}  # of a trial, by width
+    began = spoken = time.perf_counter()
+    for number, (seed, rule, width, trial) in enumerate(plan, start=1):
+        start = time.perf_counter()
+        try:
+            found[rule, seed, width] = measure(trial, dataset, feeds[seed], options.warmup)
+        except UserError as error:
+            raise UserError(f"width {width}, {RULES[rule]}, seed {seed}: {error}") from None
+        now = time.perf_counter()
+        seconds[width] = now - start
+        if now - spoken > LINE_EVERY or number == len(plan):
+            spoken = now
+            left = sum(seconds[item[2]] for item in plan[number:]) if len(seconds) == len(widths) else None
+            console.print(f"{number}/{len(plan)} trials begun and measured, ETA {duration(left)}", highlight=False)
+
+    measured = []
+    for (network, layer), rule in itertools.product(next(iter(found.values())), RULES):
+        # [S, W, T, 2]
+        values = np.array([[found[rule, seed, width][network, layer] for width in widths] for seed in options.seeds])
+        measured.append(Changes(network, layer, rule, values[..., 0], values[..., 1]))
+    try:
+        slopes = report(widths, measured)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    result = {
+        "recipe": config.recipe,
+        "widths": widths,
+        "seeds": list(options.seeds),
+        "warmup": options.warmup,
+        "steps": options.steps,
+        "probe": PROBE,
+        "slopes": slopes,
+        "rates": {rule: [make_trial(config, width, rule, 0, 1).lr_g for width in widths] for rule in RULES},
+        # [seed][width][step]
+        "measured": [{**asdict(item), "change": _short(item.change), "size": _short(item.size)} for item in measured],
+        "config": config.identity(),
+        "seconds": round(time.perf_counter() - began, 1),
+        "hardware": hardware(device),
+    }
+    write(out / f"{NAME}.json", (json.dumps(result) + "\n").encode())
+    files = plot_coordinates(widths, measured, options.warmup + 1, out / NAME)
+    return result, [out / f"{NAME}.json", *files]
+
+
+def check_widths(config: TrialConfig, options: Options) -> list[int]:
+    """The widths to measure at, rising. Raises UserError, naming the fix, for those that networks cannot have."""
+    head = head_width(config.ladder[config.model.generator])
+    widths = sorted(set(options.widths)) or [head * 2**i for i in range(DOUBLINGS)]
+    shown = ",".join(map(str, widths))
+    if len(widths) < 2:
+        raise UserError(f"--widths {shown}: a slope needs at least two; give such as {head},{2 * head},{4 * head}")
+    for name in {config.model.generator, config.model.discriminator}:
+        head = head_width(config.ladder[name])
+        wrong = [width for width in widths if width < 1 or width % head]
+        if wrong:
+            raise UserError(
+                f"--widths {shown}: {wrong[0]} is no multiple of {head}, the width of a head in recipe "
+                f"'{config.recipe}' at size {name}; give such as {head},{2 * head},{4 * head}"
+            )
+    try:
+        for width in widths:
+            trial = make_trial(config, width, "eq4", 0, 1)
+            _ = trial.generator_spec, trial.discriminator_spec
+    except ValueError as error:
+        raise UserError(f"--widths {shown}: {error}") from None
+    return widths
+
+
+def head_width(size: Size) -> int:
+    return size.width // size.heads
+
+
+def make_trial(config: TrialConfig, width: int, rule: str, seed: int, steps: int) -> TrialConfig:
+    """The same trial with both networks of that width, in heads as wide as before, and the rate of a rule.
+
+    rule: "eq4", or "none" for the rate of train.base_width at every width.
+    """
+    ladder = {"base": Size(width=config.train.base_width, depth=1, heads=1)}
+    for network, name in (("G", config.model.generator), ("D", config.model.discriminator)):
+        row = config.ladder[name]
+        ladder[network] = Size(width=width, depth=row.depth, heads=width // head_width(row))
+    changed = {
+        "seed": seed,
+        "ladder": ladder,
+        "model": config.model.model_copy(update={"generator": "G", "discriminator": "D"}),
+        "train": config.train.model_copy(update={"steps": steps, "rate_of": "base" if rule == "none" else None}),
+        "workers": config.workers.model_copy(update={"count": 1}),
+    }
+    return config.model_copy(update=changed)
+
+
+def trained(config: TrialConfig, feed: Feed) -> Iterator[Engine]:
+    """A trial's engine as it begins, and after each of its steps, which are those of train() bit for bit."""
+    engine = Engine(config, feed.device)
+    yield engine
+    for step in range(config.train.steps):
+        engine.iterate(*feed.batch(step))
+        yield engine
+
+
+def measure(config: TrialConfig, dataset: Dataset, feed: Feed, warmup: int) -> dict[tuple[str, str], np.ndarray]:
+    """(network, layer) to [T, 2]: RMS of the change of each step after `warmup` ones, and of what is changed.
+
+    Raises UserError when training diverges on the way.
+    """
+    probe = make_probe(config, dataset, feed.device)
+    before: dict[tuple[str, str], Tensor] = {}
+    rows: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for step, engine in enumerate(trained(config, feed)):
+        if step < warmup:
+            continue
+        after = scored(engine, probe)
+        for key, x in before.items():
+            rows.setdefault(key, []).append((rms(after[key] - x), rms(x)))
+        before = after
+    if trouble := engine.trouble():
+        finished, network, norm = trouble
+        raise UserError(
+            f"gradient norm of {network} is {norm} at step {finished}; measure fewer steps, or set train.base_lr lower"
+        )
+    return {key: np.array(values) for key, values in rows.items()}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the networks are asked again and again."""
+
+    z: Tensor  # [N, z_dim]
+    y: Tensor | None  # [N]
+    levels: Tensor  # real images as D sees them, [K, N, C, Y, X]
+
+
+def make_probe(config: TrialConfig, dataset: Dataset, device: torch.device) -> Probe:
+    """Codes, real images and guidance noise of a seed; the same for every width, rule and device."""
+    random = torch.Generator().manual_seed(config.seed)
+    rows = dataset.rows(torch.randperm(len(dataset), generator=random)[:PROBE].numpy())
+    real, spec = rows.latents(random), config.generator_spec
+    z = torch.randn(len(real), spec.z_dim, generator=random)
+    draws = draw(config, len(real), random, penalty=False)
+    perturb = make_perturb(config.mng.schedule, spec.levels, config.mng.mixing)
+    levels = perturb(real.expand(spec.levels, *real.shape), draws.mng[0])
+    return Probe(z.to(device), rows.labels.to(device) if spec.classes else None, levels.to(device))
+
+
+def scored(engine: Engine, probe: Probe) -> dict[tuple[str, str], Tensor]:
+    """What both networks say of the probe, in float32 whatever the training's precision."""
+    with torch.no_grad():
+        levels, tokens_g = generator_tokens(engine.generator, engine.generator.style(probe.z, probe.y))
+        logits, _ = engine.discriminator(probe.levels.movedim(0, 1).flatten(1, 2), probe.y)
+        tokens_d = discriminator_tokens(engine.discriminator, probe.levels, probe.y)
+    return {
+        ("G", "output"): levels[-1],
+        ("G", "last block"): tokens_g[-1],
+        ("D", "output"): logits,
+        ("D", "last block"): tokens_d[-1][:, 0],  # [cls], which the logit is read from
+    }
+
+
+def rms(x: Tensor) -> float:
+    return x.double().square().mean().sqrt().item()
+
+
+def coord_table(result: dict[str, Any]) -> Table:
+    """The slopes of a result's JSON."""
+    seeds, steps = len(result["seeds"]), (result["warmup"] + 1, result["warmup"] + result["steps"])
+    title = f"{result['recipe']}: slope of log change on log width, {seeds} seeds, steps {steps[0]} to {steps[1]}"
+    table = Table(title=title, title_justify="left")
+    for name in ["network", "layer", "rule", "slope", "95 % interval", "A.11", "relative", "output's size"]:
+        table.add_column(name, justify="left" if name in ("network", "layer", "rule") else "right", no_wrap=True)
+    for row in result["slopes"]:
+        low, high = row["change"]["low"], row["change"]["high"]
+        table.add_row(
+            row["network"],
+            row["layer"],
+            RULES[row["rule"]],
+            f"{row['change']['slope']:.2f}",
+            "one seed: none" if low is None else f"{low:.2f} to {high:.2f}",
+            f"{row['theory']:.0f}",
+            f"{row['relative']['slope']:.2f}",
+            f"{row['size']['slope']:.2f}",
+        )
+    return table
+
+
+def _short(values: np.ndarray) -> Any:
+    """Nested lists of numbers with six digits."""
+    return np.vectorize(lambda value: float(f"{value:.6g}"))(values).tolist()

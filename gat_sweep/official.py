@@ -1,0 +1,351 @@
+"""Checkpoints of the authors' released code (github.com/hse1032/GAT, train.py), in and out.
+
+Theirs is a .pt with the state dicts `generator`, `discriminator` and `ema`, and beside them `optG`, `optD`, `args`,
+`steps`, `wallclock_time` and `wandb_run_id`. The three state dicts go through a folder of save_pretrained and out again
+without a changed bit. Of the rest `steps` and the arguments that their generate.py reads are kept; the optimizers and
+the bookkeeping are left out: training does not go on from an imported checkpoint, here or there.
+
+Their state dicts also hold what the networks here compute or do not have: the fixed position tables and rotary tables
+(checked against ours), and in G a patch embedder whose output is multiplied by zero. official.safetensors keeps them,
+and all of `generator`, which is not the running average.
+"""
+
+import argparse
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gat_sweep.checkpoint import read_network, read_trial
+from gat_sweep.data.tokenizer import load_tokenizer
+from gat_sweep.errors import UserError
+from gat_sweep.gat.discriminator import Discriminator
+from gat_sweep.gat.generator import Generator
+from gat_sweep.gat.layers import rope_table, sincos_position_table
+from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
+from gat_sweep.metrics.extractors import BAD_WEIGHTS
+from gat_sweep.pretrained import (
+    DISCRIMINATOR,
+    OFFICIAL,
+    WEIGHTS,
+    About,
+    check_new,
+    check_tensors,
+    from_trial,
+    is_checkpoint,
+    open_folder,
+    save_pretrained,
+    shapes,
+)
+from gat_sweep.storage import Place, write
+
+# Our names -> theirs; what is not named differs in nothing.
+OFFICIAL_NAMES_G = [
+    (r"^style_mean$", "w_avg"),
+    (r"^class_embedding\.", "y_embedder.embedding_table."),
+    (r"^mapping\.", "latent_embedder."),
+    (r"^outputs\.(\d+)\.modulation\.", r"final_layers.\1.adaLN_modulation.1."),
+    (r"^outputs\.", "final_layers."),
+    (r"\.modulation\.", ".adaLN_modulation.1."),
+    (r"\.attention\.", ".attn."),
+    (r"\.ffn\.w_in\.", ".mlp.w12."),
+    (r"\.ffn\.w_out\.", ".mlp.w3."),
+]
+OFFICIAL_NAMES_D = [
+    (r"^class_embedding\.", "y_embedder.embedding_table."),
+    (r"^class_mapping\.", "y_embedder.latent_embedder."),
+    (r"^patch_embedding\.", "x_embedder.proj."),
+    (r"^head_norm\.", "final_layer.0."),
+    (r"^head\.", "final_layer.1."),
+    (r"^projector\.", "proj."),
+    (r"\.scale1$", ".ls_attn"),
+    (r"\.scale2$", ".ls_mlp"),
+    (r"\.attention\.", ".attn."),
+    (r"\.ffn\.w_in\.", ".mlp.w12."),
+    (r"\.ffn\.w_out\.", ".mlp.w3."),
+]
+
+PARTS = ("generator", "discriminator", "ema")
+ARGUMENTS = ("model", "modelD", "resolution", "num_classes", "fused_attn", "qk_norm")  # what says how to build them
+LEVELS = 4  # of their networks, whatever the depth
+TABLES = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
+TABLE_ERROR = 1e-5  # between two ways of computing a table in float32
+
+State = dict[str, Tensor]
+
+
+def official_name(name: str, rules: list[tuple[str, str]]) -> str:
+    """The released code's name of one of our parameters."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def import_official(path: Path, folder: Place, tokenizer: str | None = None) -> None:
+    """Writes a released checkpoint as a folder of save_pretrained; the running average is its generator.
+
+    Shapes are inferred from the tensors. tokenizer: what the latents are of, which no tensor tells; sampling asks for
+    it unless given.
+    Raises UserError when the file is no such checkpoint, its tensors do not fit together, or the tokenizer does not
+    fit them.
+    """
+    check_new(folder)
+    found = read_official(path)
+    spec_g = _generator_spec(found["ema"], f"{path}: ema")
+    spec_d = _discriminator_spec(found["discriminator"], spec_g, f"{path}: discriminator")
+    _check(found["ema"], Generator, spec_g, f"{path}: ema")
+    _check(found["generator"], Generator, spec_g, f"{path}: generator")
+    _check(found["discriminator"], Discriminator, spec_d, f"{path}: discriminator")
+    identity = None
+    if tokenizer is not None:
+        identity = load_tokenizer(tokenizer, channels=spec_g.channels).identity
+        if identity.channels != spec_g.channels:
+            raise UserError(
+                f"tokenizer '{tokenizer}' has {identity.channels} channels, {path} makes {spec_g.channels}; give the "
+                "one that it was trained with"
+            )
+    generator, discriminator = Generator(spec_g), Discriminator(spec_d)
+    # assign: tensors of another precision stay as they are.
+    generator.load_state_dict(_ours(found["ema"], Generator, spec_g), assign=True)
+    discriminator.load_state_dict(_ours(found["discriminator"], Discriminator, spec_d), assign=True)
+    kept = {f"generator.{name}": tensor for name, tensor in found["generator"].items()}
+    kept |= {f"ema.{name}": found["ema"][name] for name in _fixed(Generator, spec_g)}
+    kept |= {f"discriminator.{name}": found["discriminator"][name] for name in _fixed(Discriminator, spec_d)}
+    facts: dict[str, Any] = {name: found[name] for name in ("steps", "args") if name in found}
+    training = {"code": "github.com/hse1032/GAT", "file": path.name}
+    if "steps" in found:
+        training["step"] = found["steps"]
+    about = About(tokenizer=identity, training=training, official=facts)
+    save_pretrained(folder, generator, about, discriminator, kept)
+
+
+def export_official(source: Place, path: Path, settings: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Writes a checkpoint that the released code loads: of an imported folder the very tensors that came in; of others
+    `_fixed` adds what the networks here do not have.
+
+    source: a folder of save_pretrained, or a trial's checkpoint, for which settings are as of from_trial.
+    say: gets a line about what is not the trial's own.
+    Raises UserError when the file exists already, or the released code has no such networks.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists already; give another name, or delete it")
+    content: dict[str, Any]
+    if is_checkpoint(source):
+        content = _of_trial(source, settings)
+    else:
+        opened = open_folder(source)
+        ema = _theirs(opened.tensors(WEIGHTS), OFFICIAL_NAMES_G)
+        discriminator = _theirs(opened.tensors(f"{DISCRIMINATOR}/{WEIGHTS}"), OFFICIAL_NAMES_D)
+        if OFFICIAL in opened.about.files:
+            kept = opened.tensors(OFFICIAL)
+            content = {part: _below(kept, part) for part in PARTS}
+            content["ema"] |= ema
+            content["discriminator"] |= discriminator
+            content |= opened.about.official or {}
+            if "args" in content:
+                content["args"] = argparse.Namespace(**content["args"])
+        else:
+            _check_theirs(opened.spec)
+            ema |= _fixed(Generator, opened.spec)
+            discriminator |= _fixed(Discriminator, opened.discriminator_spec())
+            content = {"generator": ema, "discriminator": discriminator, "ema": ema}
+            content["steps"] = opened.about.training.get("step", 0)
+            say("the folder holds the running average only: it stands under 'generator', too")
+    if "args" not in content:
+        say("their generate.py takes --model, --resolution and --num-classes from its own options for this file")
+    file = io.BytesIO()
+    torch.save(content, file)
+    write(path, file.getvalue())
+
+
+def read_official(path: Path) -> dict[str, Any]:
+    """The three state dicts, and where they are there `args` (a dictionary of ARGUMENTS) and `steps`.
+
+    Nothing is unpickled but tensors, plain values and argparse's Namespace, which `args` is.
+
+    Raises UserError when the file holds anything else, or lacks a state dict.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a checkpoint of the released code (.pt)")
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore", UserWarning)  # about odd formats, which are refused right after
+            # mmap: the optimizers, most of the file, are never read.
+            found = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except BAD_WEIGHTS as error:
+        said = next(iter(str(error).splitlines()), "")[:120]
+        raise UserError(
+            f"{path} is no checkpoint of tensors ({type(error).__name__}: {said}); give a .pt of the released code"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    content: dict[str, Any] = {}
+    for part in PARTS:
+        state = found.get(part) if isinstance(found, dict) else None
+        if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+            raise UserError(f"{path} lacks the state dict '{part}'; give a checkpoint with {', '.join(PARTS)}")
+        content[part] = {str(name): tensor.detach().clone() for name, tensor in state.items()}
+    if isinstance(found.get("args"), argparse.Namespace):
+        arguments = vars(found["args"])
+        content["args"] = {name: arguments[name] for name in ARGUMENTS if isinstance(arguments.get(name), str | int)}
+    if isinstance(found.get("steps"), int):
+        content["steps"] = found["steps"]
+    return content
+
+
+def _of_trial(source: Place, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All three networks of a trial's checkpoint under their names."""
+    trial = from_trial(source, settings, discriminator=True)
+    assert trial.discriminator is not None
+    _check_theirs(trial.generator.spec)
+    raw = Generator(trial.generator.spec)
+    read_network(read_trial(source, settings)[1], "generator", raw)
+    networks: dict[str, Generator | Discriminator] = {
+        "generator": raw,
+        "discriminator": trial.discriminator,
+        "ema": trial.generator,
+    }
+    content: dict[str, Any] = {}
+    for part, network in networks.items():
+        kind, spec = type(network), network.spec
+        content[part] = _theirs(network.state_dict(), _rules(kind)) | _fixed(kind, spec)
+    return content | {"steps": trial.about.training["step"]}
+
+
+def _check_theirs(spec: NetworkSpec) -> None:
+    """Raises UserError unless the released code can build such networks."""
+    if not spec.classes:
+        raise UserError("the released code has no unconditional networks; export one that was trained with classes")
+    if spec.levels != LEVELS:
+        raise UserError(
+            f"the released code has networks of {LEVELS} levels only, these have {spec.levels}; export others"
+        )
+
+
+def _fixed(kind: type[nn.Module], spec: NetworkSpec) -> State:
+    """What their state dict of such a network holds beside the weights that are ours, too.
+
+    The tables are computed as ours are. The patch embedder of G, whose output they multiply by zero, is initialised as
+    theirs (Xavier-uniform as a linear layer, bias 0), from seed 0.
+    """
+    grid = spec.side // spec.patch
+    turns = rope_table(spec.width // spec.heads, grid)
+    fixed = {
+        "pos_embed": sincos_position_table(spec.width, grid)[None],
+        "feat_rope.freqs_cos": turns.real.repeat_interleave(2, dim=-1),
+        "feat_rope.freqs_sin": turns.imag.repeat_interleave(2, dim=-1),
+    }
+    if issubclass(kind, Generator):
+        weight = torch.empty(spec.width, spec.channels * spec.patch**2)
+        nn.init.xavier_uniform_(weight, generator=torch.Generator().manual_seed(0))
+        fixed["x_embedder.proj.weight"] = weight.view(spec.width, spec.channels, spec.patch, spec.patch)
+        fixed["x_embedder.proj.bias"] = torch.zeros(spec.width)
+    return fixed
+
+
+def _check(state: State, kind: type[nn.Module], spec: NetworkSpec, where: str) -> None:
+    """Raises UserError unless a state dict of theirs is all of such a network, with the tables that we compute."""
+    fixed = _fixed(kind, spec)
+    expected = {name: tensor.shape for name, tensor in fixed.items()}
+    expected |= {official_name(name, _rules(kind)): shape for name, shape in shapes(kind, spec).items()}
+    check_tensors(state, expected, where)
+    for name in TABLES:
+        error = (state[name].float() - fixed[name]).abs().max().item()
+        if not error <= max(TABLE_ERROR, torch.finfo(state[name].dtype).eps):
+            raise UserError(f"{where}.{name} is {error:.2g} off the fixed table of these shapes; give another file")
+
+
+def _generator_spec(state: State, where: str) -> GeneratorSpec:
+    classes, z_dim = _shape(state, "y_embedder.embedding_table.weight", 2, where)
+    width, channels, patch, _ = _shape(state, "x_embedder.proj.weight", 4, where)
+    shared = _shared(state, width, patch, where)
+    levels = _count(state, "final_layers")
+    return _spec(GeneratorSpec, where, **shared, channels=channels, classes=classes, levels=levels, z_dim=z_dim)
+
+
+def _discriminator_spec(state: State, generator: GeneratorSpec, where: str) -> DiscriminatorSpec:
+    """Levels and channels, which D sees as one number, are the generator's; so are side and classes."""
+    classes, class_width = _shape(state, "y_embedder.embedding_table.weight", 2, where)
+    width, inputs, patch, _ = _shape(state, "x_embedder.proj.weight", 4, where)
+    shared = _shared(state, width, patch, where)
+    for what, ours, its in [
+        ("inputs", inputs, generator.levels * generator.channels),
+        ("side", shared["side"], generator.side),
+        ("classes", classes, generator.classes),
+    ]:
+        if ours != its:
+            raise UserError(f"{where} has {what} {ours}, the generator's make it {its}; give networks of one training")
+    projector = {}
+    if "proj.0.weight" in state:
+        projector["projector_width"] = _shape(state, "proj.0.weight", 2, where)[0]
+        projector["teacher_width"] = _shape(state, "proj.4.weight", 2, where)[0]
+    return _spec(
+        DiscriminatorSpec,
+        where,
+        **shared,
+        channels=generator.channels,
+        classes=classes,
+        levels=generator.levels,
+        class_width=class_width,
+        **projector,
+    )
+
+
+def _shared(state: State, width: int, patch: int, where: str) -> dict[str, int]:
+    _, tokens, _ = _shape(state, "pos_embed", 3, where)
+    (head,) = _shape(state, "blocks.0.attn.q_norm.weight", 1, where)
+    grid = math.isqrt(tokens)
+    if grid**2 != tokens or width % head:
+        raise UserError(
+            f"{where}: {tokens} positions and heads of {head} of {width} are no square and no whole number of heads; "
+            "give another file"
+        )
+    return {
+        "width": width,
+        "depth": _count(state, "blocks"),
+        "heads": width // head,
+        "side": grid * patch,
+        "patch": patch,
+    }
+
+
+def _shape(state: State, name: str, dimensions: int, where: str) -> list[int]:
+    if name not in state:
+        raise UserError(f"{where} lacks '{name}', which its shapes are read from; give a whole checkpoint")
+    shape = list(state[name].shape)
+    if len(shape) != dimensions or 0 in shape:
+        raise UserError(f"{where}: '{name}' is {shape}, which has not {dimensions} dimensions; give another file")
+    return shape
+
+
+def _count(state: State, list_name: str) -> int:
+    return len({name.split(".")[1] for name in state if name.startswith(f"{list_name}.")})
+
+
+def _spec(kind: type[Any], where: str, **numbers: int) -> Any:
+    try:
+        return kind(**numbers)
+    except (ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _rules(kind: type[nn.Module]) -> list[tuple[str, str]]:
+    return OFFICIAL_NAMES_G if issubclass(kind, Generator) else OFFICIAL_NAMES_D
+
+
+def _ours(state: State, kind: type[nn.Module], spec: NetworkSpec) -> State:
+    return {name: state[official_name(name, _rules(kind))] for name in shapes(kind, spec)}
+
+
+def _theirs(state: Mapping[str, Tensor], rules: list[tuple[str, str]]) -> State:
+    return {official_name(name, rules): tensor.contiguous() for name, tensor in state.items()}
+
+
+def _below(tensors: State, part: str) -> State:
+    return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}

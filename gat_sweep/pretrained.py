@@ -1,0 +1,374 @@
+"""Folders of networks as diffusers' users know them: save_pretrained, from_pretrained.
+
+    config.json                               the generator's shapes, its tokenizer, what it was trained on
+    diffusion_pytorch_model.safetensors       its weights: the running average (EMA), with the mean styles
+    discriminator/                            config.json and weights of the discriminator
+    official.safetensors                      of an imported checkpoint: what we do not build (official.py)
+    README.md                                 the model card
+
+config.json is written last and holds the digest of every file of weights, which are checked when they are loaded.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from gat_sweep.checkpoint import MANIFEST, Checkpoint, read_network, read_trial
+from gat_sweep.config import TrialConfig
+from gat_sweep.data.dataset import Encoded, load_dataset
+from gat_sweep.data.tokenizer import TokenizerIdentity
+from gat_sweep.errors import UserError
+from gat_sweep.gat.discriminator import Discriminator
+from gat_sweep.gat.generator import Generator
+from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
+from gat_sweep.run_table import read_rows
+from gat_sweep.storage import Place, children, write
+
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
+DISCRIMINATOR = "discriminator"
+OFFICIAL = "official.safetensors"
+CARD = "README.md"
+CHANGEABLE = ("data.path", "data.tokenizer")  # of a trained model: where its files lie now
+MEASURES = ("kernel_distance", "kernel_distance_std", "precision", "recall", "fd_infinity", "fd_infinity_se")
+
+Spec = TypeVar("Spec", bound=NetworkSpec)
+
+
+@dataclass(frozen=True)
+class About:
+    """What config.json says beside the generator's shapes."""
+
+    tokenizer: TokenizerIdentity | None = None  # None: not known
+    class_names: tuple[str, ...] = ()  # none: not known, or no classes
+    training: dict[str, Any] = field(default_factory=dict)  # recipe, trial, step, data and the like
+    evaluation: dict[str, Any] | None = None  # of these very weights: metric, value, n, reference, protocol
+    official: dict[str, Any] | None = None  # of an imported checkpoint: its counters and arguments
+    files: dict[str, str] = field(default_factory=dict)  # file of weights -> sha256; save_pretrained fills it in
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Networks in float32 on the CPU; the generator is the running average."""
+
+    generator: Generator
+    discriminator: Discriminator | None
+    about: About
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder that save_pretrained wrote, its config.json read."""
+
+    place: Place
+    spec: GeneratorSpec
+    about: About
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """What a file of weights holds. Raises UserError when it is missing, or not what was written."""
+        if name not in self.about.files:
+            raise UserError(f"{self.place} holds no {name}; write the folder again with it")
+        file = self.place / name
+        content = _read(file)
+        if hashlib.sha256(content).hexdigest() != self.about.files[name]:
+            raise UserError(f"{file} is not what was written (sha256 differs); copy it again, or export it anew")
+        try:
+            return load(content)
+        except SafetensorError:
+            raise UserError(f"{file} is no safetensors file; copy it again, or export it anew") from None
+
+    def discriminator_spec(self) -> DiscriminatorSpec:
+        file = self.place / DISCRIMINATOR / CONFIG
+        return _parsed_spec(DiscriminatorSpec, "GATDiscriminator", _read(file), file)
+
+
+def save_pretrained(
+    folder: Place,
+    generator: Generator,
+    about: About | None = None,
+    discriminator: Discriminator | None = None,
+    official: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes networks to a new folder; the same networks give the same bytes.
+
+    official: tensors for official.safetensors.
+    Raises UserError when the folder holds anything already.
+    """
+    check_new(folder)
+    contents = {WEIGHTS: _packed(generator.state_dict())}
+    if discriminator is not None:
+        contents[f"{DISCRIMINATOR}/{WEIGHTS}"] = _packed(discriminator.state_dict())
+    if official is not None:
+        contents[OFFICIAL] = _packed(official)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    about = replace(about or About(), files=digests)
+    if discriminator is not None:
+        contents[f"{DISCRIMINATOR}/{CONFIG}"] = _json("GATDiscriminator", asdict(discriminator.spec))
+    contents[CARD] = model_card(generator, discriminator, about).encode()
+    contents[CONFIG] = _json("GATGenerator", asdict(generator.spec) | asdict(about))
+    for name, content in contents.items():
+        write(folder / name, content)
+
+
+def from_pretrained(folder: Place, discriminator: bool = False) -> Pretrained:
+    """Networks that save_pretrained wrote, in float32 on the CPU.
+
+    discriminator: whether to load it, too.
+    Raises UserError when a file is missing, damaged, or does not fit config.json.
+    """
+    opened = open_folder(folder)
+    generator = _filled(Generator, opened.spec, opened.tensors(WEIGHTS), folder / WEIGHTS)
+    network = None
+    if discriminator:
+        name = f"{DISCRIMINATOR}/{WEIGHTS}"
+        tensors = opened.tensors(name)
+        network = _filled(Discriminator, opened.discriminator_spec(), tensors, folder / name)
+    return Pretrained(generator, network, opened.about)
+
+
+def open_folder(folder: Place) -> Folder:
+    """Raises UserError when there is no config.json, or not one of ours."""
+    file = folder / CONFIG
+    if not file.exists():
+        raise UserError(f"{folder} holds no {CONFIG}; give a folder that `gat-sweep export` wrote")
+    content = _read(file)
+    spec = _parsed_spec(GeneratorSpec, "GATGenerator", content, file)
+    try:
+        about = TypeAdapter(About).validate_json(content, strict=True)
+    except ValidationError as error:
+        raise UserError(_damaged(file, error)) from None
+    return Folder(folder, spec, about)
+
+
+def is_checkpoint(source: Place) -> bool:
+    """Whether a folder is a trial's checkpoint (or claims to be), rather than one of save_pretrained."""
+    return source.name.startswith("step_") or (source / MANIFEST).exists()
+
+
+def from_trial(folder: Place, settings: Mapping[str, Any], discriminator: bool = False) -> Pretrained:
+    """Networks of a trial's checkpoint, and what its run knows of them.
+
+    settings: data.path and data.tokenizer, where they differ from the trial's config.
+    Raises UserError as read_trial does, and for other settings.
+    """
+    for key in settings:
+        if key not in CHANGEABLE:
+            raise UserError(f"--set {key}: of a trained model only {' and '.join(CHANGEABLE)} can be set")
+    config, checkpoint = read_trial(folder, settings)
+    generator = Generator(config.generator_spec)
+    read_network(checkpoint, "ema", generator)
+    network = None
+    if discriminator:
+        network = Discriminator(config.discriminator_spec)
+        read_network(checkpoint, "discriminator", network)
+    return Pretrained(generator, network, _about_trial(config, checkpoint))
+
+
+def check_new(folder: Place) -> None:
+    """Raises UserError when a folder to write holds anything."""
+    found = children(folder)
+    if found:
+        raise UserError(f"{folder} holds {found[0].name} already; give a new folder, or delete that one")
+
+
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], file: object) -> None:
+    """Raises UserError unless tensors are those, of floating point and of these shapes."""
+    for name in expected:
+        if name not in found:
+            raise UserError(f"{file} lacks '{name}'; it holds other networks, or only a part of these")
+    for name in found:
+        if name not in expected:
+            raise UserError(f"{file} holds '{name}', which these networks do not have; give a file without it")
+    for name, shape in expected.items():
+        tensor = found[name]
+        if tensor.shape != shape or not tensor.is_floating_point():
+            had = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+            raise UserError(f"{file}: '{name}' is {had}, the other shapes ask for {list(shape)}; give another")
+
+
+def shapes(kind: type[nn.Module], spec: NetworkSpec) -> dict[str, torch.Size]:
+    """Of a network's state dict; nothing is allocated."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in kind(spec).state_dict().items()}
+
+
+def model_card(generator: Generator, discriminator: Discriminator | None, about: About) -> str:
+    """README.md: what the model hubs show."""
+    spec, training = generator.spec, about.training
+    front: dict[str, Any] = {
+        "library_name": "gat-sweep",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": ["gan", "gat", "transformer", "image-generation", "arxiv:2509.24935"],
+    }
+    if "data" in training:
+        front["datasets"] = [training["data"]["name"]]
+    sizes = (
+        f"{spec.depth} blocks of width {spec.width}, {spec.heads} heads, patch {spec.patch}, {_parameters(generator)}"
+    )
+    conditional = f"{spec.classes} classes" if spec.classes else "unconditional"
+    tokenizer = "not recorded; give it with --tokenizer"
+    if about.tokenizer:
+        tokenizer = f"{about.tokenizer.source} {about.tokenizer.digest}".strip()
+    facts = [
+        ("generator", f"{sizes} (running average of the weights)"),
+        ("discriminator", _parameters(discriminator) if discriminator else "not in this folder"),
+        ("latents", f"{spec.channels} x {spec.side} x {spec.side}, {conditional}, latent code of {spec.z_dim}"),
+        ("tokenizer", tokenizer),
+        *((name.replace("_", " "), _plain(value)) for name, value in training.items()),
+    ]
+    lines = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False).strip(),
+        "---",
+        "",
+        "# GAT",
+        "",
+        'A generative adversarial transformer of "Scalable GANs with Transformers" (arXiv 2509.24935): one forward of',
+        "the generator makes one image in the latent space of the tokenizer.",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in facts),
+        "",
+        "## Measured",
+        "",
+        *_measured_lines(about.evaluation),
+        "",
+        "## Sampling",
+        "",
+        "```",
+        "gat-sweep sample FOLDER --out samples --count 64 --psi 0.7",
+        "```",
+        "",
+        "```python",
+        "from pathlib import Path",
+        "",
+        "import torch",
+        "from gat_sweep.pretrained import from_pretrained",
+        "",
+        'generator = from_pretrained(Path("FOLDER")).generator',
+        "z = torch.randn(4, generator.spec.z_dim)",
+        f"y = {f'torch.randint({spec.classes}, (4,))' if spec.classes else None}",
+        f"latents = generator.sample(z, y, psi=0.7)  # [4, {spec.channels}, {spec.side}, {spec.side}]",
+        "```",
+        "",
+        "The weights are safetensors only.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _measured_lines(evaluation: dict[str, Any] | None) -> list[str]:
+    if evaluation is None:
+        return ["These weights were not evaluated."]
+    metric = evaluation["metric"]
+    lines = [
+        f"`{metric}` = {evaluation['value']:.4g} with {evaluation['n']:,} samples against {evaluation['reference']}."
+    ]
+    if metric != "fid":
+        extractor = evaluation["protocol"]["extractor"]
+        lines.append(f"This is a Frechet distance in the features of {extractor}: no FID, and not comparable with one.")
+    lines += [f"`{name}` = {evaluation[name]:.4g}." for name in MEASURES if name in evaluation]
+    protocol = {key: value for key, value in evaluation["protocol"].items() if value is not None}
+    return [*lines, "", "Protocol: " + "; ".join(f"{key} {_plain(value)}" for key, value in protocol.items()) + "."]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _parameters(network: nn.Module) -> str:
+    return f"{sum(p.numel() for p in network.parameters()):,} parameters"
+
+
+def _about_trial(config: TrialConfig, checkpoint: Checkpoint) -> About:
+    dataset = load_dataset(config.data)
+    trial = checkpoint.folder.parents[1]
+    names = dataset.shards.manifest.classes if isinstance(dataset, Encoded) and config.data.classes else ()
+    table = checkpoint.folder.parents[3] / "table" / f"{trial.name}.parquet"
+    rows = read_rows(table) if table.exists() else []
+    # Another step's number is of other weights.
+    row = next((row for row in rows if row["step"] == checkpoint.step and row["value"] is not None), None)
+    evaluation = None
+    if row:
+        columns = ("metric", "value", "n", "reference", *MEASURES)
+        evaluation = {name: row[name] for name in columns if row[name] is not None}
+        evaluation["protocol"] = json.loads(row["protocol"])
+    return About(
+        # The manifest's digest is what counts; the place is where the trial found it.
+        tokenizer=replace(dataset.identity, source=config.data.tokenizer or dataset.identity.source),
+        class_names=names,
+        training={
+            "recipe": config.recipe,
+            "trial": trial.name,
+            "config": config.digest(),
+            "seed": config.seed,
+            "step": checkpoint.step,
+            "images": checkpoint.facts["images"],
+            "batch": config.train.batch,
+            "learning_rates": {"G": config.lr_g, "D": config.lr_d},
+            "ema_decay": config.train.ema_decay,
+            "data": {"name": dataset.name, "digest": dataset.digest, "images": len(dataset)},
+        },
+        evaluation=evaluation,
+    )
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> bytes:
+    return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
+
+
+def _json(kind: str, values: dict[str, Any]) -> bytes:
+    head = {"_class_name": kind, "_gat_sweep_version": version("gat-sweep")}
+    return (json.dumps(head | values, indent=2) + "\n").encode()
+
+
+def _read(file: Place) -> bytes:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing; copy the whole folder, or export it anew") from None
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror or error}") from None
+
+
+def _parsed_spec(kind: type[Spec], class_name: str, content: bytes, file: Place) -> Spec:
+    try:
+        values = TypeAdapter(dict[str, Any]).validate_json(content)
+        if values.get("_class_name") != class_name:
+            raise UserError(f"{file} is of a {values.get('_class_name')}, not of a {class_name}; give another folder")
+        numbers = [name.name for name in fields(kind) if name.name not in ("classes", "teacher_width")]
+        for name in numbers:
+            if isinstance(values.get(name), int) and values[name] < 1:
+                raise UserError(f"{file}: {name} is {values[name]}; copy it again, or export it anew")
+        return TypeAdapter(kind).validate_json(content, strict=True)
+    except ValidationError as error:
+        raise UserError(_damaged(file, error)) from None
+
+
+def _damaged(file: Place, error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return (
+        f"{file} is no {CONFIG} of ours: {f'{where}: ' if where else ''}{first['msg']}; copy it again, or export anew"
+    )
+
+
+def _filled(kind: type[nn.Module], spec: NetworkSpec, tensors: dict[str, Tensor], file: Place) -> Any:
+    if spec.depth > len(tensors):  # before a network of any depth that config.json claims is built
+        raise UserError(f"{file} holds {len(tensors)} tensors, too few for {spec.depth} blocks; export it anew")
+    check_tensors(tensors, shapes(kind, spec), file)
+    network = kind(spec)
+    network.load_state_dict(tensors)
+    return network

@@ -1,0 +1,315 @@
+"""Pictures of a trained generator: plain samples of chosen classes, or rows that go from one style to another (A.21).
+
+    samples.npz       arr_0: uint8 [N, h, w, 3], and of plain samples arr_1: their classes, as ADM writes them
+    grid.png          the first ROWS x COLUMNS pictures, small ones enlarged by whole factors
+    sampling.json     what was asked, and of which weights; written last
+
+Picture i is decided by the seed and i alone: its latent code and, unless classes are given, its class are drawn from a
+stream of its own. So more pictures, another batch or another device change no picture beyond float rounding.
+"""
+
+import io
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from gat_sweep.data.tokenizer import Tokenizer, TokenizerIdentity, load_tokenizer
+from gat_sweep.errors import UserError
+from gat_sweep.gat.generator import Generator
+from gat_sweep.gat.spec import GeneratorSpec
+from gat_sweep.metrics.pictures import Eta, Say, silent
+from gat_sweep.pretrained import Pretrained, check_new, from_pretrained, from_trial, is_checkpoint
+from gat_sweep.storage import Place, write
+from gat_sweep.weights import weights_digest
+
+SMALLEST_SHOWN = 64  # pixels; smaller pictures are enlarged on a grid
+LINE = 2  # pixels between pictures on a grid
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to sample.
+
+    classes: of the pictures in turn, "all", or None: drawn for each.
+    psi, guidance: as of Generator.styled; 1 = off.
+    batch: pictures at once; changes how long it takes and what it takes of memory, no picture.
+    grid: (rows, columns).
+    interpolate: rows of `columns` pictures each, whose styles lie on a line after truncation and guidance. "intra":
+        between two latent codes of one class; row r is of class classes[r]. "inter": between two classes with one
+        latent code, so that a row shows what the class changes; row r goes from classes[r] to classes[r + 1]. Both
+        count in a circle. `count` is then all of the grid.
+    """
+
+    count: int = 64
+    classes: tuple[int, ...] | str | None = None
+    psi: float = 1.0
+    guidance: float = 1.0
+    seed: int = 0
+    batch: int = 32
+    grid: tuple[int, int] = (8, 8)
+    npz: bool = True
+    interpolate: str | None = None
+
+    @property
+    def pictures(self) -> int:
+        return self.count if self.interpolate is None else math.prod(self.grid)
+
+
+def sample_command(
+    source: Place,
+    out: Path,
+    request: Request,
+    settings: Mapping[str, Any],
+    tokenizer: str | None,
+    device: torch.device,
+    say: Say = silent,
+) -> tuple[dict[str, Any], list[Path]]:
+    """Samples a trial's checkpoint (its running average) or a folder of save_pretrained into a new folder; (what
+    sampling.json holds, the files written).
+
+    settings: of a trial, as of from_trial. tokenizer: where the one of the latents lies now.
+    Raises UserError, before anything is written, when the source cannot be read, the request does not fit it, the
+    tokenizer is another, or `out` holds anything.
+    """
+    check_new(out)
+    pretrained = _opened(source, settings, tokenizer)
+    generator = pretrained.generator
+    classes = checked(request, generator.spec)
+    decoder = load_decoder(pretrained.about.tokenizer, tokenizer, generator.spec, device)
+    digest = weights_digest(generator)
+    generator.to(device).eval().requires_grad_(False)
+
+    shown: list[Tensor] = []
+    cells = math.prod(request.grid)
+    archive = Archive(out / "samples.npz", request.pictures) if request.npz else None
+    eta, done = Eta(say, "pictures", request.pictures), 0
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        for latents in batches(generator, request, classes):
+            pictures = decoder.decode(latents).cpu()
+            shown.append(pictures[: max(0, cells - done)])
+            if archive:
+                archive.add(pictures)
+            done += len(pictures)
+            eta.add(len(pictures))
+        labels = None
+        if generator.spec.classes and request.interpolate is None:
+            labels = codes(request, generator.spec, classes, range(request.count))[1]
+        if archive:
+            archive.close(labels)
+    finally:
+        if archive:
+            archive.discard()
+    write(out / "grid.png", sheet(torch.cat(shown), request.grid[1]))
+    files = [out / "grid.png", out / "sampling.json"]
+    if request.npz:
+        files.insert(0, out / "samples.npz")
+    result = {
+        "source": source.name,
+        "training": pretrained.about.training,
+        "weights": digest,
+        "tokenizer": asdict(decoder.identity),
+        **asdict(request),
+        "count": request.pictures,
+        "device": device.type,
+        "gat_sweep": version("gat-sweep"),
+    }
+    write(out / "sampling.json", (json.dumps(result, indent=1) + "\n").encode())
+    return result, files
+
+
+def checked(request: Request, spec: GeneratorSpec) -> tuple[int, ...] | None:
+    """The classes of a request; None: drawn, or there are none. Raises UserError unless the networks can do it."""
+    for option, value, least in [
+        ("--count", request.count, 1),
+        ("--batch", request.batch, 1),
+        ("--seed", request.seed, 0),
+        ("--grid", min(request.grid), 1),
+    ]:
+        if value < least:
+            raise UserError(f"{option} {value}: give {least} or more")
+    for option, number in [("--psi", request.psi), ("--guidance", request.guidance)]:
+        if not (math.isfinite(number) and number >= 0):
+            raise UserError(f"{option} {number}: give 0 or more; 1 is off")
+    classes = tuple(range(spec.classes)) if request.classes == "all" else request.classes
+    if not spec.classes:
+        if classes is not None:
+            raise UserError("these networks have no classes; leave --classes out")
+        if request.guidance != 1:
+            raise UserError("these networks have no classes to guide away from; leave --guidance out")
+        if request.interpolate == "inter":
+            raise UserError("these networks have no classes to go between; use --interpolate intra")
+    assert classes is None or isinstance(classes, tuple)
+    unknown = [y for y in classes or () if not 0 <= y < spec.classes]
+    if unknown or classes == ():
+        raise UserError(f"--classes {', '.join(map(str, unknown))}: there are 0 to {spec.classes - 1}, or all")
+    if request.interpolate is not None:
+        if request.grid[1] < 2:
+            raise UserError("a row of --interpolate needs both of its ends; set --steps 2 or more")
+        if request.interpolate == "inter" and (spec.classes < 2 or (classes is not None and len(set(classes)) < 2)):
+            raise UserError("--interpolate inter goes between classes; give --classes two or more")
+    elif not request.npz and request.count > math.prod(request.grid):
+        raise UserError(
+            f"--no-npz keeps the {math.prod(request.grid)} pictures of the grid only, --count is {request.count}; "
+            "lower it, or make --grid larger"
+        )
+    return classes
+
+
+def load_decoder(
+    identity: TokenizerIdentity | None, source: str | None, spec: GeneratorSpec, device: torch.device
+) -> Tokenizer:
+    """The tokenizer that a generator's latents are of. source: where it lies now, if not where `identity` says.
+
+    Raises UserError when it is not known, or another.
+    """
+    source = source or (identity.source if identity else None)
+    if source is None:
+        raise UserError("which tokenizer these latents are of is not recorded; give it with --tokenizer")
+    decoder = load_tokenizer(source, device, channels=spec.channels)
+    found = decoder.identity
+    if found.channels != spec.channels:
+        raise UserError(
+            f"tokenizer '{source}' has {found.channels} channels, the latents {spec.channels}; give another"
+        )
+    if identity is not None and found.digest != identity.digest:
+        raise UserError(
+            f"tokenizer '{source}' ({found.digest or 'pixels'}) is not the one of these latents, '{identity.source}' "
+            f"({identity.digest or 'pixels'}); give that one with --tokenizer"
+        )
+    return decoder
+
+
+def batches(generator: Generator, request: Request, classes: tuple[int, ...] | None) -> Iterator[Tensor]:
+    """Latents [n, C, Y, X] of the pictures in order, `request.batch` at a time: one forward of the backbone each."""
+    style = _lines(generator, request, classes) if request.interpolate else _plain(generator, request, classes)
+    with torch.no_grad():
+        for start in range(0, request.pictures, request.batch):
+            w_BD = style(range(start, min(start + request.batch, request.pictures)))
+            yield generator.synthesize(w_BD)[-1]
+
+
+def codes(
+    request: Request, spec: GeneratorSpec, classes: tuple[int, ...] | None, pictures: range
+) -> tuple[Tensor, Tensor | None]:
+    """Latent codes [n, z_dim] of pictures and their classes [n]: given ones in turn, or drawn; None without classes."""
+    codes, drawn = [], []
+    for i in pictures:
+        random = np.random.default_rng((request.seed, i))  # hashes both; torch's CPU seeds are 32 bits only
+        codes.append(random.standard_normal(spec.z_dim, dtype=np.float32))
+        drawn.append(int(random.integers(max(1, spec.classes))))
+    z = torch.from_numpy(np.stack(codes))
+    if not spec.classes:
+        return z, None
+    return z, torch.tensor([classes[i % len(classes)] for i in pictures] if classes else drawn)
+
+
+def _plain(generator: Generator, request: Request, classes: tuple[int, ...] | None) -> Callable[[range], Tensor]:
+    def style(pictures: range) -> Tensor:
+        return _styled(generator, request, *codes(request, generator.spec, classes, pictures))
+
+    return style
+
+
+def _lines(generator: Generator, request: Request, classes: tuple[int, ...] | None) -> Callable[[range], Tensor]:
+    """Styles along the rows. The ends of row r are those of codes 2r and 2r + 1 ("inter": of 2r both)."""
+    rows, columns = request.grid
+    spec = generator.spec
+    z, drawn = codes(request, spec, None, range(2 * rows))
+    firsts = torch.arange(0, 2 * rows, 2)
+    lasts = firsts if request.interpolate == "inter" else firsts + 1
+    start_y, end_y = None, None
+    if drawn is not None:
+        start_y, end_y = drawn[firsts], drawn[firsts]
+        if request.interpolate == "inter":
+            # Of the other classes one, so that a row never stays in its class.
+            end_y = (start_y + 1 + drawn[firsts + 1] % (spec.classes - 1)) % spec.classes
+        if classes is not None:
+            start_y = torch.tensor([classes[row % len(classes)] for row in range(rows)])
+            next_y = torch.tensor([classes[(row + 1) % len(classes)] for row in range(rows)])
+            end_y = next_y if request.interpolate == "inter" else start_y
+    start_RD = _styled(generator, request, z[firsts], start_y)
+    end_RD = _styled(generator, request, z[lasts], end_y)
+
+    def style(pictures: range) -> Tensor:
+        number = torch.tensor(pictures, device=start_RD.device)
+        row, part_B1 = number // columns, (number % columns / (columns - 1))[:, None]
+        return (1 - part_B1) * start_RD[row] + part_B1 * end_RD[row]
+
+    return style
+
+
+def _styled(generator: Generator, request: Request, z_BZ: Tensor, y_B: Tensor | None) -> Tensor:
+    device = generator.style_mean.device
+    y_B = None if y_B is None else y_B.to(device)
+    return generator.styled(z_BZ.to(device), y_B, psi=request.psi, guidance=request.guidance)
+
+
+class Archive:
+    """An npz that grows picture by picture (50,000 of 256x256 are 10 GB), and is there whole or not at all."""
+
+    def __init__(self, path: Path, count: int):
+        self.path, self.count = path, count
+        self.temporary = path.with_name(f".{path.name}.tmp")
+        self.zip: zipfile.ZipFile | None = None
+        self.array: Any = None
+
+    def add(self, pictures: Tensor) -> None:
+        """uint8 [n, 3, h, w]."""
+        values = np.ascontiguousarray(pictures.permute(0, 2, 3, 1).numpy())
+        if self.zip is None:
+            self.zip = zipfile.ZipFile(self.temporary, "w")
+            self.array = self.zip.open(zipfile.ZipInfo("arr_0.npy"), "w", force_zip64=True)
+            header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *values.shape[1:])}
+            np.lib.format.write_array_header_1_0(self.array, header)
+        self.array.write(values)
+
+    def close(self, labels: Tensor | None) -> None:
+        assert self.zip is not None
+        self.array.close()
+        if labels is not None:
+            content = io.BytesIO()
+            np.lib.format.write_array(content, labels.numpy(), allow_pickle=False)
+            self.zip.writestr(zipfile.ZipInfo("arr_1.npy"), content.getvalue())
+        self.zip.close()
+        with open(self.temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self.temporary, self.path)
+
+    def discard(self) -> None:
+        """What is not whole; nothing after close()."""
+        self.temporary.unlink(missing_ok=True)
+
+
+def sheet(pictures: Tensor, columns: int) -> bytes:
+    """uint8 pictures [n, 3, h, w] row by row as a PNG, apart by a white line; white where the last row ends early."""
+    factor = max(1, SMALLEST_SHOWN // pictures.shape[2])
+    pictures = pictures.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    grid = torch.full((rows * columns, 3, pictures.shape[2] + LINE, pictures.shape[3] + LINE), 255, dtype=torch.uint8)
+    grid[: len(pictures), :, LINE:, LINE:] = pictures
+    grid = grid.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # y, x, rgb
+    content = io.BytesIO()
+    Image.fromarray(F.pad(grid, (0, 0, 0, LINE, 0, LINE), value=255).contiguous().numpy()).save(content, format="PNG")
+    return content.getvalue()
+
+
+def _opened(source: Place, settings: Mapping[str, Any], tokenizer: str | None) -> Pretrained:
+    if is_checkpoint(source):
+        return from_trial(source, {**settings, **({"data.tokenizer": tokenizer} if tokenizer else {})})
+    if settings:
+        raise UserError(f"--set {next(iter(settings))}: a folder of networks needs no data; leave --set out")
+    return from_pretrained(source)
