@@ -8,7 +8,8 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,9 @@ CSV_OPTIONAL = (
 # A parquet table was written by the sweep: a missing `status` or `steps` there is damage, and the default
 # "done" would turn an interrupted trial into a point of the law.
 PARQUET_REQUIRED = CSV_REQUIRED + CSV_OPTIONAL
+
+# What is the same on all rows of a trial; all of it may be absent. A CSV's other columns are taken for config values.
+CONSTANTS = ("lr_g", "lr_d", "g_width", "d_width", "d_forward_flops", "flops_per_image", "config")
 
 # What can be analysed in the place of `value`; measured at a trial's end only.
 VALUES = ("value", "fd_infinity", "kernel_distance")
@@ -75,11 +79,25 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What is the same on all rows of a trial, beside its size; None or empty where the table does not say."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)  # dotted key -> value, such as train.rate_g
+    items: Mapping[str, float] = field(default_factory=dict)  # FLOP per image of an iteration, item by item
+    lr_g: float | None = None
+    lr_d: float | None = None
+    g_width: int | None = None
+    d_width: int | None = None
+    d_forward_flops: float | None = None  # of one sample
+
+
+@dataclass(frozen=True)
 class Trial:
     """One run of one configuration: its rows by rising step (in file order where steps are equal)."""
 
     name: str
     rows: tuple[Row, ...]
+    facts: Facts = Facts()
 
     @property
     def last(self) -> Row:
@@ -159,9 +177,11 @@ def load_table(path: Path, column: str = "value") -> Table:
         raise ValueError(f"{path}: {problem}; give a directory of .parquet files, a .parquet or a .csv")
 
     by_trial: dict[str, list[Row]] = defaultdict(list)
+    facts: dict[str, Facts] = {}
     for file in files:
-        for row in _read_csv(file, column) if file.suffix == ".csv" else _read_parquet(file, column):
+        for row, said in _read_csv(file, column) if file.suffix == ".csv" else _read_parquet(file, column):
             by_trial[row.trial].append(row)
+            facts[row.trial] = said  # of the last row: an extended trial's own
     if not by_trial:
         raise ValueError(f"{path}: the table has no rows")
     for name, rows in by_trial.items():
@@ -170,7 +190,7 @@ def load_table(path: Path, column: str = "value") -> Table:
             sizes = ", ".join(cell.label for cell in cells)
             raise ValueError(f"{path}: trial {name!r} has rows of several sizes ({sizes}); name them apart")
         rows.sort(key=lambda row: row.step)
-    return Table(path, tuple(Trial(name, tuple(rows)) for name, rows in by_trial.items()), column)
+    return Table(path, tuple(Trial(name, tuple(rows), facts[name]) for name, rows in by_trial.items()), column)
 
 
 def protocol_differences(examples: Mapping[Protocol, str]) -> str:
@@ -202,7 +222,7 @@ def _keys(measured: Protocol) -> dict[str, Any]:
     return fields
 
 
-def _read_csv(path: Path, column: str) -> Iterator[Row]:
+def _read_csv(path: Path, column: str) -> Iterator[tuple[Row, Facts]]:
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -215,20 +235,25 @@ def _read_csv(path: Path, column: str) -> Iterator[Row]:
                 where = f"{path}, row {reader.line_num}"
                 if len(fields) != len(header):
                     raise ValueError(f"{where}: {len(fields)} fields, but the header has {len(header)}")
-                yield _check(dict(zip(header, (f.strip() for f in fields), strict=True)), where, column)
+                values = dict(zip(header, (f.strip() for f in fields), strict=True))
+                known = {*CSV_REQUIRED, *CSV_OPTIONAL, *CONSTANTS, *VALUES}
+                others = tuple((name, value) for name, value in values.items() if name not in known)
+                yield _check(values, where, column), _facts(values, where, others)
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: cannot be read as CSV in UTF-8: {error}") from error
 
 
-def _read_parquet(path: Path, column: str) -> Iterator[Row]:
+def _read_parquet(path: Path, column: str) -> Iterator[tuple[Row, Facts]]:
     try:
         table = pq.ParquetFile(path).read()
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: cannot be read as parquet: {_one_line(str(error))}") from error
     wanted = (*PARQUET_REQUIRED, *_extra(column))
     _require(path, table.column_names, wanted)
-    for number, row in enumerate(table.select(list(wanted)).to_pylist(), start=1):
-        yield _check(row, f"{path}, row {number}", column)
+    constants = [name for name in CONSTANTS if name in table.column_names]
+    for number, row in enumerate(table.select([*wanted, *constants]).to_pylist(), start=1):
+        where = f"{path}, row {number}"
+        yield _check(row, where, column), _facts(row, where)
 
 
 def _extra(column: str) -> tuple[str, ...]:
@@ -277,6 +302,52 @@ def _check(row: Mapping[str, Any], where: str, column: str) -> Row:
         status=status,
         reason=_one_line(_text(row, "reason", where, "")),
     )
+
+
+def _facts(row: Mapping[str, Any], where: str, others: tuple[tuple[str, str], ...] = ()) -> Facts:
+    try:
+        return _constants(tuple(row.get(name) or "" for name in CONSTANTS), row["generator_size"], others)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{where}: one of {', '.join(CONSTANTS)} cannot be read: {_one_line(str(error))}") from None
+
+
+@lru_cache(maxsize=4096)  # the same on every row of a trial, and parsing JSON is what takes the time
+def _constants(values: tuple[Any, ...], size: str, others: tuple[tuple[str, str], ...]) -> Facts:
+    named = dict(zip(CONSTANTS, values, strict=True))
+    config = _flat(json.loads(named["config"])) if named["config"] else {}
+    config |= {name: _plain(text) for name, text in others}
+
+    def number(name: str, otherwise: Any = None) -> float | None:
+        return float(named[name]) if named[name] != "" else otherwise
+
+    sizes = {"g": config.get("model.generator", size), "d": config.get("model.discriminator", size)}
+    widths = {key: number(f"{key}_width", config.get(f"ladder.{name}.width")) for key, name in sizes.items()}
+    return Facts(
+        config=config,
+        items={name: float(flops) for name, flops in json.loads(named["flops_per_image"] or "{}").items()},
+        lr_g=number("lr_g"),
+        lr_d=number("lr_d"),
+        g_width=None if widths["g"] is None else int(widths["g"]),
+        d_width=None if widths["d"] is None else int(widths["d"]),
+        d_forward_flops=number("d_forward_flops"),
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _plain(text: str) -> Any:
+    """A cell of a CSV: a number where it is one."""
+    number = _float(text)
+    return text if math.isnan(number) else number
 
 
 def _text(row: Mapping[str, Any], column: str, where: str, default: str | None = None) -> str:

@@ -257,3 +257,18 @@ def test_a_trial_that_ended_before_its_first_evaluation_is_listed(tmp_path: Path
     (tmp_path / "t.csv").write_text(header + "a,S,10,1e12,1e9,,3.0,done,\n")
     with pytest.raises(ValueError, match="row 2: metric is empty"):
         load_table(tmp_path / "t.csv")
+
+
+def test_what_is_the_same_on_all_rows_of_a_trial(tmp_path: Path) -> None:
+    """The config as dotted keys, widths out of its ladder; of a CSV its further columns."""
+    config = {"ladder": {"S": {"width": 8}, "B": {"width": 12}}, "train": {"rate_g": 0.5}, "seed": 3}
+    constants = {"config": json.dumps(config), "lr_g": 1e-3, "flops_per_image": '{"g_forward": 5}'}
+    write_parquet(tmp_path / "a.parquet", parquet_row(**constants))
+    facts = load_table(tmp_path / "a.parquet").trials[0].facts
+    assert facts.config["train.rate_g"] == 0.5 and facts.config["seed"] == 3
+    assert (facts.g_width, facts.lr_g, facts.lr_d, facts.items) == (8, 1e-3, None, {"g_forward": 5.0})
+    path = write_csv(tmp_path, HEADER + ",g_width,mng.schedule,train.rate_g", ROW + ",64,exp,2")
+    facts = load_table(path).trials[0].facts
+    assert facts.g_width == 64 and facts.d_width is None and facts.config == {"mng.schedule": "exp", "train.rate_g": 2}
+    with pytest.raises(ValueError, match=r"row 2: one of .*g_width.* cannot be read"):
+        load_table(write_csv(tmp_path, HEADER + ",g_width", ROW + ",wide"))
