@@ -51,10 +51,10 @@ class PowerLaw:
         x = np.log(np.asarray(compute, dtype=np.float64))
         return np.exp(self.mean_log_value - self.b * (x - self.mean_log_compute))
 
-    def band(self, compute: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(low, high) of the 95 % prediction interval of one new size at each C."""
+    def band(self, compute: ArrayLike, of: int = 1) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(low, high) of the 95 % prediction interval at each C, for the mean of so many new points like the fitted."""
         x = np.log(np.asarray(compute, dtype=np.float64))
-        spread = np.sqrt(1 + 1 / self.n + (x - self.mean_log_compute) ** 2 / self.log_compute_ss)
+        spread = np.sqrt(1 / of + 1 / self.n + (x - self.mean_log_compute) ** 2 / self.log_compute_ss)
         half = _t_quantile(self.n) * self.residual_std * spread
         centre = self.mean_log_value - self.b * (x - self.mean_log_compute)
         with np.errstate(over="ignore"):  # one degree of freedom can make the upper end infinite
@@ -185,7 +185,7 @@ def fit_law(table: Table) -> Law:
     images, reference, protocol), or fewer than three sizes are complete.
     """
     trials, excluded = table.complete(), table.excluded()
-    measured = _one_protocol(trials)
+    measured = one_protocol(trials)
     by_cell: dict[Cell, list[Trial]] = defaultdict(list)
     for trial in trials:
         by_cell[trial.cell].append(trial)
@@ -222,7 +222,7 @@ def _point(cell: Cell, trials: list[Trial]) -> Point:
     )
 
 
-def _one_protocol(trials: list[Trial]) -> Protocol | None:
+def one_protocol(trials: list[Trial]) -> Protocol | None:
     """How the final values were measured (None without trials); ValueError when not all in the same way.
 
     The bias of a Frechet distance depends on the number of images, the reference and the features, so a law

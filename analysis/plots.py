@@ -154,8 +154,8 @@ def _label(axes: Axes, law: Law) -> None:
         linespacing=1.4,
     )
     axes.grid(which="major")
-    _set_ticks(axes.xaxis, *axes.get_xlim())
-    _set_ticks(axes.yaxis, *axes.get_ylim())
+    set_ticks(axes.xaxis, *axes.get_xlim())
+    set_ticks(axes.yaxis, *axes.get_ylim())
 
 
 def _legend(law: Law, looks: dict[Cell, dict[str, Any]]) -> list[Line2D]:
@@ -177,7 +177,7 @@ def _legend(law: Law, looks: dict[Cell, dict[str, Any]]) -> list[Line2D]:
     return handles
 
 
-def _set_ticks(axis: Axis, low: float, high: float) -> None:
+def set_ticks(axis: Axis, low: float, high: float) -> None:
     """Labels a reader can use whatever the range: a bare log axis may have none within a decade."""
     decades = math.log10(high / low)
     axis.set_major_formatter(FuncFormatter(lambda value, _: _math(value, 6)))

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from gat_sweep.commands import checkpoints, coordinates, data, measure, networks, runs, sweeps
+from gat_sweep.commands import analyses, checkpoints, coordinates, data, measure, networks, runs, sweeps
 from gat_sweep.errors import UserError
 
 
@@ -23,7 +23,9 @@ for command in [
     runs.status,
     runs.stop,
     runs.logs,
-    sweeps.fit_law,
+    analyses.fit_law,
+    analyses.predict,
+    analyses.correlate,
     sweeps.ui,
     measure.model_info,
     measure.parity,

@@ -60,6 +60,6 @@ def remarks(table: Table) -> dict[str, Any]:
         "pearson_gflops": correlation.r,
         "pearson_gflops_low": correlation.low,
         "pearson_gflops_high": correlation.high,
-        "itemisations": exponents,
+        "counts": exponents,
         "remark": REMARK,
     }

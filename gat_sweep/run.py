@@ -1,9 +1,8 @@
-"""What the commands `plan`, `run`, `train` and `fit-law` do, from arguments to the last line printed."""
+"""What the commands `plan`, `run`, `train` and `bench` do, from arguments to the last line printed."""
 
 import json
 import signal
 import sys
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,11 @@ from gat_sweep.probe import check_writable
 from gat_sweep.progress import Monitor
 from gat_sweep.run_table import FINISHED, read_rows, source_commit
 from gat_sweep.steer import EXIT_STOPPED, clear_stop, stop_reason
-from gat_sweep.storage import Place, children, write
-from gat_sweep.sweep import Sweep, differences, open_run, read_run, trial_id
+from gat_sweep.storage import Place, write
+from gat_sweep.sweep import Sweep, differences, open_run, trial_id
 from gat_sweep.train import train
 from gat_sweep.trial import Trial
+from gat_sweep.yamlfile import nearest
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Launch:
     retry_failed: bool = False
     extend: bool = False
     budget: Budget = field(default_factory=Budget)
+    hold: tuple[str, ...] = ()  # sizes that are not begun
 
 
 def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Console) -> int:
@@ -51,6 +52,10 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
     from gat_sweep import launch, tracking
 
     trials = _trials(sweep, home, name)
+    for size in how.hold:
+        if not any(size in _sizes(trial) for trial in trials):
+            there = sorted({size for trial in trials for size in _sizes(trial)})
+            raise UserError(f"--hold {size}: the sweep has no such size; {nearest(size, there)}")
     for trial in trials:
         check_dataset(trial.config)
         check_evaluation(trial.config)
@@ -64,6 +69,10 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
     run = home / name
     clear_stop(run)
     todo = _to_do(trials, how.retry_failed, console)
+    held = [trial for trial in todo if not _sizes(trial).isdisjoint(how.hold)]
+    if held:
+        console.print(f"{len(held)} of {len(trials)} trials are held back: {', '.join(how.hold)}", highlight=False)
+        todo = [trial for trial in todo if trial not in held]
     meters = [Meter(trial) for trial in trials]
     budget = kept(run, how.budget)
     todo, refused = admitted(todo, meters, budget) if todo else ([], {})
@@ -106,7 +115,7 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
         reason = next(filter(None, (stop_reason(run, trial.id) for trial in todo)))
         console.print(f"stopped, with everything saved: {reason}. The same command continues.", soft_wrap=True)
         return EXIT_STOPPED
-    return int(any(trial.status() not in FINISHED for trial in trials))
+    return int(any(trial.status() not in FINISHED for trial in trials if trial not in held))
 
 
 def _to_do(trials: list[Trial], retry_failed: bool, console: Console) -> list[Trial]:
@@ -120,6 +129,10 @@ def _to_do(trials: list[Trial], retry_failed: bool, console: Console) -> list[Tr
         console.print(f"{failed} of {len(trials)} trials failed before; --retry failed runs them again")
     left = {"waiting", "running"} | ({"failed"} if retry_failed else set())
     return [trial for trial in trials if status[trial.id] in left]
+
+
+def _sizes(trial: Trial) -> set[str]:
+    return {trial.config.model.generator, trial.config.model.discriminator}
 
 
 def show_floor(reference: Reference, console: Console) -> None:
@@ -257,63 +270,6 @@ def bench_command(
     return results
 
 
-def fit_law_command(
-    source: str | None, metric: str, home: Place, out: Path | None
-) -> tuple[dict[str, Any], str, list[Path]]:
-    """Fits and draws a law; (its JSON, a summary to print, the files written).
-
-    source: a run's name, a .parquet or .csv, or None for the paper's own points.
-    Raises UserError when there is nothing to fit, or the table is at fault.
-    """
-    from analysis.law import fit_law
-    from analysis.plots import plot_law
-    from analysis.table import load_table
-    from gat_sweep import paper
-
-    if source is None:
-        path, folder = None, out or Path("law-paper")
-    elif source.endswith((".parquet", ".csv")):
-        path = Path(source)
-        folder = out or path.with_suffix("").with_name(path.stem + "-law")
-    else:
-        read_run(home, source)
-        path, folder = _table(home, source), out or _law_folder(home, source)
-    if path is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "table3.csv"
-        paper.write_table(path, paper.FORWARDS)
-    try:
-        table = load_table(path, metric)
-        law = fit_law(table)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    report = law.to_json()
-    if source is None:
-        report |= paper.remarks(table)
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "law.json", json.dumps(report, indent=1).encode())
-    files = [folder / "law.json", *plot_law(table, law, folder / "law")]
-    warning = ""
-    if source and path.is_dir():
-        warning = _log_to_mlflow(home / source / "mlflow.json", files)
-    return report, summary(report) + warning, files
-
-
-def summary(report: dict[str, Any]) -> str:
-    """The law in words."""
-    lines = [
-        f"{report['metric']} = {report['a']:.4g} C^-{report['b']:.4f}, C in {report['unit']}",
-        f"b = {report['b']:.4f}, 95 % interval [{report['b_low']:.4f}, {report['b_high']:.4f}] "
-        f"(Student t, {report['n']} sizes)",
-        f"Pearson({report['metric']}, G-forward GFLOPs) = {report['pearson_gflops']:.3f}",
-    ]
-    lines += [f"left out: {e['trial']}: {e['reason']}" for e in report["excluded"]]
-    lines += [f"b = {b:.3f} with C counted as {how}" for how, b in report.get("itemisations", {}).items()]
-    if "remark" in report:
-        lines.append(report["remark"])
-    return "\n".join(lines)
-
-
 def results_table(trials: list[Trial]) -> Table:
     """The last evaluation of every trial."""
     table = Table(title="results", title_justify="left")
@@ -343,34 +299,5 @@ def results_table(trials: list[Trial]) -> Table:
     return table
 
 
-def _table(home: Place, name: str) -> Path:
-    """The folder of a run's rows; a copy when they lie in an object store."""
-    table = home / name / "table"
-    files = children(table)
-    if not files:
-        raise UserError(f"run '{name}' has no results yet; wait for its first evaluation")
-    if isinstance(table, Path):
-        return table
-    copy = Path(tempfile.mkdtemp(prefix=f"{name}-table-"))
-    for file in files:
-        write(copy / file.name, file.read_bytes())
-    return copy
-
-
-def _law_folder(home: Place, name: str) -> Path:
-    return home / name / "law" if isinstance(home, Path) else Path(f"{name}-law")
-
-
 def _trials(sweep: Sweep, home: Place, name: str) -> list[Trial]:
     return [Trial(i, name, sweep.name, config.placed(), home) for i, config in sweep.trials.items()]
-
-
-def _log_to_mlflow(record: Place, files: list[Path]) -> str:
-    """Puts the law beside the launch it was fitted to; a run without MLflow has no record."""
-    if not record.exists():
-        return ""
-    from gat_sweep.tracking import log_artifacts
-
-    where = json.loads(record.read_text(encoding="utf-8"))
-    warning = log_artifacts(where["uri"], where["run_id"], files, "law")
-    return f"\n{warning}" if warning else ""

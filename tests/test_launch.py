@@ -230,8 +230,8 @@ def test_a_sweep_from_the_command_line_to_a_law(
     law = json.loads(out)
     assert code == 0 and law["n"] == 3 and [e["status"] for e in law["excluded"]] == ["diverged"]
     newest = json.loads((home / "three-digits" / "mlflow.json").read_text())["run_id"]  # every launch has its own run
-    laws = [f.path for f in client.list_artifacts(newest, "law")]
-    assert newest == parent.info.run_id and laws == ["law/law.json", "law/law.png", "law/law.svg"]
+    laws = [f.path for f in client.list_artifacts(newest, "analysis")]
+    assert newest == parent.info.run_id and laws == ["analysis/law.json", "analysis/law.png", "analysis/law.svg"]
 
 
 @pytest.mark.ray

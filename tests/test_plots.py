@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from analysis.law import fit_law
-from analysis.plots import _math, _set_ticks, plot_law
+from analysis.plots import _math, plot_law, set_ticks
 from analysis.table import Table, load_table
 
 HEADER = "trial,generator_size,step,steps,flops,g_forward_flops,metric,value,n,status,reason"
@@ -76,7 +76,7 @@ def test_sizes_at_almost_equal_compute(tmp_path: Path) -> None:
 def test_an_axis_of_any_range_has_labels(low: float, high: float) -> None:
     axes = Figure().add_subplot(yscale="log")
     axes.set_ylim(low, high)
-    _set_ticks(axes.yaxis, low, high)
+    set_ticks(axes.yaxis, low, high)
     seen = [tick for tick in axes.yaxis.get_majorticklocs() if low <= tick <= high]
     labels = {_math(tick, 6) for tick in seen}
     assert 3 <= len(labels) == len(seen) <= 10

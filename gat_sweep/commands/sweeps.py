@@ -1,4 +1,4 @@
-"""Sweeps and trials: plan, run, train, fit-law, ui."""
+"""Sweeps and trials: plan, run, train, ui."""
 
 import sys
 from pathlib import Path
@@ -67,6 +67,7 @@ def plan(
 @click.option("--address", help="A running Ray cluster, such as auto; starts Ray here unless given.")
 @click.option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow; sqlite below the home unless given.")
 @click.option("--retry", type=click.Choice(["failed"]), help="Also run trials again that failed before.")
+@click.option("--hold", multiple=True, metavar="SIZE", help="Do not begin trials of this size yet, as for `predict`.")
 @click.option("--extend", is_flag=True, help="Train trials on that were recorded with fewer steps.")
 @click.option("--max-gpu-hours", type=click.FloatRange(min=0), help="Cap on the whole run, over all its launches.")
 @click.option("--max-flops", type=click.FloatRange(min=0), help="The same in training FLOP, 2 per multiply-add.")
@@ -81,6 +82,7 @@ def run(
     address: str | None,
     tracking_uri: str | None,
     retry: str | None,
+    hold: tuple[str, ...],
     extend: bool,
     max_gpu_hours: float | None,
     max_flops: float | None,
@@ -95,7 +97,7 @@ def run(
     spec = make_sweep(sweep, recipe, preset, settings, seeds)
     name = name or f"{spec.name}-{spec.recipe}"
     check_name(name)
-    how = Launch(address, tracking_uri, retry is not None, extend, Budget(max_flops, max_gpu_hours))
+    how = Launch(address, tracking_uri, retry is not None, extend, Budget(max_flops, max_gpu_hours), hold)
     sys.exit(run_command(spec, home, name, how, console()))
 
 
@@ -111,34 +113,6 @@ def train(recipe: str, preset: str, settings: tuple[str, ...], home: Any, name: 
     check_name(name)
     config = make_config(recipe, preset, settings)
     sys.exit(train_command(config, home, name, device, console()))
-
-
-@click.command("fit-law")
-@click.argument("source", required=False)
-@click.option(
-    "--metric",
-    type=click.Choice(["value", "fd_infinity", "kernel_distance"]),
-    default="value",
-    show_default=True,
-    help="Column to fit: the Frechet distance at N samples, or what eval.extras measured at the end.",
-)
-@click.option("--paper", is_flag=True, help="Fit the paper's own Table 3 with our FLOPs.")
-@home_option
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for law.json and the plot.")
-@json_option
-def fit_law(source: str | None, metric: str, paper: bool, home: Any, out: Path | None, as_json: bool) -> None:
-    """Fit metric = a C^-b to a run, a table.parquet or a table.csv, and draw it."""
-    from gat_sweep.run import fit_law_command
-
-    if paper == bool(source):
-        raise UserError("give the name of a run, a .parquet or a .csv; or --paper alone")
-    law, text, files = fit_law_command(source, metric, home, out)
-    if as_json:
-        print_json(law)
-        return
-    click.echo(text)
-    for file in files:
-        click.echo(f"  {file}")
 
 
 @click.command()

@@ -1,0 +1,216 @@
+"""What a careful reader asks of a fitted law: how well it extrapolates, what it hangs on, and what C is.
+
+Everything here refits the law of law.py to other points, or to the same points with another C.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from analysis.floor import compare_floors
+from analysis.law import CONFIDENCE, MIN_SIZES, Law, Point, PowerLaw, fit_power_law, gflops
+from analysis.table import Table, Trial
+
+# What C may be said to hold, by how it is named in the output; items are those of the run table.
+G_ITEMS, D_ITEMS = ("g_forward", "g_backward"), ("d_step", "g_step_d")
+
+
+def scrutinise(table: Table, law: Law, pinned_floor: float | None = None) -> dict[str, Any]:
+    """For JSON: every check of a law. Raises ValueError for a pinned floor that is not below every value."""
+    compute, value = [p.gflops for p in law.points], [p.value for p in law.points]
+    return {
+        "floor": compare_floors(compute, value, pinned_floor),
+        "leave_one_size_out": leave_one_size_out(law),
+        "roll_forward": roll_forward(law),
+        "without_run": without_each_run(table, law),
+        "itemisations": itemisations(table, law),
+        "checkpoints": over_checkpoints(table, law),
+        "seed_spread_log": seed_spread(law.points),
+        "flagged": flagged(table),
+    }
+
+
+def _forecast(fit: PowerLaw, point: Point) -> dict[str, Any]:
+    """A size that the fit has not seen, against its prediction interval."""
+    low, high = (float(end[0]) for end in fit.band([point.gflops]))
+    predicted = float(fit.predict(point.gflops))
+    return {
+        "size": point.cell.label,
+        "gflops": point.gflops,
+        "value": point.value,
+        "predicted": predicted,
+        "low": low,
+        "high": high if np.isfinite(high) else None,
+        "ratio": point.value / predicted,
+        "inside": low <= point.value <= high,
+        "fitted_to": fit.n,
+    }
+
+
+def leave_one_size_out(law: Law) -> list[dict[str, Any]]:
+    """Each size predicted from all the others; empty below four sizes. The largest is the one that matters."""
+    if len(law.points) <= MIN_SIZES:
+        return []
+    return [_forecast(_fit([p for p in law.points if p is not left]), left) for left in law.points]
+
+
+def roll_forward(law: Law) -> list[dict[str, Any]]:
+    """Each size predicted from the cheaper ones, as one would have before it ran."""
+    later = range(MIN_SIZES, len(law.points))
+    return [_forecast(_fit(law.points[:i]), law.points[i]) for i in later]
+
+
+def without_each_run(table: Table, law: Law) -> list[dict[str, Any]]:
+    """The exponent with each of the law's trials left out in turn; None where too few sizes are left."""
+    trials = {trial.name: trial for trial in table.complete()}
+    found = []
+    for point in law.points:
+        for name in point.trials:
+            left = [trials[other] for other in point.trials if other != name]
+            points = [p for p in law.points if p is not point]
+            if left:
+                rest = replace(
+                    point,
+                    gflops=gflops(fmean(trial.last.flops for trial in left)),
+                    value=fmean(trial.last.value for trial in left),
+                )
+                points.append(rest)
+            fit = _fit(points) if len(points) >= MIN_SIZES else None
+            found.append(
+                {
+                    "trial": name,
+                    "size": point.cell.label,
+                    "b": fit and fit.b,
+                    "b_low": fit and fit.b_low,
+                    "b_high": fit and fit.b_high,
+                }
+            )
+    return found
+
+
+def itemisations(table: Table, law: Law) -> list[dict[str, Any]]:
+    """The exponent under every way to count C that the table's items allow; empty where it has none.
+
+    FLOP of a sample and iteration times the images seen, which are what C is over all items. A trial that went on from
+    another counts those of all its steps as its own.
+    """
+    trials = {trial.name: trial for trial in table.complete()}
+    counts = {name: _counts(trial) for name, trial in trials.items()}
+    used = [name for point in law.points for name in point.trials]
+    if not all(counts[name] for name in used):
+        return []
+    found = []
+    for way in counts[used[0]]:
+        costs = []
+        for point in law.points:
+            per_trial = [
+                gflops(counts[name][way] * trials[name].last.flops / sum(trials[name].facts.items.values()))
+                for name in point.trials
+            ]
+            costs.append(fmean(per_trial))
+        if min(costs) <= 0 or np.ptp(np.log(costs)) == 0:
+            continue
+        fit = fit_power_law(costs, [p.value for p in law.points])
+        found.append({"counted": way, "b": fit.b, "b_low": fit.b_low, "b_high": fit.b_high, "gflops": costs})
+    return found
+
+
+def _counts(trial: Trial) -> dict[str, float]:
+    """FLOP per image and iteration of a trial, by what is counted."""
+    items, d = trial.facts.items, trial.facts.d_forward_flops
+    g = trial.last.g_forward_flops
+    if not items:
+        return {}
+    whole = sum(items.values())
+    counts = {
+        "all that an iteration computes": whole,
+        "without teacher and alignment projector": whole - _of(items, ("teacher", "d_step_alignment")),
+        "G alone": _of(items, G_ITEMS),
+        "D alone": _of(items, D_ITEMS),
+        "G forward alone": g,
+    }
+    if d:
+        counts |= {"3 G + 15 D forwards": 3 * g + 15 * d, "5 G + 20 D forwards": 5 * g + 20 * d}
+    return counts
+
+
+def _of(items: Mapping[str, float], prefixes: tuple[str, ...]) -> float:
+    return sum(flops for name, flops in items.items() if name.startswith(prefixes))
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """An exponent fitted to checkpoints, of which those of one run are not independent."""
+
+    b: float
+    b_low: float
+    b_high: float
+    checkpoints: int
+    runs: int
+
+
+def fit_clustered(compute: Any, value: Any, runs: Any) -> Clustered:
+    """Fit value = a C^-b to points [n] of runs [n]; the interval is a jackknife over runs, t with runs - 1 degrees.
+
+    The jackknife leaves out a run at a time (CR3): with few runs other sandwich estimators are too narrow.
+    Raises ValueError for fewer than three runs.
+    """
+    x, y = np.log(np.asarray(compute, dtype=np.float64)), np.log(np.asarray(value, dtype=np.float64))
+    names = np.asarray(runs)
+    each = np.unique(names)
+    if len(each) < MIN_SIZES:
+        raise ValueError(f"an interval over runs needs {MIN_SIZES} of them, got {len(each)}")
+
+    def slope(keep: NDArray[np.bool_]) -> float:
+        centred = x[keep] - x[keep].mean()
+        return -float(centred @ y[keep] / (centred @ centred))
+
+    b = slope(np.ones(len(x), dtype=bool))
+    without = np.array([slope(names != name) for name in each])
+    count = len(each)
+    variance = (count - 1) / count * float(((without - b) ** 2).sum())
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * variance**0.5
+    return Clustered(b, b - half, b + half, len(x), count)
+
+
+def over_checkpoints(table: Table, law: Law) -> dict[str, Any] | None:
+    """The law through every evaluation of the law's trials, clustered by run; None below three runs.
+
+    A checkpoint in the middle of training says what stopping there gives, not what a schedule made for it would.
+    """
+    used = {name for point in law.points for name in point.trials}
+    parts = [(t.name, *t.trajectory(law.measured)) for t in table.trials if t.name in used]
+    if len(parts) < MIN_SIZES:
+        return None
+    compute = np.concatenate([flops / 2 / 1e9 for _, flops, _ in parts])
+    value = np.concatenate([values for _, _, values in parts])
+    runs = np.concatenate([[name] * len(values) for name, _, values in parts])
+    return vars(fit_clustered(compute, value, runs))
+
+
+def seed_spread(points: tuple[Point, ...]) -> float | None:
+    """Standard deviation of ln value between training seeds, pooled over sizes; None without two of a size."""
+    squares, degrees = 0.0, 0
+    for point in points:
+        logs = np.log(point.values)
+        squares += float(((logs - logs.mean()) ** 2).sum())
+        degrees += len(logs) - 1
+    return (squares / degrees) ** 0.5 if degrees else None
+
+
+def flagged(table: Table) -> list[dict[str, str]]:
+    """Trials of the law whose discriminator collapsed on the way, or that another flag is on."""
+    return [
+        {"trial": trial.name, "size": trial.cell.label, "flags": trial.last.flags}
+        for trial in table.trials
+        if trial.last.flags
+    ]
+
+
+def _fit(points: Any) -> PowerLaw:
+    return fit_power_law([p.gflops for p in points], [p.value for p in points])

@@ -1,0 +1,138 @@
+"""What runs say: fit-law, predict, correlate."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gat_sweep.commands.options import console, home_option, json_option, print_json
+from gat_sweep.errors import UserError
+
+folder_option = click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for the results; the run's own unless given.",
+)
+metric_option = click.option(
+    "--metric",
+    type=click.Choice(["value", "fd_infinity", "kernel_distance"]),
+    default="value",
+    show_default=True,
+    help="Column to read: the Frechet distance at N samples, or what eval.extras measured at the end.",
+)
+
+
+@click.command("fit-law")
+@click.argument("source", required=False)
+@metric_option
+@click.option("--paper", is_flag=True, help="Fit the paper's own Table 3 with our FLOPs.")
+@click.option(
+    "--floor", type=click.FloatRange(min=0), help="A floor known from elsewhere: the tokenizer's own distance."
+)
+@click.option(
+    "--selftest",
+    is_flag=True,
+    help="Fit laws with known answers, and print how often intervals hold them; takes minutes.",
+)
+@home_option
+@folder_option
+@json_option
+def fit_law(
+    source: str | None,
+    metric: str,
+    paper: bool,
+    floor: float | None,
+    selftest: bool,
+    home: Any,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Fit metric = a C^-b to a run, a table.parquet or a table.csv, check it, score what was predicted, and draw it."""
+    from gat_sweep.analyses import fit_law_command
+
+    if paper + bool(source) + selftest != 1:
+        raise UserError("give the name of a run, a .parquet or a .csv; or --paper or --selftest alone")
+    if selftest:
+        from analysis.selftest import run_selftest, selftest_table
+
+        found = run_selftest(lambda text: click.echo(text, err=True))
+        if as_json:
+            print_json(found)
+        else:
+            console().print(selftest_table(found))
+        sys.exit(int(not all(row["passes"] for row in found)))
+    report, text, files = fit_law_command(source, metric, home, out, floor)
+    _show(report, text, files, as_json)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--for", "size", required=True, help="A size that has not begun, such as XL.")
+@home_option
+@json_option
+def predict(run: str, size: str, home: Any, as_json: bool) -> None:
+    """Write down, before a size of a run begins, what the law of the others says of it. fit-law scores it later.
+
+    Hold the size back with `gat-sweep run ... --hold SIZE`, predict, and run again without --hold.
+    """
+    from gat_sweep.analyses import log_to_mlflow, open_source
+    from gat_sweep.prediction import predict_command, prediction_text
+
+    if run.endswith((".csv", ".parquet")):
+        raise UserError(f"{run}: a prediction is of a run, whose trials it knows; give the name of one")
+    source = open_source(run, home, None)
+    written = predict_command(source, size, home)
+    warning = log_to_mlflow(source, [file for _, file in written])
+    if as_json:
+        print_json([prediction for prediction, _ in written])
+    else:
+        for prediction, file in written:
+            click.echo(prediction_text(prediction))
+            click.echo(f"  {file}")
+    if warning:
+        click.echo(warning, err=True)
+
+
+def analysis_command(name: str, module: str, fit: str, plot: str | None, about: str) -> click.Command:
+    """A command that runs one analysis of analysis/ on a table, and shows its summary.
+
+    module, fit, plot: where in analysis/ it is; imported when the command runs.
+    """
+
+    @click.command(name, help=about)
+    @click.argument("source")
+    @metric_option
+    @home_option
+    @folder_option
+    @json_option
+    def command(source: str, metric: str, home: Any, out: Path | None, as_json: bool) -> None:
+        from importlib import import_module
+
+        from gat_sweep.analyses import analyse, log_to_mlflow, open_source
+
+        found = import_module(f"analysis.{module}")
+        opened = open_source(source, home, out, metric)
+        report, files = analyse(opened, module, getattr(found, fit), getattr(found, plot) if plot else None)
+        warning = log_to_mlflow(opened, files)
+        _show(report, found.summary(report) + (f"\n{warning}" if warning else ""), files, as_json)
+
+    return command
+
+
+correlate = analysis_command(
+    "correlate",
+    "correlation",
+    "correlate",
+    "plot_correlations",
+    "Correlate the metric with GFLOPs and their logarithm over sizes (Fig. 3c). SOURCE: a run, a .parquet or a .csv.",
+)
+
+
+def _show(report: dict[str, Any], text: str, files: list[Path], as_json: bool) -> None:
+    if as_json:
+        print_json(report)
+        return
+    click.echo(text)
+    for file in files:
+        click.echo(f"  {file}")

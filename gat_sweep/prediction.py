@@ -1,0 +1,182 @@
+"""Predictions written down before a size runs, and what became of them.
+
+    <run>/predictions/<size>-<digest>.json
+
+`predict` fits the law to the sizes that are done and writes what it says of one that has not begun, with a digest over
+all of the file. `fit-law` scores it when the size is done. A clock can be set and a file edited with its digest, so who
+needs proof puts the digest where others see it; in MLflow the file has the server's own time.
+"""
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from analysis.law import CONFIDENCE, Law, fit_law, fit_power_law, gflops
+from analysis.table import Cell
+from gat_sweep.analyses import Source
+from gat_sweep.config import TrialConfig
+from gat_sweep.errors import UserError
+from gat_sweep.journal import read_records
+from gat_sweep.plan import iteration_flops
+from gat_sweep.run_table import source_commit
+from gat_sweep.storage import Place, children, write
+from gat_sweep.sweep import read_run
+
+FOLDER = "predictions"
+
+
+def predict_command(source: Source, size: str, home: Place) -> list[tuple[dict[str, Any], Place]]:
+    """Writes a prediction for every cell of that size in the run; each with its file.
+
+    Raises UserError when the run has no such size, one of its trials has begun, or the others hold no law.
+    """
+    assert source.run is not None
+    configs = {
+        name: TrialConfig.model_validate(values) for name, values in read_run(home, source.name)["trials"].items()
+    }
+    chosen = {name: config for name, config in configs.items() if size in _sizes(config)}
+    if not chosen:
+        there = ", ".join(sorted({size for config in configs.values() for size in _sizes(config)}))
+        raise UserError(f"run '{source.name}' has no trial of size '{size}'; it has {there}")
+    for name in chosen:
+        if began(source.run, name) is not None:
+            raise UserError(f"trial {name} of size {size} has begun already; a prediction is written before that")
+    try:
+        law = fit_law(source.table)
+    except ValueError as error:
+        raise UserError(f"nothing to predict {size} from: {error}") from None
+    cells: dict[Cell, list[str]] = {}
+    for name, config in chosen.items():
+        cells.setdefault(Cell(*_sizes(config), config.model.patch), []).append(name)
+    written = []
+    for cell, names in cells.items():
+        prediction = foretold(law, cell, [configs[name] for name in names])
+        prediction = {"run": source.name, "trials": names, **prediction, "commit": source_commit()}
+        prediction |= {"written": datetime.now(UTC).isoformat(timespec="seconds")}
+        prediction["digest"] = digest(prediction)
+        label = f"G{cell.generator_size}-D{cell.discriminator_size}-p{cell.patch}"
+        place = source.run / FOLDER / f"{label}-{prediction['digest'][:12]}.json"
+        write(place, json.dumps(prediction, indent=1, allow_nan=False).encode())
+        written.append((prediction, place))
+    return written
+
+
+def foretold(law: Law, cell: Cell, configs: list[TrialConfig]) -> dict[str, Any]:
+    """What a law says of a cell: the mean over its seeds at its last step.
+
+    low, high: the law's prediction interval, whose unit is a size: with three sizes it has one degree of freedom.
+    seeds_low, seeds_high: the same if sizes lay on the law exactly and seeds were all that strays; None without
+    several seeds.
+    """
+    steps = {config.train.steps for config in configs}
+    per_trial = [
+        gflops(sum(iteration_flops(config).values()) * config.train.batch * config.train.steps) for config in configs
+    ]
+    compute = sum(per_trial) / len(per_trial)
+    low, high = (float(end[0]) for end in law.fit.band([compute]))
+    single = [(p.gflops, value) for p in law.points for value in p.values]
+    found: dict[str, Any] = {
+        "size": cell.label,
+        **cell._asdict(),
+        "steps": max(steps),
+        "gflops": compute,
+        "metric": law.measured.metric,
+        "n": law.measured.n,
+        "reference": law.measured.reference,
+        "protocol": law.measured.protocol,
+        "predicted": float(law.fit.predict(compute)),
+        "low": low,
+        "high": high if high < float("inf") else None,
+        "confidence": CONFIDENCE,
+        "seeds": len(configs),
+        "law": {"a": law.fit.a, "b": law.fit.b, "b_low": law.fit.b_low, "b_high": law.fit.b_high, "n": law.fit.n},
+        "from": [
+            {"size": p.cell.label, "gflops": p.gflops, "trials": list(p.trials), "values": list(p.values)}
+            for p in law.points
+        ],
+        "left_out": [{"trial": e.trial, "reason": e.reason} for e in law.excluded],
+        "seeds_low": None,
+        "seeds_high": None,
+    }
+    if len(single) > len(law.points):
+        fit = fit_power_law(*zip(*single, strict=True))
+        ends = fit.band([compute], of=len(configs))
+        found |= {"seeds_low": float(ends[0][0]), "seeds_high": float(ends[1][0])}
+    return found
+
+
+def prediction_text(prediction: dict[str, Any]) -> str:
+    """A prediction in words."""
+    law, high = prediction["law"], prediction["high"]
+    lines = [
+        f"{prediction['metric']} of {prediction['size']} after {prediction['steps']} steps, mean of "
+        f"{prediction['seeds']} seeds: {prediction['predicted']:.4g}, 95 % interval [{prediction['low']:.4g}, "
+        f"{'inf' if high is None else f'{high:.4g}'}]",
+        f"from {law['n']} sizes, b = {law['b']:.4f} [{law['b_low']:.4f}, {law['b_high']:.4f}]",
+    ]
+    if prediction["seeds_low"] is not None:
+        lines.append(
+            f"if only seeds strayed from the law: [{prediction['seeds_low']:.4g}, {prediction['seeds_high']:.4g}]"
+        )
+    return "\n".join([*lines, f"written {prediction['written']}, sha256 {prediction['digest']}"])
+
+
+def digest(prediction: dict[str, Any]) -> str:
+    """sha256 of everything in a prediction but the digest itself."""
+    values = {key: value for key, value in prediction.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def scored(run: Place, law: Law) -> list[dict[str, Any]]:
+    """A run's predictions against the law's points, by time of writing.
+
+    intact: whether the digest fits. before: whether it was written before any trial of the size began.
+    value, inside, inside_seeds, ratio: None until the size is complete.
+    """
+    found = []
+    for file in children(run / FOLDER):
+        if not file.name.endswith(".json"):
+            continue
+        try:
+            said = json.loads(file.read_bytes())
+            intact = digest(said) == said["digest"]
+            row = {key: said[key] for key in _SHOWN}
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{file} is no prediction; delete it, or fetch it again") from None
+        point = next((p for p in law.points if list(p.cell) == [said[key] for key in Cell._fields]), None)
+        same = point is not None and all(
+            said[key] == getattr(law.measured, key) for key in ("metric", "n", "reference", "protocol")
+        )
+        begun = [time for trial in said["trials"] if (time := began(run, trial)) is not None]
+        value = point.value if point is not None and same and intact else None
+        found.append(
+            row
+            | {
+                "file": file.name,
+                "intact": intact,
+                "began": datetime.fromtimestamp(min(begun), UTC).isoformat(timespec="seconds") if begun else None,
+                "before": not begun or datetime.fromisoformat(said["written"]).timestamp() <= min(begun),
+                "value": value,
+                "ratio": value and value / said["predicted"],
+                "inside": value and _within(value, said["low"], said["high"]),
+                "inside_seeds": value and said["seeds_low"] and _within(value, said["seeds_low"], said["seeds_high"]),
+            }
+        )
+    return sorted(found, key=lambda row: row["written"])
+
+
+_SHOWN = ("size", "written", "digest", "predicted", "low", "high", "seeds_low", "seeds_high", "gflops", "law")
+
+
+def _within(value: float, low: float | None, high: float | None) -> bool:
+    return (low is None or low <= value) and (high is None or value <= high)
+
+
+def began(run: Place, trial: str) -> float | None:
+    """When a trial's journal begins, seconds since 1970; None when it has none."""
+    return next((record["time"] for _, record in read_records(run / "trials" / trial)), None)
+
+
+def _sizes(config: TrialConfig) -> tuple[str, str]:
+    return config.model.generator, config.model.discriminator
