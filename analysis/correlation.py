@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from analysis.law import CONFIDENCE, Correlation, gflops, one_protocol, pearson
-from analysis.plots import COLOURS, MARKERS, STYLE, save_figure, set_ticks
-from analysis.table import Cell, Excluded, Protocol, Row, Table
+from analysis.plots import COLOURS, MARKERS, STYLE, plain, save_figure, set_ticks
+from analysis.table import Cell, Excluded, Protocol, Row, Table, check_one_config
 
 MIN_POINTS = 3
 
@@ -82,6 +82,7 @@ def correlate(table: Table) -> Correlations:
     """
     trials = table.complete()
     measured = one_protocol(trials)
+    check_one_config(trials)
     at: list[dict[int, Row]] = [{r.step: r for r in t.rows if r.measured == measured and r.value > 0} for t in trials]
     steps = set.intersection(*(set(rows) for rows in at)) if at else set()
     if measured is None or not steps:
@@ -154,7 +155,7 @@ def plot_correlations(found: Correlations, path_without_suffix: Path) -> list[Pa
             axes.plot(x, y, markersize=8, markeredgecolor="black", label=f"patch {patch}", zorder=3, **look)
             for model in models:
                 axes.annotate(
-                    model.cell.label.replace("$", r"\$"),
+                    plain(model.cell.label),
                     (model.g_forward_gflops, model.value),
                     xytext=(7, 5),
                     textcoords="offset points",
@@ -164,7 +165,7 @@ def plot_correlations(found: Correlations, path_without_suffix: Path) -> list[Pa
         axes.set_xlim(low, high * (high / low) ** 0.12)  # room for the last label
         axes.margins(y=0.15)
         axes.set_xlabel("forward of G   (GFLOPs = $10^9$ multiply-adds)")
-        axes.set_ylabel(f"{found.measured.metric} at step {found.step:,}".replace("$", r"\$"))
+        axes.set_ylabel(f"{plain(found.measured.metric)} at step {found.step:,}")
         axes.set_title(
             f"r = {said(found.pearson)} with GFLOPs\nr = {said(found.pearson_log_gflops)} with log GFLOPs",
             linespacing=1.4,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis.table import Cell, Excluded, Protocol, Table, Trial, protocol_differences
+from analysis.table import Cell, Excluded, Protocol, Table, Trial, check_one_config, protocol_differences
 
 CONFIDENCE = 0.95
 MIN_SIZES = 3  # two points leave no degree of freedom
@@ -182,10 +182,11 @@ def fit_law(table: Table) -> Law:
     """Fit the law through the table's sizes, one point each (the paper's Fig. 21).
 
     Raises ValueError, in one line, when final evaluations were made in different ways (metric, number of
-    images, reference, protocol), or fewer than three sizes are complete.
+    images, reference, protocol), trials of a size differ in more than the seed, or fewer than three sizes are complete.
     """
     trials, excluded = table.complete(), table.excluded()
     measured = one_protocol(trials)
+    check_one_config(trials)
     by_cell: dict[Cell, list[Trial]] = defaultdict(list)
     for trial in trials:
         by_cell[trial.cell].append(trial)

@@ -137,7 +137,7 @@ def _draw_points(axes: Axes, law: Law, looks: dict[Cell, dict[str, Any]]) -> Non
             markeredgecolor="black", markeredgewidth=1.2, zorder=5,
         )  # fmt: skip
         axes.annotate(
-            _plain(point.cell.label), (point.gflops, point.value),
+            plain(point.cell.label), (point.gflops, point.value),
             xytext=(dx, dy), textcoords="offset points", ha=ha, va=va, fontweight="bold", zorder=6,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
@@ -147,9 +147,9 @@ def _label(axes: Axes, law: Law) -> None:
     fit, measured = law.fit, law.measured
     images = f"   (N = {measured.n:,} generated images)" if measured.n else ""
     axes.set_xlabel("training compute C   (GFLOPs = $10^9$ multiply-adds)")
-    axes.set_ylabel(_plain(measured.metric) + images)
+    axes.set_ylabel(plain(measured.metric) + images)
     axes.set_title(
-        f"{_plain(measured.metric)} = {_math(fit.a, 3)} $\\cdot\\, C^{{{-fit.b:.3f}}}$\n"
+        f"{plain(measured.metric)} = {_math(fit.a, 3)} $\\cdot\\, C^{{{-fit.b:.3f}}}$\n"
         f"exponent's 95 % interval [${-fit.b_high:.3f}$, ${-fit.b_low:.3f}$], {fit.n} sizes",
         linespacing=1.4,
     )
@@ -160,7 +160,7 @@ def _label(axes: Axes, law: Law) -> None:
 
 def _legend(law: Law, looks: dict[Cell, dict[str, Any]]) -> list[Line2D]:
     handles = [
-        Line2D([], [], markersize=5, linewidth=1.2, label=_plain(cell.label), **look) for cell, look in looks.items()
+        Line2D([], [], markersize=5, linewidth=1.2, label=plain(cell.label), **look) for cell, look in looks.items()
     ]
     handles.append(Line2D([], [], color="black", linewidth=1.5, label="power law"))
     handles.append(Line2D([], [], color="0.5", alpha=0.25, linewidth=8, label="95 % prediction band"))
@@ -170,7 +170,7 @@ def _legend(law: Law, looks: dict[Cell, dict[str, Any]]) -> list[Line2D]:
         text = f"{trial.trial} ({trial.cell.label}): {trial.reason}"
         label = "\n".join(textwrap.wrap(text, LEGEND_WIDTH, max_lines=2, placeholder=" …"))
         cross: dict[str, Any] = {"marker": "x", "markeredgecolor": "0.25"} if trial.status in BROKEN else {}
-        handles.append(Line2D([], [], markersize=5, label=_plain(label), **LEFT_OUT, **cross))
+        handles.append(Line2D([], [], markersize=5, label=plain(label), **LEFT_OUT, **cross))
     if len(law.excluded) > MAX_LISTED:
         more = f"and {len(law.excluded) - MAX_LISTED} more"
         handles.append(Line2D([], [], linestyle="none", label=more))
@@ -209,7 +209,7 @@ def _math(value: float, digits: int) -> str:
     return rf"${factor}10^{{{int(exponent)}}}$"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A user's text, verbatim: matplotlib would read dollar signs as mathematics."""
     return text.replace("$", r"\$")
 

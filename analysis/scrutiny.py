@@ -161,21 +161,22 @@ def fit_clustered(compute: Any, value: Any, runs: Any) -> Clustered:
     Raises ValueError for fewer than three runs.
     """
     x, y = np.log(np.asarray(compute, dtype=np.float64)), np.log(np.asarray(value, dtype=np.float64))
-    names = np.asarray(runs)
-    each = np.unique(names)
-    if len(each) < MIN_SIZES:
-        raise ValueError(f"an interval over runs needs {MIN_SIZES} of them, got {len(each)}")
-
-    def slope(keep: NDArray[np.bool_]) -> float:
-        centred = x[keep] - x[keep].mean()
-        return -float(centred @ y[keep] / (centred @ centred))
-
-    b = slope(np.ones(len(x), dtype=bool))
-    without = np.array([slope(names != name) for name in each])
+    each, index = np.unique(np.asarray(runs), return_inverse=True)
     count = len(each)
+    if count < MIN_SIZES:
+        raise ValueError(f"an interval over runs needs {MIN_SIZES} of them, got {count}")
+    x, y = x - x.mean(), y - y.mean()
+    # n, sum x, sum y, sum xx, sum xy of each run [5, runs]: of all but one run they are the totals less its own.
+    sums = np.stack([np.bincount(index, weights=part, minlength=count) for part in (x**0, x, y, x * x, x * y)])
+    b, without = -_slope(sums.sum(axis=1)), -_slope(sums.sum(axis=1, keepdims=True) - sums)
     variance = (count - 1) / count * float(((without - b) ** 2).sum())
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * variance**0.5
-    return Clustered(b, b - half, b + half, len(x), count)
+    return Clustered(float(b), float(b) - half, float(b) + half, len(x), count)
+
+
+def _slope(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    n, x, y, xx, xy = sums
+    return (xy - x * y / n) / (xx - x * x / n)
 
 
 def over_checkpoints(table: Table, law: Law) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import csv
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -208,6 +208,23 @@ def protocol_differences(examples: Mapping[Protocol, str]) -> str:
         if len(names) > 1:
             differences.append(f"{key} is {' or '.join(f'{value} (as in {name})' for value, name in names.items())}")
     return "; ".join(differences)
+
+
+def check_one_config(trials: Sequence[Trial]) -> None:
+    """Raises ValueError, in one line, where trials of one cell differ in more than the seed: they are no replicates.
+
+    Of a CSV the further columns with a dot in their name are config values; others may say what they like.
+    """
+    first: dict[Cell, Trial] = {}
+    for trial in trials:
+        other = first.setdefault(trial.cell, trial)
+        a, b = other.facts.config, trial.facts.config
+        keys = [k for k in {**a, **b} if "." in k and k != "start.trial" and a.get(k) != b.get(k)]
+        if keys:
+            raise ValueError(
+                f"trials of {trial.cell.label} differ in more than the seed ({', '.join(keys[:3])}, as "
+                f"{other.name} and {trial.name}); such a study has no one point a size, give a table of one setting"
+            )
 
 
 def _keys(measured: Protocol) -> dict[str, Any]:

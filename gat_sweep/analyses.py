@@ -8,9 +8,11 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from analysis.catalogue import ANALYSES
 from analysis.table import Table, load_table
 from gat_sweep import paper
 from gat_sweep.errors import UserError
@@ -78,6 +80,16 @@ def log_to_mlflow(source: Source, files: Iterable[Place]) -> str:
 
     where = json.loads((source.run / "mlflow.json").read_text(encoding="utf-8"))
     return log_artifacts(where["uri"], where["run_id"], files, FOLDER)
+
+
+def run_analysis(source: Source, command: str) -> tuple[dict[str, Any], str, list[Path]]:
+    """One of ANALYSES; (its JSON, a summary to print, the files). Raises UserError as `analyse` does."""
+    asked = ANALYSES[command]
+    module = import_module(f"analysis.{asked.module}")
+    place, _, name = asked.figure.partition(".")
+    plot = getattr(import_module(f"analysis.{place}"), name) if place else None
+    report, files = analyse(source, asked.module, getattr(module, asked.function), plot)
+    return report, module.summary(report), files
 
 
 # ---------------------------------------------------------------- fit-law

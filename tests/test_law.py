@@ -210,3 +210,17 @@ def test_points_at_one_compute_are_refused() -> None:
         fit_power_law([5, 5, 5], [1, 2, 3])
     with pytest.raises(ValueError, match="at least 3"):
         fit_power_law([5, 6], [1, 2])
+
+
+def test_trials_of_one_size_that_differ_in_more_than_the_seed_are_no_replicates(tmp_path: Path) -> None:
+    """A grid of rates has no one point a size. Columns without a dot may say what they like."""
+    header = "trial,generator_size,step,flops,g_forward_flops,metric,value,seed,note,train.rate_g"
+    rows = [
+        f"{s}{r},{s},10,{i}e9,{i}e9,fd,{10 / i + r},{r},{s}{r},{{}}" for i, s in enumerate("SBL", 1) for r in (0, 1)
+    ]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join([header, *(row.format(1) for row in rows)]))
+    assert fit_law(load_table(path)).fit.n == 3
+    path.write_text("\n".join([header, *(row.format(1 + (row[0] == "B") * int(row[1])) for row in rows)]))
+    with pytest.raises(ValueError, match=r"of B/2 differ in more than the seed \(train\.rate_g, as B0 and B1\)"):
+        fit_law(load_table(path))

@@ -1,4 +1,4 @@
-"""What runs say: fit-law, predict, correlate."""
+"""What runs say: fit-law, predict, report, and a command for each of ANALYSES."""
 
 import sys
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from analysis.catalogue import ANALYSES
 from gat_sweep.commands.options import console, home_option, json_option, print_json
 from gat_sweep.errors import UserError
 
@@ -94,39 +95,41 @@ def predict(run: str, size: str, home: Any, as_json: bool) -> None:
         click.echo(warning, err=True)
 
 
-def analysis_command(name: str, module: str, fit: str, plot: str | None, about: str) -> click.Command:
-    """A command that runs one analysis of analysis/ on a table, and shows its summary.
+def analysis_command(name: str) -> click.Command:
+    """The command of one of ANALYSES."""
 
-    module, fit, plot: where in analysis/ it is; imported when the command runs.
-    """
-
-    @click.command(name, help=about)
+    @click.command(name, help=f"{ANALYSES[name].about}\n\nSOURCE: the name of a run, a .parquet or a .csv.")
     @click.argument("source")
     @metric_option
     @home_option
     @folder_option
     @json_option
     def command(source: str, metric: str, home: Any, out: Path | None, as_json: bool) -> None:
-        from importlib import import_module
+        from gat_sweep.analyses import log_to_mlflow, open_source, run_analysis
 
-        from gat_sweep.analyses import analyse, log_to_mlflow, open_source
-
-        found = import_module(f"analysis.{module}")
         opened = open_source(source, home, out, metric)
-        report, files = analyse(opened, module, getattr(found, fit), getattr(found, plot) if plot else None)
+        found, text, files = run_analysis(opened, name)
         warning = log_to_mlflow(opened, files)
-        _show(report, found.summary(report) + (f"\n{warning}" if warning else ""), files, as_json)
+        _show(found, text + (f"\n{warning}" if warning else ""), files, as_json)
 
     return command
 
 
-correlate = analysis_command(
-    "correlate",
-    "correlation",
-    "correlate",
-    "plot_correlations",
-    "Correlate the metric with GFLOPs and their logarithm over sizes (Fig. 3c). SOURCE: a run, a .parquet or a .csv.",
-)
+each_analysis = [analysis_command(name) for name in ANALYSES]
+
+
+@click.command()
+@click.argument("run")
+@home_option
+@folder_option
+def report(run: str, home: Any, out: Path | None) -> None:
+    """Write one HTML file with all that a run says: analyses, figures, samples, what failed, every row."""
+    from gat_sweep.report import report_command
+
+    path, warning = report_command(run, home, out, lambda text: click.echo(text, err=True))
+    click.echo(str(path))
+    if warning:
+        click.echo(warning, err=True)
 
 
 def _show(report: dict[str, Any], text: str, files: list[Path], as_json: bool) -> None:

@@ -1,0 +1,445 @@
+"""The best learning rate at each width, and the power of the width that it falls with (the paper's Eq. 4, Fig. 5b).
+
+Eq. 4, derived in A.11, adapts a rate as 1 / width: the optima of G and of D should then lie on a line of slope -1 in
+log-log. An optimum is the vertex of a parabola of ln value in ln rate, and counts only where the grid shows a minimum.
+Table 4 asks the same with fewer trials: sizes at their own adapted rate and at each other's.
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from analysis.coordinates import slope_over_seeds
+from analysis.law import CONFIDENCE, one_protocol
+from analysis.table import Cell, Excluded, Protocol, Table, Trial
+
+NETWORKS = ("G", "D")
+MIN_RATES = 4
+VARIED = ("train.rate_of", "train.rate_g", "train.rate_d")
+UNUSED = "part of no rate grid and no cross-check"
+
+
+@dataclass(frozen=True)
+class Parabola:
+    """ln value = level + tilt u + curvature u^2, u = ln rate - centre; None where no degree of freedom is left."""
+
+    centre: float
+    level: float
+    tilt: float
+    curvature: float
+    curvature_low: float | None  # 95 %, Student-t
+    curvature_high: float | None
+    vertex: float  # a rate; of a maximum where the curvature is negative
+    vertex_low: float | None  # 95 %, by Fieller's theorem; None where its set is unbounded
+    vertex_high: float | None
+    vertex_error: float | None  # of ln vertex, by the delta method
+    residual_std: float | None  # of ln value
+    lack_of_fit_p: float | None  # F test against the spread of replicates
+
+    def predict(self, rate: ArrayLike) -> NDArray[np.float64]:
+        u = np.log(np.asarray(rate, dtype=np.float64)) - self.centre
+        return np.exp(self.level + self.tilt * u + self.curvature * u**2)
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """One size at one rate: complete trials give values, diverged ones are named."""
+
+    rate: float | str  # absolute; in a cross-check the size whose width it is adapted to, where the table says that
+    mean: float | None
+    std: float | None  # over seeds; None for one
+    values: tuple[float, ...]
+    trials: tuple[str, ...]
+    diverged: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One network's rate varied at one size, the other's held at its adapted rate."""
+
+    network: str  # G or D
+    size: str
+    width: int  # of that network
+    rates: tuple[Seeds, ...]  # rising
+    parabola: Parabola | None  # None below three rates with values
+    refusal: str | None  # why the vertex is no optimum
+
+    @property
+    def optimum(self) -> Parabola | None:
+        return None if self.refusal else self.parabola
+
+
+@dataclass(frozen=True)
+class Exponent:
+    """Slope of ln optimum on ln width with its 95 % interval; None where it is not identifiable."""
+
+    slope: float | None
+    low: float | None
+    high: float | None
+    method: str | None  # of the interval
+    p_minus_one: float | None  # two-sided, of the slope -1 of Eq. 4
+    p_zero: float | None  # of the slope 0: one rate fits all widths
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """ln(value / value at the own rate), mean over seeds that have both; 95 % Student-t from two of them on."""
+
+    rate: float | str
+    log_ratio: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class CrossCheck:
+    """A row of Table 4."""
+
+    size: str
+    own: str | None  # the column of its own rate; None where the table does not say which that is
+    best: float | str | None  # the column of the lowest mean
+    columns: tuple[Seeds, ...]
+    ratios: tuple[Ratio, ...]  # of the others to its own
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Rate grids of both networks, their slopes, and Table 4; either half may be empty."""
+
+    measured: Protocol
+    grids: tuple[Grid, ...]  # of G, then of D, by rising width
+    exponents: dict[str, Exponent]  # of the networks with a grid
+    cross_check: tuple[CrossCheck, ...]
+    excluded: tuple[Excluded, ...]
+
+    def of(self, network: str) -> list[Grid]:
+        return [grid for grid in self.grids if grid.network == network]
+
+    def to_json(self) -> dict[str, Any]:
+        """Strictly valid JSON: what is not finite (the vertex of an almost flat parabola) is null.
+
+        A network without a grid is null. Rates are absolute; spreads, curvatures, ratios are of natural logarithms.
+        """
+        networks: dict[str, Any] = dict.fromkeys(NETWORKS)
+        for network, exponent in self.exponents.items():
+            grids = [{**asdict(g), "optimum": g.optimum and g.optimum.vertex} for g in self.of(network)]
+            networks[network] = {**asdict(exponent), "grids": grids}
+        return _finite(
+            {
+                "metric": self.measured.metric,
+                "metric_n": self.measured.n,
+                "reference": self.measured.reference,
+                "protocol": self.measured.protocol,
+                "confidence": CONFIDENCE,
+                "networks": networks,
+                "cross_check": [asdict(row) for row in self.cross_check],
+                "excluded": [{"trial": e.trial, "size": e.cell.label, "reason": e.reason} for e in self.excluded],
+            }
+        )
+
+
+def short_rate(rate: float) -> str:
+    """Three digits, as in 1.25e-4."""
+    mantissa, _, exponent = f"{rate:.2e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def _finite(item: Any) -> Any:
+    if isinstance(item, dict):
+        return {key: _finite(value) for key, value in item.items()}
+    if isinstance(item, list | tuple):
+        return [_finite(value) for value in item]
+    return None if isinstance(item, float) and not math.isfinite(item) else item
+
+
+# ---------------------------------------------------------------- fits
+
+
+def fit_parabola(rate: ArrayLike, value: ArrayLike) -> Parabola:
+    """Least squares of ln value on ln rate, both [n] and positive; equal rates are replicates.
+
+    The vertex is a ratio of correlated estimates, so its interval is Fieller's (1954), which need not be symmetric.
+    That set is bounded exactly where the curvature's interval excludes 0.
+    Raises ValueError for fewer than three distinct rates.
+    """
+    x, y = np.log(np.asarray(rate, dtype=np.float64)), np.log(np.asarray(value, dtype=np.float64))
+    levels, group = np.unique(x, return_inverse=True)
+    if len(levels) < 3:
+        raise ValueError(f"a parabola needs at least 3 rates, got {len(levels)}")
+    centre, degrees = float(x.mean()), len(x) - 3
+    coefficients, inverse = np.polyfit(x - centre, y, 2, cov="unscaled")
+    c, b, a = coefficients.tolist()
+    at = -b / (2 * c) if c else math.nan
+    c_low = c_high = low = high = error = std = p = None
+    if degrees:
+        squares = float(((y - np.polyval(coefficients, x - centre)) ** 2).sum())
+        std = math.sqrt(squares / degrees)
+        (vcc, vcb), (_, vbb) = (std**2 * inverse[:2, :2]).tolist()
+        t = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees))
+        c_low, c_high = c - t * math.sqrt(vcc), c + t * math.sqrt(vcc)
+        if c_low * c_high > 0:
+            # All w for which b + 2 c w = 0 is not rejected: q2 w^2 + 2 q1 w + q0 <= 0.
+            q2, q1, q0 = 4 * (c**2 - t**2 * vcc), 2 * (b * c - t**2 * vcb), b**2 - t**2 * vbb
+            root = math.sqrt(max(q1**2 - q2 * q0, 0.0))
+            low, high = (-q1 - root) / q2, (-q1 + root) / q2
+            error = math.sqrt(max(vbb + 4 * at * vcb + 4 * at**2 * vcc, 0.0)) / abs(2 * c)
+        pure = float(((y - (np.bincount(group, y) / np.bincount(group))[group]) ** 2).sum())
+        spare, repeated = len(levels) - 3, len(x) - len(levels)
+        if spare and repeated and pure > 0:
+            p = float(stats.f.sf(max(squares - pure, 0.0) / spare / (pure / repeated), spare, repeated))
+    with np.errstate(over="ignore"):
+        vertex = float(np.exp(centre + at))
+        low, high = (None if end is None else float(np.exp(centre + end)) for end in (low, high))
+    return Parabola(centre, a, b, c, c_low, c_high, vertex, low, high, error, std, p)
+
+
+def fit_exponent(widths: ArrayLike, optima: ArrayLike, errors: ArrayLike, tried: int) -> Exponent:
+    """Slope of ln optimum on ln width, each [n], with a test of Eq. 4's -1 and of 0.
+
+    From three widths on, least squares with Student-t and n - 2 degrees of freedom. Two leave none: then the standard
+    errors [n] of the logarithms of the optima are all there is. tried: number of widths with a grid, for the verdict.
+    """
+    x, y = np.log(np.asarray(widths, dtype=np.float64)), np.log(np.asarray(optima, dtype=np.float64))
+    n = len(x)
+    if len(np.unique(x)) < 2:
+        return Exponent(None, None, None, None, None, None, f"not identifiable: {n} of {tried} widths have an optimum")
+    u = x - x.mean()
+    slope = float(u @ y / (u @ u))
+    if n > 2:
+        residuals = y - y.mean() - slope * u
+        error = math.sqrt(float(residuals @ residuals) / (n - 2) / float(u @ u))
+        degrees, method = float(n - 2), f"Student-t over {n} widths"
+    else:
+        error = math.hypot(*np.asarray(errors, dtype=np.float64)) / abs(float(x[1] - x[0]))
+        degrees, method = math.inf, "normal, from the standard errors of two optima, so too narrow for few trials"
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees)) * error
+    one, none = (
+        float(2 * stats.t.sf(abs(slope - at) / error, degrees)) if error else float(slope == at) for at in (-1, 0)
+    )
+    words = ["differs from" if p < 1 - CONFIDENCE else "consistent with" for p in (one, none)]
+    verdict = f"{words[0]} -1, {words[1]} 0"
+    return Exponent(slope, slope - half, slope + half, method, one, none, verdict)
+
+
+# ---------------------------------------------------------------- what trials are compared
+
+
+def fit_rates(table: Table) -> Transfer:
+    """Optimum per width, its slope on width, and Table 4, from the trials of a learning-rate sweep.
+
+    A grid holds trials of one size in both networks, equal in all but the rate of one network and the seed. Diverged
+    trials are worse than all others where a minimum is looked for, and enter no fit.
+    Raises ValueError, in one line, for mixed protocols, for grids of one network under several configs or patch sizes,
+    for a grid without a width, and when there is neither a grid nor a cross-check.
+    """
+    measured = one_protocol(table.complete())
+    grids = [grid for network in NETWORKS for grid in _grids(table, network)]
+    rows = cross_check(table)
+    if measured is None or not (grids or rows):
+        raise ValueError(
+            f"{table.path}: neither a rate grid (one size at several lr_g with one lr_d, or the reverse) nor a "
+            "cross-check (one size at several train.rate_of), with a complete trial"
+        )
+    exponents = {}
+    for network in NETWORKS:
+        own = [grid for grid in grids if grid.network == network]
+        found = [(g.width, g.optimum.vertex, g.optimum.vertex_error) for g in own if g.optimum]
+        if own:
+            widths, optima, errors = np.array(found, dtype=np.float64).reshape(-1, 3).T
+            exponents[network] = fit_exponent(widths, optima, errors, len(own))
+    groups = [seeds for grid in grids for seeds in grid.rates] + [seeds for row in rows for seeds in row.columns]
+    used = {name for seeds in groups for name in seeds.trials}
+    unused = [Excluded(t.name, t.cell, t.last.status, UNUSED) for t in table.complete() if t.name not in used]
+    return Transfer(measured, tuple(grids), exponents, rows, (*table.excluded(), *unused))
+
+
+def cross_check(table: Table) -> tuple[CrossCheck, ...]:
+    """Table 4: each size at its own rate and at those of other sizes, cheapest size first; empty without such trials.
+
+    Where the table has no train.rate_of, trials of a size with several rates (lr_g, and lr_d equal to it or absent) are
+    compared; the columns are then the rates, and none is known to be the size's own.
+    Raises ValueError for mixed protocols and for a size compared under several configs.
+    """
+    one_protocol(table.complete())
+    found = _series(table, lambda trial: (_whose_rate(trial), None), "the rates of sizes")
+    by_cost = sorted(found, key=lambda cell: next(iter(found[cell].values()))[0].last.g_forward_flops)
+    sizes = [cell.generator_size for cell in by_cost]
+    rows = []
+    for cell in by_cost:
+        # Rates rise; sizes go as the rows do.
+        names = sorted(found[cell], key=lambda name: sizes.index(name) if name in sizes else len(sizes))
+        columns = tuple(_seeds(name, found[cell][name]) for name in names)
+        own = cell.generator_size if cell.generator_size in names else None
+        logs = {name: {t.last.seed: math.log(t.last.value) for t in found[cell][name] if t.complete} for name in names}
+        ratios = []
+        for name in names if own else []:
+            paired = [logs[name][seed] - logs[own][seed] for seed in logs[name] if seed in logs[own]]
+            if name != own and paired:
+                mean = slope_over_seeds(paired)
+                ratios.append(Ratio(name, mean.slope, mean.low, mean.high))
+        rows.append(CrossCheck(cell.label, own, _best(columns), columns, tuple(ratios)))
+    return tuple(rows)
+
+
+def _whose_rate(trial: Trial) -> float | str | None:
+    facts = trial.facts
+    if any(_factor(trial, network) != 1 for network in NETWORKS):
+        return None
+    if "train.rate_of" in facts.config:
+        return str(facts.config["train.rate_of"] or trial.cell.generator_size)
+    return facts.lr_g if facts.lr_d in (None, facts.lr_g) else None
+
+
+def _factor(trial: Trial, network: str) -> float:
+    return float(trial.facts.config.get(f"train.rate_{network.lower()}") or 1)
+
+
+def _series(table: Table, read: Callable[[Trial], tuple[Any, Any]], what: str) -> dict[Cell, dict[Any, list[Trial]]]:
+    """By size, the trials that differ in one setting (and the seed) alone, by that setting; at least two of it.
+
+    read: a trial -> (the setting, None where it has no part in this; the rate that is held).
+    """
+    found: dict[Cell, dict[str, dict[Any, list[Trial]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for trial in table.trials:
+        setting, held = read(trial)
+        ended = trial.complete or trial.last.status == "diverged"
+        if setting is None or not ended or trial.cell.generator_size != trial.cell.discriminator_size:
+            continue
+        # Columns of a user's CSV without a dot may be remarks; in a config they are its recipe and seed.
+        config = {key: v for key, v in trial.facts.config.items() if "." in key and key not in VARIED}
+        rest = json.dumps({**config, "steps": trial.last.steps, "the other rate": held}, sort_keys=True)
+        found[trial.cell][rest][setting].append(trial)
+    series = {}
+    for cell, by_rest in found.items():
+        several = {rest: by_setting for rest, by_setting in by_rest.items() if len(by_setting) > 1}
+        if len(several) > 1:
+            first, second = (json.loads(rest) for rest in list(several)[:2])
+            differ = ", ".join(key for key in first | second if first.get(key) != second.get(key))
+            raise ValueError(f"{cell.label} has {what} under several configs, fit them apart; what differs: {differ}")
+        for by_setting in several.values():
+            series[cell] = dict(sorted(by_setting.items()))
+    return series
+
+
+def _seeds(rate: float | str, trials: list[Trial]) -> Seeds:
+    values = tuple(trial.last.value for trial in trials if trial.complete)
+    return Seeds(
+        rate,
+        fmean(values) if values else None,
+        stdev(values) if len(values) > 1 else None,
+        values,
+        trials=tuple(trial.name for trial in trials if trial.complete),
+        diverged=tuple(trial.name for trial in trials if not trial.complete),
+    )
+
+
+def _best(columns: tuple[Seeds, ...]) -> Any:
+    """The rate of the lowest mean; one at which a seed diverged is not it, whatever the others say."""
+    means = {seeds.rate: seeds.mean for seeds in columns if seeds.mean is not None and not seeds.diverged}
+    return min(means, key=lambda rate: means[rate], default=None)
+
+
+def _grids(table: Table, network: str) -> list[Grid]:
+    def read(trial: Trial) -> tuple[float | None, float | None]:
+        rates = {"G": trial.facts.lr_g, "D": trial.facts.lr_d}
+        mine = rates.pop(network)
+        ((other, held),) = rates.items()
+        moved = trial.facts.config.get("train.rate_of") or _factor(trial, other) != 1
+        return (None if moved or held is None else mine), held
+
+    series = _series(table, read, f"a rate grid of {network}")
+    patches = sorted({cell.patch for cell in series})
+    if len(patches) > 1:
+        raise ValueError(f"rate grids of {network} have several patch sizes, fit them apart: {patches}")
+    grids = []
+    for cell, by_rate in series.items():
+        first = next(iter(by_rate.values()))[0]
+        width = first.facts.g_width if network == "G" else first.facts.d_width
+        if width is None:
+            raise ValueError(f"trial {first.name!r} belongs to a rate grid; say its {network.lower()}_width")
+        rates = tuple(_seeds(rate, trials) for rate, trials in by_rate.items())
+        pairs = [(rate, t.last.value) for rate, trials in by_rate.items() for t in trials if t.complete]
+        enough = len({rate for rate, _ in pairs}) >= 3
+        parabola = fit_parabola(*zip(*pairs, strict=True)) if enough else None
+        grids.append(Grid(network, cell.label, width, rates, parabola, _refusal(rates, parabola)))
+    return sorted(grids, key=lambda grid: (grid.width, grid.size))
+
+
+def _refusal(rates: tuple[Seeds, ...], p: Parabola | None) -> str | None:
+    """What keeps the vertex from being an optimum; None where nothing does."""
+    best, count = _best(rates), sum(bool(seeds.values) for seeds in rates)
+    lowest, highest = float(rates[0].rate), float(rates[-1].rate)
+    if best is None:
+        return "there is no rate at which no seed diverged"
+    reasons = []
+    if best == highest:
+        reasons.append(f"the best rate is the largest tried, {short_rate(best)}; extend the grid upwards")
+    if best == lowest:
+        reasons.append(f"the best rate is the smallest tried, {short_rate(best)}; extend the grid downwards")
+    if count < MIN_RATES:
+        reasons.append(f"{count} rates have values, and any three lie on a parabola: an interval takes {MIN_RATES}")
+    if p and p.curvature <= 0:
+        reasons.append(f"the parabola is not convex (curvature {p.curvature:.2g}), so it has no minimum")
+    elif p and p.curvature_low is not None and p.curvature_low <= 0:
+        interval = f"[{p.curvature_low:.2g}, {p.curvature_high:.2g}]"
+        reasons.append(f"flat: not told apart from no curvature, {interval}, so the vertex's interval is unbounded")
+    elif p and not reasons:
+        # Past a diverged rate the parabola says nothing.
+        broken = [float(seeds.rate) for seeds in rates if seeds.diverged]
+        low = max((rate for rate in broken if rate < best), default=lowest)
+        high = min((rate for rate in broken if rate > best), default=highest)
+        if not low < p.vertex < high:
+            side, end = ("below", low) if p.vertex <= low else ("above", high)
+            reasons.append(
+                f"the vertex, {short_rate(p.vertex)}, is {side} {short_rate(end)}, the last rate that the grid "
+                "speaks for"
+            )
+    return "; ".join(reasons) or None
+
+
+def summary(report: dict[str, Any]) -> str:
+    """`Transfer.to_json` in words, for a terminal."""
+    lines = [f"{report['metric']} against learning rate; intervals: {report['confidence']:.0%}"]
+    for network, found in report["networks"].items():
+        if found is None:
+            lines.append(f"{network}: no rate grid")
+            continue
+        slope = "" if found["slope"] is None else f"{_interval(found, 'slope', '', '.2f')}, "
+        method = "" if found["method"] is None else f" ({found['method']})"
+        lines.append(f"{network}: slope of log optimum on log width {slope}{found['verdict']}{method}")
+        for grid in found["grids"]:
+            p, text = grid["parabola"], f"no optimum: {grid['refusal']}"
+            if grid["optimum"] is not None:
+                text = f"optimum {_interval(p, 'vertex', 'vertex_', '.3g')}, residual std {p['residual_std']:.2g}"
+            if p and p["lack_of_fit_p"] is not None and p["lack_of_fit_p"] < 1 - report["confidence"]:
+                text += f"; a parabola does not fit (p = {p['lack_of_fit_p']:.2g})"
+            broken = [seeds for seeds in grid["rates"] if seeds["diverged"]]
+            text += "".join(f"; diverged at {seeds['rate']:.2g}: {', '.join(seeds['diverged'])}" for seeds in broken)
+            lines.append(f"  {grid['size']}, width {grid['width']}: {text}")
+    lines += [] if report["cross_check"] else ["no cross-check"]
+    for row in report["cross_check"]:
+        ratios = {ratio["rate"]: _interval(ratio, "log_ratio", "", ".2f") for ratio in row["ratios"]}
+        columns = []
+        for seeds in row["columns"]:
+            text = "no value" if seeds["mean"] is None else f"{seeds['mean']:.4g} (n = {len(seeds['values'])})"
+            text += f", log ratio to its own {ratios[seeds['rate']]}" if seeds["rate"] in ratios else ""
+            text += f", diverged: {', '.join(seeds['diverged'])}" if seeds["diverged"] else ""
+            columns.append(f"{seeds['rate']}: {text}")
+        lines.append(f"{row['size']} by rate: {'; '.join(columns)}; best: {row['best'] or 'none'}")
+    lines += [f"left out: {e['trial']} ({e['size']}): {e['reason']}" for e in report["excluded"]]
+    return "\n".join(lines)
+
+
+def _interval(found: dict[str, Any], key: str, prefix: str, style: str) -> str:
+    low, high = found[f"{prefix}low"], found[f"{prefix}high"]
+    top = "inf" if high is None else f"{high:{style}}"  # JSON has no infinity
+    return f"{found[key]:{style}}" + ("" if low is None else f" [{low:{style}}, {top}]")

@@ -1,0 +1,152 @@
+"""The figure of learning rates: each network's grids and their optima against width, and Table 4 (Fig. 5b)."""
+
+import math
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from analysis.plots import COLOURS, LINES, MARKERS, STYLE, plain, save_figure, set_ticks
+from analysis.rates import CrossCheck, Exponent, Grid, Parabola, Transfer, short_rate
+
+SEED: dict[str, Any] = {"linestyle": "none", "markersize": 3, "alpha": 0.55}
+MEAN: dict[str, Any] = {"linestyle": "none", "markersize": 6.5, "markeredgecolor": "black", "zorder": 3}
+CROSS: dict[str, Any] = {"linestyle": "none", "marker": "x", "markeredgewidth": 1.6, "clip_on": False}
+STAR: dict[str, Any] = {
+    "marker": "*", "markersize": 12, "markeredgecolor": "black", "ecolor": "black", "capsize": 4, "zorder": 5,
+}  # fmt: skip
+
+
+def plot_rates(transfer: Transfer, path_without_suffix: Path) -> list[Path]:
+    """Draw each network's grids and its optima against width, and Table 4 below, as .svg and .png; return the paths.
+
+    A small mark is a trial, a large one the mean over seeds; a star is an optimum with its interval, a cross a rate at
+    which a seed diverged. A thin line is a parabola without an optimum. Equal input gives equal bytes.
+    """
+    networks, rows = list(transfer.exponents), transfer.cross_check
+    width, height = 8.2 if networks else 4.8, 3.6 * len(networks) + (0.7 + 0.35 * len(rows)) * bool(rows)
+    metric = plain(transfer.measured.metric)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height))
+
+        # Places are in inches: the solver of constrained layouts rounds this many panels differently each time.
+        def panel(left: float, bottom: float, wide: float, high: float, **scales: Any) -> Axes:
+            return figure.add_axes((left / width, bottom / height, wide / width, high / height), **scales)
+
+        for row, network in enumerate(networks):
+            bottom = height - 3.6 * (row + 1) + 1.05
+            left = panel(0.75, bottom, 4.1, 2.2, xscale="log", yscale="log")
+            right = panel(5.75, bottom, 2.3, 2.2, xscale="log", yscale="log")
+            left.set(xlabel=f"learning rate of {network}", ylabel=metric)
+            right.set(xlabel=f"width of {network}", ylabel=f"best learning rate of {network}")
+            _draw_grids(left, transfer.of(network))
+            _draw_optima(right, transfer.of(network), transfer.exponents[network])
+        if rows:
+            axes = panel(0.75, 0.55, width - 2.1, 0.35 * len(rows), xscale="log", xlabel=metric)
+            _draw_cross_check(axes, rows)
+        return save_figure(figure, Path(path_without_suffix))
+
+
+def _draw_grids(axes: Axes, grids: list[Grid]) -> None:
+    values = [value for grid in grids for seeds in grid.rates for value in seeds.values] or [1.0]
+    margin = (max(values) / min(values) * 1.1) ** 0.1
+    # An interval or a parabola that reaches farther runs out of the figure.
+    axes.set(xlim=_range_tried(grids), ylim=(min(values) / margin, max(values) * margin**2))
+    handles = []
+    for i, grid in enumerate(grids):
+        look, label, p = _look(i), "no optimum", grid.parabola
+        for seeds in grid.rates:
+            axes.plot([seeds.rate] * len(seeds.values), seeds.values, **look | SEED)
+            if seeds.mean is not None:
+                axes.plot(seeds.rate, seeds.mean, **look | MEAN)
+            if seeds.diverged:
+                axes.plot(seeds.rate, 0.98 - 0.04 * i, transform=axes.get_xaxis_transform(), **look | CROSS)
+        if p:
+            held = [float(seeds.rate) for seeds in grid.rates if seeds.values]
+            x = np.geomspace(held[0], held[-1], 100)
+            thick = 1.5 if grid.optimum else 0.8
+            axes.plot(x, p.predict(x), color=look["color"], linestyle=LINES[i % 6], linewidth=thick)
+        if grid.optimum:
+            best, bars = _bars(grid.optimum)
+            label = f"best {short_rate(best)}"
+            axes.errorbar(best, float(grid.optimum.predict(best)), xerr=bars, **look | STAR)
+        name = f"{plain(grid.size)}: {label}"
+        handles.append(Line2D([], [], markersize=5, linewidth=1.5, label=name, linestyle=LINES[i % 6], **look))
+    if any(seeds.diverged for grid in grids for seeds in grid.rates):
+        handles.append(Line2D([], [], color="0.25", label="diverged", **CROSS))
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.45, -0.19), ncols=3, handlelength=2.8)
+    axes.grid(which="major")
+    set_ticks(axes.xaxis, *axes.get_xlim())
+    set_ticks(axes.yaxis, *axes.get_ylim())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: short_rate(rate)))
+
+
+def _draw_optima(axes: Axes, grids: list[Grid], exponent: Exponent) -> None:
+    widths = sorted({grid.width for grid in grids})
+    axes.set_xlim(widths[0] / 1.3, widths[-1] * 1.3)
+    axes.set_ylim(_range_tried(grids))
+    axes.xaxis.set_major_locator(FixedLocator(widths))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda width, _: f"{width:.0f}"))
+    axes.tick_params(axis="x", rotation=45)  # of neighbours such as 1280 and 1536
+    axes.grid(which="major")
+    axes.set_title(exponent.verdict.replace(": ", ":\n"))
+    found = [grid for grid in grids if grid.optimum]
+    if not found:
+        axes.set_yticks([])
+        return
+    for i, grid in enumerate(grids):
+        if grid.optimum:
+            best, bars = _bars(grid.optimum)
+            axes.errorbar(grid.width, best, yerr=bars, **_look(i) | STAR)
+    x = np.array(axes.get_xlim())
+    centre = math.exp(fmean(math.log(grid.width) for grid in found))
+    height = math.exp(fmean(math.log(grid.optimum.vertex) for grid in found if grid.optimum))
+    if exponent.slope is not None:
+        label = f"slope ${exponent.slope:.2f}$ [${exponent.low:.2f}$, ${exponent.high:.2f}$]"
+        axes.plot(x, height * (x / centre) ** exponent.slope, color="black", linewidth=1.2, label=label)
+    axes.plot(x, height * centre / x, ":", color="0.5", linewidth=2.4, zorder=1, label="Eq. 4: slope $-1$")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.27), handlelength=2.8)
+    set_ticks(axes.yaxis, *axes.get_ylim())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: short_rate(rate)))
+
+
+def _draw_cross_check(axes: Axes, rows: tuple[CrossCheck, ...]) -> None:
+    names = list(dict.fromkeys(seeds.rate for row in rows for seeds in row.columns))
+    for y, row in enumerate(rows):
+        for seeds in row.columns:
+            look = _look(names.index(seeds.rate))
+            axes.plot(seeds.values, [y] * len(seeds.values), **look | SEED)
+            if seeds.mean is not None:
+                axes.plot(seeds.mean, y, **look | MEAN)
+            if seeds.diverged:
+                axes.plot(0.98, y, transform=axes.get_yaxis_transform(), **look | CROSS)
+    axes.set_yticks(range(len(rows)), [plain(row.size) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.margins(x=0.12)
+    axes.grid(which="major")
+    labels = [f"rate {short_rate(name)}" if isinstance(name, float) else f"rate of {plain(name)}" for name in names]
+    handles = [Line2D([], [], label=label, **_look(i) | MEAN) for i, label in enumerate(labels)]
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.2)
+    set_ticks(axes.xaxis, *axes.get_xlim())
+
+
+def _look(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % 6], "marker": MARKERS[i % 6]}
+
+
+def _range_tried(grids: list[Grid]) -> tuple[float, float]:
+    rates = [float(seeds.rate) for grid in grids for seeds in grid.rates]
+    return min(rates) / 1.35, max(rates) * 1.35
+
+
+def _bars(p: Parabola) -> tuple[float, list[list[float]]]:
+    """The vertex and the lengths of its interval's halves; infinity cannot be drawn, but leaves the figure at 1e6."""
+    assert p.vertex_low is not None and p.vertex_high is not None
+    return p.vertex, [[p.vertex - p.vertex_low], [min(p.vertex_high, 1e6) - p.vertex]]

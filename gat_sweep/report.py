@@ -1,0 +1,128 @@
+"""`gat-sweep report`: every analysis that a run's table allows, its samples and its rows, in one HTML file."""
+
+import io
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from analysis.catalogue import ANALYSES
+from analysis.report import Picture, Section, html_report
+from gat_sweep.analyses import Source, fit_law_command, law_summary, log_to_mlflow, open_source, run_analysis
+from gat_sweep.config import TrialConfig
+from gat_sweep.errors import UserError
+from gat_sweep.metrics.pictures import Say
+from gat_sweep.run import said
+from gat_sweep.run_table import read_rows
+from gat_sweep.storage import Place, children, write
+from gat_sweep.sweep import differences, read_run
+from gat_sweep.trial import Trial
+
+WIDEST = 768  # pixels of a sample grid in the report
+RESULTS = ("status", "reason", "flags", "step", "flops", "seconds", "metric", "value", "n", "commit")
+ROWS = ("step", "images", "flops", "seconds", "metric", "value", "n", "status", "reason", "flags", "time")
+EXTRAS = ("kernel_distance", "precision", "recall", "fd_infinity", "fd_infinity_se", "split_half")
+
+
+def report_command(name: str, home: Place, out: Path | None, say: Say) -> tuple[Path, str]:
+    """Writes report.html (with the files of every analysis beside it); (its path, a line on what MLflow did not take).
+
+    say: gets a line for each analysis.
+    Raises UserError when there is no such run, or it has no rows yet.
+    """
+    record = read_run(home, name)
+    configs = {trial: TrialConfig.model_validate(values) for trial, values in record["trials"].items()}
+    trials = [Trial(trial, name, record["sweep"], config, home) for trial, config in configs.items()]
+    source = open_source(name, home, out)
+    rows = {trial.id: read_rows(trial.table) if trial.table.exists() else [] for trial in trials}
+    sections, not_said = _sections(source, name, home, out, say)
+    varied = differences(configs)
+    results = {trial.id: _result(trial, rows[trial.id], said(varied[trial.id])) for trial in trials}
+    text = html_report(
+        title=f"{name}",
+        about=_about(record, trials, rows),
+        trials=results,
+        rows={trial: [_row(row) for row in found] for trial, found in rows.items()},
+        sections=sections,
+        not_said=not_said,
+        pictures=_pictures(trials, results),
+    )
+    path = source.folder / "report.html"
+    write(path, text.encode())
+    return path, log_to_mlflow(source, [path])
+
+
+def _sections(
+    source: Source, name: str, home: Place, out: Path | None, say: Say
+) -> tuple[list[Section], list[tuple[str, str]]]:
+    sections, not_said = [], []
+    try:
+        report, _, files = fit_law_command(name, "value", home, out, None)
+        sections.append(Section("Scaling law", law_summary(report), report, _svg(files)))
+        say("Scaling law: fitted")
+    except UserError as reason:
+        not_said.append(("Scaling law", str(reason)))
+    for command, analysis in ANALYSES.items():
+        try:
+            report, text, files = run_analysis(source, command)
+        except UserError as reason:
+            not_said.append((analysis.title, str(reason)))
+            say(f"{analysis.title}: {reason}")
+            continue
+        sections.append(Section(analysis.title, text, report, _svg(files)))
+        say(f"{analysis.title}: done")
+    return sections, not_said
+
+
+def _svg(files: list[Path]) -> Path | None:
+    return next((file for file in files if file.suffix == ".svg"), None)
+
+
+def _about(record: dict[str, Any], trials: list[Trial], rows: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+    states = [trial.status() for trial in trials]
+    every = [row for found in rows.values() for row in found]
+    protocols = sorted({row["protocol"] for row in every if row["protocol"]})
+    return {
+        "sweep": f"{record['sweep']}, recipe {record['recipe']}",
+        "trials": ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commits": ", ".join(sorted({row["commit"] for row in every})) or "none",
+        "references": ", ".join(sorted({row["reference"] for row in every if row["reference"]})) or "none",
+        "protocol": "; ".join(
+            ", ".join(f"{key} {value}" for key, value in json.loads(text).items() if value is not None)
+            for text in protocols
+        ),
+    }
+
+
+def _result(trial: Trial, rows: list[dict[str, Any]], varies: str) -> dict[str, Any]:
+    config = trial.config
+    last = rows[-1] if rows else {}
+    sizes = {"G": config.model.generator, "D": config.model.discriminator, "patch": config.model.patch}
+    found = {**sizes, "seed": config.seed, "varies": varies, **{name: last.get(name) for name in RESULTS}}
+    return found | {"status": trial.status()}
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in (*ROWS, *(extra for extra in EXTRAS if row[extra] is not None))}
+
+
+def _pictures(trials: list[Trial], results: dict[str, dict[str, Any]]) -> list[Picture]:
+    """The newest sample grid of each trial."""
+    found = []
+    for trial in trials:
+        files = [file for file in children(trial.folder / "samples") if file.name.endswith(".png")]
+        if not files:
+            continue
+        newest = max(files, key=lambda file: file.name)
+        with Image.open(io.BytesIO(newest.read_bytes())) as image:
+            image.thumbnail((WIDEST, WIDEST))
+            content = io.BytesIO()
+            image.save(content, format="PNG", optimize=True)
+        value = results[trial.id]["value"]
+        step = int(newest.name.removesuffix(".png").rpartition("_")[2])
+        caption = f"{trial.id}, step {step:,}" + ("" if value is None else f", {value:.4g} at the end")
+        found.append(Picture(trial.id, caption, content.getvalue()))
+    return found

@@ -1,0 +1,530 @@
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import statsmodels.api as sm
+from scipy import stats
+
+from analysis.rates import Grid, Transfer, cross_check, fit_exponent, fit_parabola, fit_rates, summary
+from analysis.rates_figure import plot_rates
+from analysis.table import Cell, Facts, Protocol, Row, Table, Trial, load_table
+from gat_sweep.sweep import load_sweep
+
+SWEEP = Path(__file__).parents[1] / "sweeps" / "lr_transfer.yaml"
+WIDTHS = {"S": 384, "B": 768, "L": 1280, "XL": 1536}
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+FID = Protocol("fid", 5000, "ref", "v1")
+
+
+def base(size: str) -> float:
+    """Eq. 4: 4e-4 at the width of S."""
+    return 4e-4 * WIDTHS[size] ** -1 * 384
+
+
+def trial(
+    name: str, size: str, value: float, factors: tuple[float, float] = (1, 1), rate_of: str | None = None,
+    seed: int = 0, status: str = "done", config: dict[str, Any] | None = None, measured: Protocol = FID,
+) -> Trial:  # fmt: skip
+    row = Row(
+        trial=name, cell=Cell(size, size, 2), seed=seed, step=100 if status == "done" else 40, steps=100,
+        flops=1e15, g_forward_flops=1e7 * WIDTHS[size], value=value if status == "done" else math.nan,
+        measured=measured, status=status, reason="" if status == "done" else "g_loss is nan at step 40",
+    )  # fmt: skip
+    lr = base(rate_of or size)
+    said = {"train.rate_of": rate_of, "train.rate_g": factors[0], "train.rate_d": factors[1], "seed": seed}
+    said |= {"model.generator": size, "train.batch": 512} | (config or {})
+    return Trial(name, (row,), Facts(said, {}, lr * factors[0], lr * factors[1], WIDTHS[size], WIDTHS[size]))
+
+
+def table(*trials: Trial) -> Table:
+    return Table(Path("runs"), trials)
+
+
+def grid(
+    network: str, size: str, value: Callable[[float], float], factors: tuple[float, ...] = FACTORS,
+    seeds: int = 2, broken: tuple[float, ...] = (), **changes: Any,
+) -> list[Trial]:  # fmt: skip
+    """A trial for each factor and seed; value is a function of the network's rate."""
+    return [
+        trial(
+            f"{network}-{size}-{factor}-{seed}", size, value(base(size) * factor), seed=seed,
+            factors=(factor, 1) if network == "G" else (1, factor),
+            status="diverged" if factor in broken else "done", **changes,
+        )
+        for factor in factors for seed in range(seeds)
+    ]  # fmt: skip
+
+
+def bowl(optimum: float, noise: Callable[[], float] = lambda: 0.0, curvature: float = 0.3) -> Callable[[float], float]:
+    return lambda rate: 20 * math.exp(curvature * math.log(rate / optimum) ** 2 + noise())
+
+
+def noise(seed: int, scale: float = 0.03) -> Callable[[], float]:
+    rng = np.random.default_rng(seed)
+    return lambda: float(rng.normal(0, scale))
+
+
+def only(transfer: Transfer) -> Grid:
+    (found,) = transfer.grids
+    return found
+
+
+# ---------------------------------------------------------------- the parabola
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_parabola_equals_statsmodels(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    rate = np.repeat(3e-4 * np.array(FACTORS), seeds)
+    value = 20 * np.exp(0.4 * np.log(rate / 4e-4) ** 2 + rng.normal(0, 0.05, len(rate)))
+    found = fit_parabola(rate, value)
+    u = np.log(rate) - found.centre
+    reference = sm.OLS(np.log(value), np.stack([np.ones_like(u), u, u**2], axis=1)).fit()
+    np.testing.assert_allclose([found.level, found.tilt, found.curvature], reference.params, rtol=1e-9)
+    np.testing.assert_allclose([found.curvature_low, found.curvature_high], reference.conf_int(0.05)[2], rtol=1e-9)
+    assert found.residual_std == pytest.approx(math.sqrt(reference.scale))
+    b, c = reference.params[1:]
+    assert math.log(found.vertex) == pytest.approx(found.centre - b / (2 * c))
+    gradient = np.array([0, -1 / (2 * c), b / (2 * c**2)])
+    assert found.vertex_error == pytest.approx(math.sqrt(gradient @ reference.cov_params() @ gradient))
+    # By definition, the ends of Fieller's interval are where the slope b + 2 c w is just told apart from 0.
+    for end in (found.vertex_low, found.vertex_high):
+        assert end is not None
+        test = reference.t_test(np.array([0, 1, 2 * (math.log(end) - found.centre)]))
+        assert float(np.squeeze(test.pvalue)) == pytest.approx(0.05, rel=1e-6)
+
+
+def test_the_interval_of_the_vertex_covers() -> None:
+    rng = np.random.default_rng(0)
+    rate, truth, fits = np.repeat(3e-4 * np.array(FACTORS), 2), 5e-4, 1000
+    inside = bounded = 0
+    for _ in range(fits):
+        found = fit_parabola(rate, np.exp(0.1 * np.log(rate / truth) ** 2 + rng.normal(0, 0.03, 10)))
+        bounded += found.vertex_low is not None
+        inside += found.vertex_low is None or found.vertex_low <= truth <= (found.vertex_high or 0)
+    assert bounded / fits > 0.99
+    assert 0.93 <= inside / fits <= 0.97
+
+
+def test_an_interval_is_there_exactly_where_the_curvature_differs_from_zero() -> None:
+    rng = np.random.default_rng(1)
+    seen = set()
+    for _ in range(200):
+        found = fit_parabola(FACTORS, np.exp(0.1 * np.log(FACTORS) ** 2 + rng.normal(0, 0.15, 5)))
+        assert found.curvature_low is not None and found.curvature_high is not None
+        told_apart = found.curvature_low > 0 or found.curvature_high < 0
+        assert (found.vertex_low is not None) == told_apart
+        seen.add(told_apart)
+    assert seen == {True, False}
+
+
+def test_three_rates_determine_a_parabola_and_leave_no_interval() -> None:
+    found = fit_parabola([1, 2, 4], [3, 2, 3])
+    assert found.vertex == pytest.approx(2) and found.predict(2) == pytest.approx(2)
+    assert (found.curvature_low, found.vertex_low, found.residual_std, found.lack_of_fit_p) == (None,) * 4
+    with pytest.raises(ValueError, match="at least 3 rates, got 2"):
+        fit_parabola([1, 2, 2], [3, 2, 3])
+
+
+def test_lack_of_fit() -> None:
+    rate, rng = np.repeat(FACTORS, 3), np.random.default_rng(2)
+    cubic = np.exp(0.2 * np.log(rate) ** 3 + rng.normal(0, 0.01, 15))
+    found = fit_parabola(rate, cubic)
+    assert found.lack_of_fit_p is not None and found.lack_of_fit_p < 1e-6
+    # The same as comparing the parabola with one free mean per rate.
+    x, y = np.log(rate), np.log(cubic)
+    free = sm.OLS(y, (x[:, None] == np.unique(x)).astype(float)).fit()
+    _, p, _ = free.compare_f_test(sm.OLS(y, np.stack([x**0, x, x**2], axis=1)).fit())
+    assert found.lack_of_fit_p == pytest.approx(p, rel=1e-6)
+    good = [
+        fit_parabola(rate, np.exp(0.3 * np.log(rate) ** 2 + rng.normal(0, 0.05, 15))).lack_of_fit_p for _ in range(300)
+    ]
+    assert 0.01 < np.mean(np.array(good, dtype=float) < 0.05) < 0.1
+    assert fit_parabola(FACTORS, [5, 3, 2, 3.1, 5]).lack_of_fit_p is None  # no replicates
+
+
+# ---------------------------------------------------------------- optima
+
+
+def test_a_minimum_inside_the_grid_is_an_optimum() -> None:
+    found = only(fit_rates(table(*grid("G", "S", bowl(5e-4, noise(0))))))
+    assert (found.network, found.size, found.width, found.refusal) == ("G", "S/2", 384, None)
+    assert found.optimum is not None and found.optimum.vertex_low is not None and found.optimum.vertex_high is not None
+    assert found.optimum.vertex_low < 5e-4 < found.optimum.vertex_high
+    assert [len(seeds.values) for seeds in found.rates] == [2] * 5
+    assert [seeds.rate for seeds in found.rates] == pytest.approx([4e-4 * f for f in FACTORS])
+
+
+@pytest.mark.parametrize(
+    ("optimum", "said"),
+    [
+        (1.0, "the best rate is the largest tried, 1.6e-3; extend the grid upwards"),
+        (1e-6, "the best rate is the smallest tried, 1e-4; extend the grid downwards"),
+    ],
+)
+def test_an_optimum_at_an_edge_is_refused(optimum: float, said: str) -> None:
+    found = only(fit_rates(table(*grid("G", "S", bowl(optimum, noise(1, 0.001))))))
+    assert found.refusal == said and found.optimum is None
+    assert found.parabola is not None and found.parabola.curvature > 0
+
+
+def test_a_maximum_is_no_optimum() -> None:
+    values = dict(zip(FACTORS, (9, 10.5, 8.9, 10.4, 9), strict=True))  # the best rate is in the middle, all the same
+    found = only(fit_rates(table(*grid("G", "S", lambda rate: values[round(rate / 4e-4, 2)] * (1 + 1e-3)))))
+    assert found.refusal is not None and "not convex (curvature -0.0" in found.refusal
+    assert "extend" not in found.refusal
+
+
+def test_a_flat_grid_is_no_optimum() -> None:
+    values = dict(zip(FACTORS, (10.0, 10.6, 9.8, 10.1, 10.3), strict=True))
+    found = only(fit_rates(table(*grid("G", "S", lambda rate: values[round(rate / 4e-4, 2)], seeds=1))))
+    assert found.refusal is not None and found.refusal.startswith("flat: not told apart from no curvature, [-")
+    assert found.parabola is not None and found.parabola.curvature > 0 and found.parabola.vertex_low is None
+
+
+def test_three_rates_are_too_few() -> None:
+    found = only(fit_rates(table(*grid("G", "S", bowl(4e-4, noise(0)), FACTORS[1:4], seeds=1))))
+    assert found.refusal == "3 rates have values, and any three lie on a parabola: an interval takes 4"
+    assert found.parabola is not None and found.parabola.vertex == pytest.approx(4e-4, rel=0.2)
+    two = only(fit_rates(table(*grid("G", "S", bowl(4e-4), FACTORS[1:3]))))
+    assert two.parabola is None and "2 rates have values" in str(two.refusal)
+
+
+def test_diverged_rates_bracket_an_optimum() -> None:
+    factors = (*FACTORS, 8.0)
+    trials = grid("G", "S", bowl(1.4e-3, noise(3)), factors)
+    assert fit_rates(table(*trials)).grids[0].optimum is not None
+    cut = [t for t in trials if t.facts.config["train.rate_g"] <= 4]
+    assert "extend the grid upwards" in str(only(fit_rates(table(*cut))).refusal)
+    lost = grid("G", "S", bowl(1.4e-3), (8.0, 16.0), broken=(8.0, 16.0))
+    transfer = fit_rates(table(*cut, *lost))
+    found = only(transfer)
+    assert found.refusal is None and found.parabola == only(fit_rates(table(*cut))).parabola  # not in the fit
+    assert found.rates[-1].diverged == ("G-S-16.0-0", "G-S-16.0-1") and found.rates[-1].mean is None
+    assert ("G-S-8.0-0", "g_loss is nan at step 40") in [(e.trial, e.reason) for e in transfer.excluded]
+
+
+def test_a_vertex_beyond_a_diverged_rate_is_refused() -> None:
+    trials = grid("G", "S", bowl(2.2e-3, noise(3, 0.001)), FACTORS)
+    lost = grid("G", "S", bowl(1.0), (4.5, 16.0), broken=(4.5, 16.0))
+    assert only(fit_rates(table(*trials, *lost))).refusal == (
+        "the vertex, 2.19e-3, is above 1.8e-3, the last rate that the grid speaks for"
+    )
+
+
+def test_a_rate_that_one_seed_survived_is_not_the_best() -> None:
+    trials = grid("G", "S", bowl(1.3e-3, noise(4)), (*FACTORS, 8.0))
+    half = [
+        trial(t.name, "S", 0, (t.facts.config["train.rate_g"], 1), seed=1, status="diverged")
+        if t.facts.config["train.rate_g"] == 4 and t.last.seed == 1
+        else t
+        for t in trials
+    ]
+    found = only(fit_rates(table(*half)))
+    survivor = found.rates[4]
+    assert (survivor.trials, survivor.diverged, survivor.std) == (("G-S-4.0-0",), ("G-S-4.0-1",), None)
+    assert min(seeds.mean for seeds in found.rates if seeds.mean) == survivor.mean
+    assert found.refusal is None and found.optimum is not None and found.optimum.vertex < 1.6e-3
+
+
+def test_where_everything_diverges_there_is_no_optimum() -> None:
+    lost = grid("G", "S", bowl(1e-3), broken=FACTORS)
+    transfer = fit_rates(table(*lost, *grid("G", "B", bowl(1e-4, noise(1)))))
+    assert [g.refusal for g in transfer.grids] == ["there is no rate at which no seed diverged", None]
+    with pytest.raises(ValueError, match="with a complete trial"):
+        fit_rates(table(*lost))
+
+
+# ---------------------------------------------------------------- the slope
+
+
+def sweep(power: float, seed: int, networks: str = "GD", seeds: int = 2) -> list[Trial]:
+    """Both networks' grids at four widths; the optimum is at 5e-4 for S and goes as width^power."""
+    drawn = noise(seed)
+    trials = {}
+    for network in networks:
+        for size, width in WIDTHS.items():
+            optimum = 5e-4 * (width / 384) ** power
+            factors = tuple(f * optimum / base(size) for f in FACTORS) if power else (*FACTORS, 8.0, 16.0)
+            for t in grid(network, size, bowl(optimum, drawn), factors, seeds):
+                trials[t.name] = t
+    return list(trials.values())
+
+
+def test_optima_that_fall_with_the_width_are_found() -> None:
+    transfer = fit_rates(table(*sweep(-1, 0)))
+    assert [(g.network, g.width) for g in transfer.grids] == [(n, w) for n in "GD" for w in WIDTHS.values()]
+    for exponent in transfer.exponents.values():
+        assert exponent.low is not None and exponent.high is not None
+        assert exponent.low < -1 < exponent.high and exponent.high - exponent.low < 0.5
+        assert exponent.verdict == "consistent with -1, differs from 0"
+        assert exponent.method == "Student-t over 4 widths"
+
+
+def test_one_rate_for_all_widths_differs_from_minus_one() -> None:
+    exponent = fit_rates(table(*sweep(0, 1))).exponents["D"]
+    assert exponent.verdict == "differs from -1, consistent with 0"
+    assert (
+        exponent.p_minus_one is not None and exponent.p_minus_one < 0.01 and exponent.slope == pytest.approx(0, abs=0.2)
+    )
+
+
+@pytest.mark.parametrize("n", [3, 4, 7])
+def test_the_slope_equals_statsmodels(n: int) -> None:
+    rng = np.random.default_rng(n)
+    widths = np.exp(rng.uniform(5, 8, n))
+    optima = 0.2 / widths * np.exp(rng.normal(0, 0.2, n))
+    found = fit_exponent(widths, optima, np.ones(n), n)
+    reference = sm.OLS(np.log(optima), sm.add_constant(np.log(widths))).fit()
+    np.testing.assert_allclose([found.low, found.high], reference.conf_int(0.05)[1], rtol=1e-8)
+    assert found.slope == pytest.approx(reference.params[1])
+    assert found.p_zero == pytest.approx(reference.pvalues[1], rel=1e-6)
+    assert found.p_minus_one == pytest.approx(float(np.squeeze(reference.t_test("x1 = -1").pvalue)), rel=1e-6)
+
+
+def test_the_interval_of_the_slope_covers() -> None:
+    """From trials to slope, with the noise of the trials alone."""
+    rng = np.random.default_rng(0)
+    rates, sweeps = np.repeat(FACTORS, 2), 400
+    inside = 0
+    for _ in range(sweeps):
+        fits = [
+            fit_parabola(rates / width, np.exp(0.3 * np.log(rates) ** 2 + rng.normal(0, 0.05, 10)))
+            for width in WIDTHS.values()
+        ]
+        found = fit_exponent(list(WIDTHS.values()), [f.vertex for f in fits], [f.vertex_error for f in fits], 4)
+        assert found.low is not None and found.high is not None and found.p_minus_one is not None
+        assert (found.p_minus_one >= 0.05) == (found.low <= -1 <= found.high)
+        inside += found.low <= -1 <= found.high
+    assert 0.93 <= inside / sweeps <= 0.97
+
+
+def test_two_widths_have_the_vertices_errors_alone() -> None:
+    found = fit_exponent([384, 768], [4e-4, 2e-4], [0.03, 0.04], 4)
+    assert found.slope == pytest.approx(-1) and str(found.method).startswith("normal, from the standard errors")
+    half = stats.norm.ppf(0.975) * 0.05 / math.log(2)
+    assert (found.low, found.high) == (pytest.approx(-1 - half), pytest.approx(-1 + half))
+
+
+def test_without_two_optima_there_is_no_slope() -> None:
+    flat = grid("G", "B", bowl(1.0, noise(0)))
+    transfer = fit_rates(table(*grid("G", "S", bowl(5e-4, noise(0))), *flat))
+    exponent = transfer.exponents["G"]
+    assert exponent.verdict == "not identifiable: 1 of 2 widths have an optimum" and exponent.slope is None
+    assert "D" not in transfer.exponents
+    text = summary(transfer.to_json())
+    assert "not identifiable: 1 of 2" in text and "D: no rate grid" in text and "no cross-check" in text
+    assert (
+        "S/2, width 384: optimum 0.000" in text and "B/2, width 768: no optimum: the best rate is the largest" in text
+    )
+
+
+# ---------------------------------------------------------------- what is compared with what
+
+
+def test_trials_of_other_kinds_are_no_part_of_a_grid() -> None:
+    plain = grid("G", "S", bowl(5e-4, noise(0)))
+    strangers = [
+        trial("both", "S", 1.0, (2, 2)),
+        trial("of-b", "S", 1.0, (2, 1), rate_of="B"),
+        trial("batch", "S", 1.0, (2, 1), config={"train.batch": 64}),
+        trial("failed", "S", 1.0, (2, 1), status="failed"),
+    ]
+    transfer = fit_rates(table(*plain, *strangers))
+    assert transfer.grids == fit_rates(table(*plain)).grids and transfer.cross_check == ()
+    reasons = {e.trial: e.reason for e in transfer.excluded}
+    unused = "part of no rate grid and no cross-check"
+    assert reasons == {"both": unused, "of-b": unused, "batch": unused, "failed": "g_loss is nan at step 40"}
+
+
+def test_two_grids_of_one_size_are_refused() -> None:
+    plain = grid("G", "S", bowl(5e-4, noise(0)))
+    other = grid("G", "S", bowl(5e-4, noise(0)), config={"train.batch": 64})
+    with pytest.raises(ValueError) as error:
+        fit_rates(table(*plain, *other))
+    assert str(error.value) == (
+        "S/2 has a rate grid of G under several configs, fit them apart; what differs: train.batch"
+    )
+    deep = [Trial(t.name, (t.last.__class__(**{**vars(t.last), "cell": Cell("B", "B", 4)}),), t.facts) for t in plain]
+    with pytest.raises(ValueError, match=r"rate grids of G have several patch sizes, fit them apart: \[2, 4\]"):
+        fit_rates(table(*plain, *deep))
+
+
+def test_mixed_protocols_are_refused() -> None:
+    mixed = [*grid("G", "S", bowl(5e-4)), *grid("G", "B", bowl(2e-4), measured=Protocol("fid", 50000, "ref", "v1"))]
+    for function in (fit_rates, cross_check):
+        with pytest.raises(ValueError, match="mix protocols"):
+            function(table(*mixed))
+
+
+def test_a_table_without_comparisons_is_refused() -> None:
+    with pytest.raises(ValueError, match="neither a rate grid"):
+        fit_rates(table(trial("s", "S", 20), trial("b", "B", 15)))
+
+
+def test_a_grid_from_a_csv(tmp_path: Path) -> None:
+    drawn = bowl(5e-4, noise(0))
+    lines = ["trial,generator_size,step,flops,g_forward_flops,metric,value,seed,status,lr_g,lr_d,g_width,remark"]
+    for i, rate in enumerate((1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3)):
+        for seed in (0, 1):
+            lines.append(f"t{i}{seed},S,100,1e15,1e9,fid,{drawn(rate)},{seed},done,{rate},4e-4,384,note {i}{seed}")
+    lines.append("lost,S,7,1e14,1e9,fid,,0,diverged,3.2e-3,4e-4,384,too hot")  # and its steps are not known
+    path = tmp_path / "grid.csv"
+    path.write_text("\n".join(lines))
+    transfer = fit_rates(load_table(path))
+    found = only(transfer)
+    assert found.optimum is not None and found.optimum.vertex == pytest.approx(5e-4, rel=0.1)
+    assert found.rates[-1].diverged == ("lost",) and transfer.cross_check == ()
+    path.write_text("\n".join(line.replace(",384", ",") for line in lines))
+    with pytest.raises(ValueError, match="'t00' belongs to a rate grid; say its g_width"):
+        fit_rates(load_table(path))
+
+
+def test_every_trial_of_the_sweep_has_a_place(tmp_path: Path) -> None:
+    drawn, rows = noise(0), []
+    trials = load_sweep(SWEEP, "imagenet256", seeds=[0, 1]).trials
+    for name, config in trials.items():
+        values = [
+            bowl(0.2 / config.ladder[size].width, drawn)(rate)
+            for size, rate in ((config.model.generator, config.lr_g), (config.model.discriminator, config.lr_d))
+        ]
+        rows.append({
+            "trial": name, "generator_size": config.model.generator, "discriminator_size": config.model.discriminator,
+            "patch": config.model.patch, "seed": config.seed, "step": config.train.steps, "steps": config.train.steps,
+            "flops": 1e18, "g_forward_flops": 1e6 * config.ladder[config.model.generator].width, "metric": "fid",
+            "value": values[0] * values[1], "n": 5000, "reference": "", "protocol": "", "status": "done", "reason": "",
+            "lr_g": config.lr_g, "lr_d": config.lr_d, "config": json.dumps(config.identity()),
+        })  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "runs.parquet")
+    transfer = fit_rates(load_table(tmp_path / "runs.parquet"))
+    assert transfer.excluded == ()
+    assert [(g.network, g.size, len(g.rates)) for g in transfer.grids] == [
+        (network, f"{size}/2", 5) for network in "GD" for size in WIDTHS
+    ]
+    assert {len(seeds.values) for g in transfer.grids for seeds in g.rates} == {2}
+    assert [e.verdict for e in transfer.exponents.values()] == ["consistent with -1, differs from 0"] * 2
+    assert [[c.rate for c in row.columns] for row in transfer.cross_check] == [["S", "B"]] * 2
+    assert [(row.own, row.best, len(row.ratios)) for row in transfer.cross_check] == [("S", "S", 1), ("B", "B", 1)]
+    assert all(
+        ratio.low is not None and ratio.low < ratio.log_ratio for row in transfer.cross_check for ratio in row.ratios
+    )
+
+
+# ---------------------------------------------------------------- Table 4
+
+PUBLISHED = (("S", 4e-4, 22.080), ("S", 2e-4, 26.410), ("B", 2e-4, 15.610), ("B", 4e-4, 56.720))
+
+
+def published(path: Path, columns: str, tell: Callable[[float], str]) -> Table:
+    lines = [f"trial,generator_size,step,flops,g_forward_flops,metric,value,n,{columns}"]
+    lines += [
+        f"{size}-{rate:g},{size},50000,1e18,{1e9 * WIDTHS[size]},fid,{value},5000,{tell(rate)}"
+        for size, rate, value in PUBLISHED
+    ]
+    path.write_text("\n".join(lines))
+    return load_table(path)
+
+
+def test_the_published_table_4(tmp_path: Path) -> None:
+    transfer = fit_rates(published(tmp_path / "t4.csv", "lr_g,train.rate_of", lambda lr: f"{lr},{'SB'[lr < 3e-4]}"))
+    small, large = transfer.cross_check
+    assert (small.size, small.own, small.best) == ("S/2", "S", "S") and (large.own, large.best) == ("B", "B")
+    assert [(c.rate, c.mean, c.std) for c in small.columns] == [("S", 22.080, None), ("B", 26.410, None)]
+    assert [(c.rate, c.mean, c.std) for c in large.columns] == [("S", 56.720, None), ("B", 15.610, None)]
+    (ratio,) = large.ratios
+    assert (ratio.rate, ratio.low, ratio.high) == ("S", None, None)
+    assert ratio.log_ratio == pytest.approx(math.log(56.720 / 15.610))
+    assert transfer.grids == () and transfer.exponents == {}
+    text = summary(transfer.to_json())
+    assert "G: no rate grid\nD: no rate grid" in text
+    assert "S/2 by rate: S: 22.08 (n = 1); B: 26.41 (n = 1), log ratio to its own 0.18; best: S" in text
+
+
+@pytest.mark.parametrize("columns", ["lr_g", "lr_g,lr_d"])
+def test_the_published_table_4_by_rate(tmp_path: Path, columns: str) -> None:
+    rows = cross_check(
+        published(tmp_path / "t4.csv", columns, lambda lr: ",".join([str(lr)] * len(columns.split(","))))
+    )
+    assert [(row.size, row.own, row.best, row.ratios) for row in rows] == [
+        ("S/2", None, 4e-4, ()), ("B/2", None, 2e-4, ()),
+    ]  # fmt: skip
+    assert [[(c.rate, c.mean) for c in row.columns] for row in rows] == [
+        [(2e-4, 26.410), (4e-4, 22.080)], [(2e-4, 15.610), (4e-4, 56.720)],
+    ]  # fmt: skip
+
+
+def test_ratios_are_paired_by_seed() -> None:
+    own, other = (20.0, 22.0, 25.0), (30.0, 34.0, 37.0)
+    trials = [trial(f"own{i}", "B", v, seed=i) for i, v in enumerate(own)]
+    trials += [trial(f"of-s{i}", "B", v, seed=i, rate_of="S") for i, v in enumerate(other)]
+    trials += [trial("lost", "B", 0, seed=9, rate_of="S", status="diverged"), trial("alone", "L", 9)]
+    (row,) = cross_check(table(*trials))
+    assert (row.size, row.own, row.best) == ("B/2", "B", "B")
+    (ratio,) = row.ratios
+    difference = np.log(other) - np.log(own)
+    low, high = stats.ttest_1samp(difference, 0).confidence_interval(0.95)
+    assert ratio.log_ratio == pytest.approx(difference.mean())
+    assert (ratio.low, ratio.high) == (pytest.approx(low), pytest.approx(high))
+    of_s = next(seeds for seeds in row.columns if seeds.rate == "S")
+    assert of_s.diverged == ("lost",) and of_s.std == pytest.approx(np.std(other, ddof=1))
+    assert "diverged: lost" in summary(fit_rates(table(*trials)).to_json())
+
+
+# ---------------------------------------------------------------- report and figure
+
+
+@pytest.fixture
+def transfer() -> Transfer:
+    """Four widths in G, of which L has its best rate at the edge; two in D; S and B at each other's rate."""
+    trials = {t.name: t for t in sweep(-1, 0, "G")}
+    trials |= {t.name: t for t in grid("G", "S", bowl(1.0), (8.0, 16.0), broken=(8.0, 16.0))}
+    trials |= {t.name: t for size in "SB" for t in grid("D", size, bowl(base(size), noise(5)))}
+    edge = grid("G", "L", bowl(2e-3, noise(6)), tuple(f * 1.25 for f in FACTORS))
+    kept = [t for t in trials.values() if t.cell.generator_size != "L"] + edge
+    crossed = [trial("cost $5", "S", 26.4, rate_of="B"), trial("s-own", "S", 22.1), trial("b-own", "B", 15.6)]
+    return fit_rates(table(*kept, *crossed, trial("of-s", "B", 56.7, rate_of="S"), trial("x", "XL", 4, (2, 2))))
+
+
+def test_json_is_strict_and_names_the_trials(transfer: Transfer) -> None:
+    report = json.loads(json.dumps(transfer.to_json(), allow_nan=False))
+    assert (report["metric"], report["metric_n"], report["confidence"]) == ("fid", 5000, 0.95)
+    found = report["networks"]["G"]
+    assert found["verdict"] == "consistent with -1, differs from 0" and found["low"] < found["slope"] < found["high"]
+    small, large = found["grids"][0], found["grids"][2]
+    assert small["optimum"] == small["parabola"]["vertex"] and small["refusal"] is None
+    assert small["rates"][0]["trials"] == ["G-S-0.3125-0", "G-S-0.3125-1"]
+    assert large["optimum"] is None and "extend the grid upwards" in large["refusal"]
+    assert report["networks"]["D"]["method"].startswith("normal")
+    assert {e["trial"] for e in report["excluded"]} == {"x", *(f"G-S-{f}-{s}" for f in (8.0, 16.0) for s in (0, 1))}
+    assert [row["size"] for row in report["cross_check"]] == ["S/2", "B/2"]
+    # A grid of equal values has no curvature, and so no vertex.
+    level = fit_rates(table(*grid("D", "S", lambda rate: 7.0))).to_json()
+    assert json.dumps(level, allow_nan=False) and level["networks"]["G"] is None
+    assert summary(level) and summary(report)
+
+
+def test_the_figure(transfer: Transfer, tmp_path: Path) -> None:
+    svg, png = plot_rates(transfer, tmp_path / "figures" / "rates.v1")
+    assert (svg.name, png.name) == ("rates.v1.svg", "rates.v1.png")
+    text = svg.read_text()
+    for said in ("learning rate of G", "learning rate of D", "width of D", "diverged", "L/2: no optimum", "rate of S"):
+        assert said in text
+    again, _ = plot_rates(transfer, tmp_path / "again")
+    assert again.read_bytes() == svg.read_bytes()
+
+
+def test_figures_of_one_half(transfer: Transfer, tmp_path: Path) -> None:
+    d_alone = fit_rates(table(*grid("D", "S", bowl(4e-4, noise(0)))))
+    text = plot_rates(d_alone, tmp_path / "d")[0].read_text()
+    assert "learning rate of D" in text and "learning rate of G" not in text and "rate of S" not in text
+    crossed = fit_rates(table(trial("a", "S", 22.1), trial("b", "S", 26.4, rate_of="B")))
+    text = plot_rates(crossed, tmp_path / "crossed")[0].read_text()
+    assert "rate of B" in text and "learning rate of" not in text
+    lost = fit_rates(table(*grid("G", "S", bowl(1.0), broken=FACTORS), trial("a", "B", 1), trial("b", "B", 2, (2, 1))))
+    assert "not identifiable" in plot_rates(lost, tmp_path / "lost")[0].read_text()

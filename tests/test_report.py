@@ -1,0 +1,102 @@
+"""The report: one file that loads nothing, whose links have ends, and that hides no trial."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_cli import call
+from test_prediction import finish, trials, value_of  # noqa: F401
+
+from analysis.report import Picture, Section, evidence, html_report
+from gat_sweep.recorder import record_failure
+from gat_sweep.trial import Trial
+
+VOID = ("meta", "img", "link", "br")
+
+
+class Page(HTMLParser):
+    """Every id, link and source of a page; unbalanced tags are an error."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids, self.links, self.sources, self.open = list[str](), list[str](), list[str](), list[str]()
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        self.ids += [values["id"]] if "id" in values else []
+        self.links += [values["href"]] if "href" in values else []
+        self.sources += [values["src"]] if "src" in values else []
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def checked(text: str) -> Page:
+    page = Page(text)
+    assert len(set(page.ids)) == len(page.ids)
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert not re.search(r"<script|@import|url\(|https?://", text)
+    return page
+
+
+def test_names_of_trials_are_links_and_text_is_text(tmp_path: Path) -> None:
+    """A name that begins with another is its own; what a reason says is never markup."""
+    (tmp_path / "a.svg").write_text("<svg/>")
+    names = {"t-1": {"status": "done"}, "t-1-b": {"status": "failed", "reason": "<script>alert(1)</script> of t-1"}}
+    section = Section(
+        "Law & order", "t-1-b is not t-1", {"points": [{"trials": ["t-1"], "b": 0.5}]}, tmp_path / "a.svg"
+    )
+    rows = {"t-1": [{"step": i, "value": 1 / (i + 1)} for i in range(300)]}
+    text = html_report("x", {"a": "b"}, names, rows, [section], [("Split", "no t-1")], [Picture("t-1", "t-1", b"png")])
+    page = checked(text)
+    assert '<a href="#t-1-b">t-1-b</a> is not <a href="#t-1">t-1</a>' in text
+    assert "&lt;script&gt;" in text and "the last 200 of 300" in text.lower()
+    assert {"t-1", "t-1-b", "law---order", "results", "samples", "rows"} <= set(page.ids)
+    assert len(page.sources) == 2
+
+
+def test_evidence_is_every_list_that_names_trials() -> None:
+    report = {"a": {"points": [{"trials": ["x"]}]}, "b": [{"trial": "y"}], "c": [{"z": 1}], "d": [1, 2], "e": "trials"}
+    assert [name for name, _ in evidence(report)] == ["a, points", "b"]
+
+
+def test_the_report_of_a_run(
+    trials: list[Trial],  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With what failed, a prediction, samples, and the law; twice, from the command line."""
+    home = ["--home", str(tmp_path)]
+    assert call(capsys, monkeypatch, "predict", "sizes", "--for", "XL", *home)[0] == 0
+    first, second = [trial for trial in trials if trial.config.model.generator == "XL"]
+    finish(first, value_of(first))
+    record_failure(second, "the disk is <full>")
+    (trials[0].folder / "samples").mkdir()
+    for step, side in ((2, 16), (4, 1600)):
+        Image.new("RGB", (side, side)).save(trials[0].folder / "samples" / f"step_{step:08d}.png")
+    for _ in range(2):
+        code, out, err = call(capsys, monkeypatch, "report", "sizes", *home)
+        assert code == 0, err
+    text = Path(out.strip()).read_text()
+    assert out.strip() == str(tmp_path / "sizes" / "analysis" / "report.html")
+    page = checked(text)
+    assert {trial.id.lower() for trial in trials} <= set(page.ids)
+    assert "the disk is &lt;full&gt;" in text and "<full>" not in text
+    assert "written before its first step" in text and "step 4, " in text
+    for title in ("Scaling law", "Correlation with GFLOPs"):
+        assert f">{title}</h2>" in text
+    assert "Not said of this study" in text and "Learning rates: " in text
+    assert any(source.startswith("data:image/svg+xml") for source in page.sources)
+    assert len(text) < 3_000_000  # the large grid is made smaller
+
+    code, _, err = call(capsys, monkeypatch, "report", "size", *home)
+    assert code == 2 and "no run 'size'" in err
