@@ -11,7 +11,8 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from analysis.rates import Grid, Transfer, cross_check, fit_exponent, fit_parabola, fit_rates, summary
+from analysis.parabola import fit_exponent, fit_parabola
+from analysis.rates import Grid, Transfer, cross_check, fit_rates, summary
 from analysis.rates_figure import plot_rates
 from analysis.table import Cell, Facts, Protocol, Row, Table, Trial, load_table
 from gat_sweep.sweep import load_sweep
