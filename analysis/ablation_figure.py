@@ -1,0 +1,77 @@
+"""The figure of arms compared: their curves, and each one's ratio to its reference (Fig. 5a, 5c)."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from analysis.ablation import Ablation
+from analysis.plots import COLOURS, LINES, MARKERS, STYLE, plain, save_figure, set_ticks
+
+LABEL = 28  # characters beside the ratios
+
+
+def plot_ablation(ablation: Ablation, path_without_suffix: Path) -> list[Path]:
+    """Draw means over seeds against training steps, with all that seeds cover, and ratios with their 95 % intervals, as
+    .svg and .png; return the paths. Equal input gives equal bytes.
+    """
+    differences = ablation.differences
+    arms = len(ablation.arms)
+    height = max(3.4, 0.24 * max(arms, len(differences)) + 1.2)
+    with matplotlib.rc_context(STYLE):
+        # Places are given, as the solver of constrained layouts does not round the same way each time.
+        figure = Figure(figsize=(9.6, height))
+        left = figure.add_axes((0.08, 0.62 / height, 0.36, 1 - 1.1 / height), yscale="log")
+        _draw_curves(left, ablation)
+        left.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=3)
+        if differences:
+            right = figure.add_axes((0.8, 0.62 / height, 0.18, 1 - 1.1 / height), xscale="log")
+            _draw_ratios(right, ablation)
+        return save_figure(figure, Path(path_without_suffix))
+
+
+def _look(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i % 6], "marker": MARKERS[(i + i // 6) % 6], "linestyle": LINES[i % 6]}
+
+
+def _draw_curves(axes: Axes, ablation: Ablation) -> None:
+    values = []
+    for i, arm in enumerate(ablation.arms):
+        step, mean, least, most = np.array(arm.curve).T
+        axes.plot(step, mean, label=plain(_short(arm.label)), markersize=4, linewidth=1.2, **_look(i))
+        axes.fill_between(step, least, most, color=COLOURS[i % 6], alpha=0.12, linewidth=0)
+        values += [*least, *most]
+    axes.set(xlabel="training step", ylabel=plain(ablation.measured.metric))
+    axes.set_title("mean over seeds, and all that they cover")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    axes.grid(which="major")
+    set_ticks(axes.yaxis, *axes.get_ylim())
+
+
+def _draw_ratios(axes: Axes, ablation: Ablation) -> None:
+    labels = [arm.label for arm in ablation.arms]
+    for y, found in enumerate(ablation.differences):
+        look = _look(labels.index(found.arm)) | {"linestyle": "none", "markersize": 6, "markeredgecolor": "black"}
+        if found.ratio_low is not None and found.ratio_high is not None:
+            bars = [[found.ratio - found.ratio_low], [found.ratio_high - found.ratio]]
+            axes.errorbar(found.ratio, y, xerr=bars, ecolor="black", elinewidth=1, capsize=3, **look)
+        else:
+            axes.plot(found.ratio, y, **look)
+    ends = [[d.ratio_low or d.ratio, d.ratio_high or d.ratio] for d in ablation.differences]
+    # An interval over two seeds may span decades; it runs out of the figure then.
+    low, high = (max(0.2, min(min(e) for e in ends) / 1.1), min(5.0, max(max(e) for e in ends) * 1.1))
+    axes.set_xlim(min(low, 0.8), max(high, 1.25))
+    axes.axvline(1, color="0.45", linestyle=":", linewidth=1.2)
+    axes.set_yticks(range(len(ablation.differences)), [plain(_short(d.arm)) for d in ablation.differences])
+    axes.set_ylim(len(ablation.differences) - 0.5, -0.5)
+    axes.set_title("ratio to the cheapest of the size,\n95 % interval")
+    axes.grid(which="major", axis="x")
+    set_ticks(axes.xaxis, *axes.get_xlim())
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= LABEL else f"{label[: LABEL - 2]} …"

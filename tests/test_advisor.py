@@ -1,0 +1,80 @@
+"""The advisor: its widths against statsmodels with the cell really added, and a planted ranking."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import statsmodels.api as sm
+from scipy import stats
+
+from analysis.advisor import advise, summary
+from analysis.table import Table, load_table
+
+SIZES = {"S": 1e4, "B": 1e5, "L": 1e6, "XL": 1e7}  # GFLOPs
+
+
+def table_of(folder: Path, seeds: int, noise: float = 0.1, between: float = 0.0) -> Table:
+    random = np.random.default_rng(0)
+    rows = ["trial,generator_size,seed,step,flops,g_forward_flops,metric,value"]
+    for size, c in SIZES.items():
+        own = random.normal(0, between)
+        for seed in range(seeds):
+            value = 3e3 * c**-0.4 * math.exp(own + random.normal(0, noise))
+            rows.append(f"{size}{seed},{size},{seed},10,{2e9 * c},{c},fd,{value}")
+    path = folder / "t.csv"
+    path.write_text("\n".join(rows))
+    return load_table(path)
+
+
+def width(x: np.ndarray, variance: np.ndarray, at: float) -> float:
+    """Of the law at a point, by statsmodels, with variances taken for known."""
+    fit = sm.WLS(np.zeros(len(x)), sm.add_constant(x), weights=1 / variance).fit(cov_type="fixed scale")
+    row = np.array([1.0, at])
+    return float(stats.t.ppf(0.975, len(x) - 2) * math.sqrt(row @ fit.normalized_cov_params @ row))
+
+
+def test_widths_are_those_of_a_fit_with_the_cell_added(tmp_path: Path) -> None:
+    found = advise(table_of(tmp_path, seeds=3, between=0.3))
+    assert found.seeds is not None and found.between > 0
+    x, at = np.log(list(SIZES.values())), math.log(1e7)
+    between, seeds = found.between**2, found.seeds**2
+    assert found.half_width == pytest.approx(width(x, np.full(4, between + seeds / 3), at))
+    rows = {candidate.what: candidate for candidate in found.candidates}
+    variance = np.array([between + seeds / 4, *[between + seeds / 3] * 3])
+    assert rows["one more seed of S/2"].half_width == pytest.approx(width(x, variance, at))
+    middle = rows["a size between L/2 and XL/2, 3 seeds"]
+    added = np.append(x, (x[2] + x[3]) / 2)
+    assert middle.half_width == pytest.approx(width(added, np.full(5, between + seeds / 3), at))
+    assert middle.gflops == pytest.approx(3 * math.sqrt(1e6 * 1e7)) and middle.trials == 3
+    assert all(
+        candidate.gain == pytest.approx(found.half_width - candidate.half_width) for candidate in found.candidates
+    )
+    assert all(candidate.prediction_half_width > candidate.half_width for candidate in found.candidates)
+
+
+def test_a_cheap_size_is_worth_more_per_gflop_and_a_dear_one_more_in_all(tmp_path: Path) -> None:
+    """A degree of freedom is what four sizes lack, and the cheapest brings one, too."""
+    report = advise(table_of(tmp_path, seeds=2, between=0.2)).to_json()
+    assert report["candidates"][0]["what"].startswith("a size at half of S/2")
+    assert report["largest_gain"].startswith("a size at twice XL/2")
+    gains = [row["gain_per_gflop"] for row in report["candidates"]]
+    assert gains == sorted(gains, reverse=True)
+    json.dumps(report, allow_nan=False)
+    assert "most, whatever it costs: a size at twice XL/2" in summary(report)
+
+
+def test_without_replicates_only_new_sizes_are_compared(tmp_path: Path) -> None:
+    found = advise(table_of(tmp_path, seeds=1))
+    assert found.seeds is None and not any("more seed" in candidate.what for candidate in found.candidates)
+    assert any("no size has two seeds" in remark for remark in found.remarks)
+
+
+def test_what_gives_no_advice_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lie on a law exactly"):
+        advise(table_of(tmp_path, seeds=2, noise=0.0))
+    path = tmp_path / "two.csv"
+    path.write_text("\n".join((tmp_path / "t.csv").read_text().splitlines()[:4]))
+    with pytest.raises(ValueError, match="needs at least 3 complete sizes"):
+        advise(load_table(path))
