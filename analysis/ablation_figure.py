@@ -25,11 +25,12 @@ def plot_ablation(ablation: Ablation, path_without_suffix: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         # Places are given, as the solver of constrained layouts does not round the same way each time.
         figure = Figure(figsize=(9.6, height))
-        left = figure.add_axes((0.08, 0.62 / height, 0.36, 1 - 1.1 / height), yscale="log")
+        bottom, high = 0.62 / height, 1 - 1.1 / height
+        left = figure.add_axes((0.08, bottom, 0.4, high), yscale="log")
         _draw_curves(left, ablation)
-        left.legend(loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=3)
+        left.legend(loc="best", handlelength=3, fontsize=8 if arms <= 6 else 6.5)
         if differences:
-            right = figure.add_axes((0.8, 0.62 / height, 0.18, 1 - 1.1 / height), xscale="log")
+            right = figure.add_axes((0.71, bottom, 0.27, high), xscale="log")
             _draw_ratios(right, ablation)
         return save_figure(figure, Path(path_without_suffix))
 
@@ -68,7 +69,7 @@ def _draw_ratios(axes: Axes, ablation: Ablation) -> None:
     axes.axvline(1, color="0.45", linestyle=":", linewidth=1.2)
     axes.set_yticks(range(len(ablation.differences)), [plain(_short(d.arm)) for d in ablation.differences])
     axes.set_ylim(len(ablation.differences) - 0.5, -0.5)
-    axes.set_title("ratio to the cheapest of the size,\n95 % interval")
+    axes.set_title("ratio to the cheapest of the size")
     axes.grid(which="major", axis="x")
     set_ticks(axes.xaxis, *axes.get_xlim())
 

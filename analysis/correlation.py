@@ -167,7 +167,7 @@ def plot_correlations(found: Correlations, path_without_suffix: Path) -> list[Pa
         axes.set_xlabel("forward of G   (GFLOPs = $10^9$ multiply-adds)")
         axes.set_ylabel(f"{plain(found.measured.metric)} at step {found.step:,}")
         axes.set_title(
-            f"r = {said(found.pearson)} with GFLOPs\nr = {said(found.pearson_log_gflops)} with log GFLOPs",
+            f"with GFLOPs: r = {said(found.pearson)}\nwith log GFLOPs: r = {said(found.pearson_log_gflops)}",
             linespacing=1.4,
         )
         axes.grid(which="major")

@@ -68,7 +68,8 @@ def _sections(
         try:
             report, text, files = run_analysis(source, command)
         except UserError as reason:
-            not_said.append((analysis.title, str(reason)))
+            # Where the table lies on this machine is nobody's business who gets the file.
+            not_said.append((analysis.title, str(reason).removeprefix(f"{source.table.path}: ")))
             say(f"{analysis.title}: {reason}")
             continue
         sections.append(Section(analysis.title, text, report, _svg(files)))
