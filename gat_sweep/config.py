@@ -260,15 +260,13 @@ def resolve(recipe: Mapping[str, Any], *overrides: Mapping[str, Any]) -> TrialCo
     values: dict[str, Any] = json.loads(json.dumps(recipe))
     for override in overrides:
         for dotted, value in override.items():
-            if dotted == "variant":
-                for key, varied in flatten(_variant(values, value)).items():
-                    _assign(values, key, varied)
-                continue
             if dotted.startswith("variants."):
                 _variant(values, dotted.split(".")[1])
-            if is_factor(value):
-                value = _multiplied(values, dotted, value)
-            _assign(values, dotted, deepcopy(value))  # a later override may reach into it
+            given = flatten(_variant(values, value)) if dotted == "variant" else {dotted: value}
+            for key, new in given.items():
+                if is_factor(new):
+                    new = _multiplied(values, key, new)
+                _assign(values, key, deepcopy(new))  # a later override may reach into it
     values.pop("variants", None)
     check_config(flatten(values))
     config = _validated(values)

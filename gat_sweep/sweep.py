@@ -113,6 +113,10 @@ def load_sweep(
             hint = "use --seeds" if key == "seed" else "edit the sweep file to change it"
             raise UserError(f"--set {key}: {path} varies this key; {hint}")
     recipe = load_recipe(recipe_name)
+    for name in dict.fromkeys(str(value) for key, value in varied if key == "variant"):
+        for key, value in flatten(recipe.get("variants", {}).get(name, {})).items():
+            if key in overrides and not is_factor(value):
+                raise UserError(f"--set {key}: variant '{name}' sets this key; use --set variants.{name}.{key}=VALUE")
     common = {key: value for key, value in file.set.items() if is_factor(value) or key not in overrides}
     # What is put on the recipe in turn for a trial, and the trial that it goes on from.
     roots: list[tuple[list[Mapping[str, Any]], TrialConfig | None]] = [

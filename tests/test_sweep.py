@@ -178,6 +178,18 @@ def test_factors_stay_on_top_of_overrides(tmp_path: Path) -> None:
     assert "varies" in message(lambda: sweep_of(tmp_path, text, overrides={"train.clip": 3.0}))
 
 
+def test_a_variant_and_an_override_never_fight_in_silence(tmp_path: Path) -> None:
+    """What a variant sets by value is refused, with the key that would change it; what it sets by factor is multiplied."""
+    text, path = "product: {variant: [resolution1, resolution2]}\n", tmp_path / "s.yaml"
+    path.write_text("about: test\n" + text)
+    said = message(lambda: load_sweep(path, "imagenet256", overrides={"data.side": 16}))
+    assert "variant 'resolution1' sets this key" in said and "--set variants.resolution1.data.side=VALUE" in said
+    short = load_sweep(path, "imagenet256", overrides={"train.steps": 200}).trials.values()
+    assert [config.train.steps for config in short] == [200, 150]
+    own = {"train.steps": 200, "variants.resolution2.train.steps": 7}
+    assert [c.train.steps for c in load_sweep(path, "imagenet256", overrides=own).trials.values()] == [200, 7]
+
+
 # ---------------------------------------------------------------- the paper's studies
 
 
