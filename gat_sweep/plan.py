@@ -1,6 +1,7 @@
 """What a trial costs before it runs: parameters, FLOPs, learning rates, memory, hours. All arithmetic."""
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,14 +11,20 @@ from gat_sweep.gat import flops
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.memory import Job, Memory
+from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec
 
 
 def parameter_counts(config: TrialConfig) -> tuple[int, int]:
     """Parameters of G and D."""
+    return _counted(config.generator_spec, config.discriminator_spec)
+
+
+@cache  # a second for large networks; the trials of a sweep share a few
+def _counted(g: GeneratorSpec, d: DiscriminatorSpec) -> tuple[int, int]:
     with torch.device("meta"):
-        networks = Generator(config.generator_spec), Discriminator(config.discriminator_spec)
-    g, d = (sum(p.numel() for p in network.parameters()) for network in networks)
-    return g, d
+        networks = Generator(g), Discriminator(d)
+    g_params, d_params = (sum(p.numel() for p in network.parameters()) for network in networks)
+    return g_params, d_params
 
 
 def memory_job(config: TrialConfig, batch: int, plain_attention: bool) -> Job:

@@ -213,7 +213,7 @@ def plan_table(plan: dict[str, Any]) -> Table:
         "lr D",
         "steps",
         "FLOP",
-        "GiB",
+        "GiB a worker",
     ]
     names += [name for name in ("hours", "cost") if name in next(iter(plan["trials"].values()))]
     for name in names:
@@ -222,15 +222,21 @@ def plan_table(plan: dict[str, Any]) -> Table:
     for trial, row in plan["trials"].items():
         numbers = [row[k] for k in ("g_params", "d_params", "g_forward_flops", "d_forward_flops")]
         rates = [f"{row[k]:.3g}" for k in ("lr_g", "lr_d")]
-        memory = f"{row['memory_bytes'] / 2**30:.3g}"
-        hours = [f"{row[name]:.3g}" for name in ("hours", "cost") if name in row]
+        memory = " to ".join(f"{row[name] / 2**30:.3g}" for name in ("memory_bytes_least", "memory_bytes"))
+        hours = [short(row[name]) for name in ("hours", "cost") if name in row]
         steps = [str(row["steps"]), human(row["total_flops"])]
         table.add_row(trial, said(row["varies"]), *map(human, numbers), *rates, *steps, memory, *hours)
     totals = [f"{len(plan['trials'])} trials, {human(plan['total_flops'])}FLOP of training in all (2 per multiply-add)"]
-    totals += [f"{plan['worker_hours']:.3g} worker hours"] if "worker_hours" in plan else []
-    totals += [f"cost {plan['cost']:.4g}"] if "cost" in plan else []
+    totals += [f"{short(plan['worker_hours'])} worker hours"] if "worker_hours" in plan else []
+    totals += [f"cost {short(plan['cost'])}"] if "cost" in plan else []
+    totals += ["GiB with everything recomputed, and with nothing"]
     table.caption = "; ".join(totals)
     return table
+
+
+def short(value: float) -> str:
+    """Three digits, or the whole part where it has more."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def said(varied: dict[str, Any]) -> str:

@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_config
+from rich.console import Console
 from test_cli import call
 
 from benchmarks import calibration
 from gat_sweep.config import load_recipe, resolve
 from gat_sweep.plan import Rate, rate_at, trial_plan
-from gat_sweep.run import said
+from gat_sweep.run import plan_command, plan_table, said
 from gat_sweep.sweep import load_sweep
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
@@ -95,6 +96,15 @@ def test_plan_from_the_command_line(capsys: pytest.CaptureFixture[str], monkeypa
     ]:
         code, _, err = call(capsys, monkeypatch, *sweep, *more)
         assert code == 2 and words in err and len(err.splitlines()) == 1
+
+
+def test_a_table_says_the_range_of_memory_and_no_powers_of_ten() -> None:
+    sweep = load_sweep(SWEEPS / "resolution.yaml", "imagenet256")
+    plan = plan_command(sweep, False, (0.4, 3.12e14), 2.0, None, Console())
+    console = Console(width=250)
+    with console.capture() as capture:
+        console.print(plan_table(plan))
+    assert "44.9 to 738" in capture.get() and "│ 1,6" in capture.get() and "e+" not in capture.get()
 
 
 def test_what_varies_is_said_in_short() -> None:
