@@ -39,6 +39,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
 DISCRIMINATOR = "discriminator"
 OFFICIAL = "official.safetensors"
 CARD = "README.md"
+EXPECTED = "give a folder that `gat-sweep export` wrote, or a trial's checkpoints/step_*"
 CHANGEABLE = ("data.path", "data.tokenizer")  # of a trained model: where its files lie now
 MEASURES = ("kernel_distance", "kernel_distance_std", "precision", "recall", "fd_infinity", "fd_infinity_se")
 
@@ -140,7 +141,7 @@ def open_folder(folder: Place) -> Folder:
     """Raises UserError when there is no config.json, or not one of ours."""
     file = folder / CONFIG
     if not file.exists():
-        raise UserError(f"{folder} holds no {CONFIG}; give a folder that `gat-sweep export` wrote")
+        raise UserError(f"{folder} holds no {CONFIG}; {EXPECTED}")
     content = _read(file)
     spec = _parsed_spec(GeneratorSpec, "GATGenerator", content, file)
     try:
@@ -347,7 +348,9 @@ def _parsed_spec(kind: type[Spec], class_name: str, content: bytes, file: Place)
     try:
         values = TypeAdapter(dict[str, Any]).validate_json(content)
         if values.get("_class_name") != class_name:
-            raise UserError(f"{file} is of a {values.get('_class_name')}, not of a {class_name}; give another folder")
+            found = values.get("_class_name")
+            kind_found = f"a {found}" if found else "something else"
+            raise UserError(f"{file} is of {kind_found}, not of a {class_name}; {EXPECTED}")
         numbers = [name.name for name in fields(kind) if name.name not in ("classes", "teacher_width")]
         for name in numbers:
             if isinstance(values.get(name), int) and values[name] < 1:

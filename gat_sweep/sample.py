@@ -136,7 +136,7 @@ def checked(request: Request, spec: GeneratorSpec) -> tuple[int, ...] | None:
         ("--count", request.count, 1),
         ("--batch", request.batch, 1),
         ("--seed", request.seed, 0),
-        ("--grid", min(request.grid), 1),
+        ("--grid", min(request.grid), 1) if request.interpolate is None else ("--rows", request.grid[0], 1),
     ]:
         if value < least:
             raise UserError(f"{option} {value}: give {least} or more")
