@@ -179,7 +179,7 @@ def test_factors_stay_on_top_of_overrides(tmp_path: Path) -> None:
 
 
 def test_a_variant_and_an_override_never_fight_in_silence(tmp_path: Path) -> None:
-    """What a variant sets by value is refused, with the key that would change it; what it sets by factor is multiplied."""
+    """What a variant sets by value is refused, naming the key to use; what it sets by factor is multiplied."""
     text, path = "product: {variant: [resolution1, resolution2]}\n", tmp_path / "s.yaml"
     path.write_text("about: test\n" + text)
     said = message(lambda: load_sweep(path, "imagenet256", overrides={"data.side": 16}))

@@ -11,7 +11,9 @@ from gat_sweep.commands.options import console
 @click.option("--images", help="Folder of class folders of pictures, or parquet: a file, a folder, a glob.")
 @click.option("--latents", help="Instead of encoding: latents in edm2's or REPA's layout (dataset.json, *.npy).")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
-@click.option("--tokenizer", required=True, help="A VAE (hub id or folder of diffusers' AutoencoderKL), pixels, or dct4.")
+@click.option(
+    "--tokenizer", required=True, help="A VAE (hub id or folder of diffusers' AutoencoderKL), pixels, or dct4."
+)
 @click.option("--teacher", help="Also store this teacher's tokens, for small sets: efficientnet_lite0, or timm's name.")
 @click.option("--teacher-checkpoint", help="Its weights, as a local file.")
 @click.option("--teacher-grid", type=click.IntRange(min=1), help="Its tokens per side; half the latent's unless given.")
