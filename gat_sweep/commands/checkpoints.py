@@ -16,24 +16,36 @@ from gat_sweep.commands.options import (
     parse_settings,
     print_json,
 )
+from gat_sweep.errors import UserError
 
 
 @click.command()
-@click.argument("target")
-@click.option("--recipe", default=DEFAULT_RECIPE, show_default=True, help="Protocol and data, when TARGET is pictures.")
+@click.argument("target", required=False)
+@click.option("--reconstruction", is_flag=True, help="Instead of a TARGET: real pictures, encoded and decoded.")
+@click.option("--recipe", default=DEFAULT_RECIPE, show_default=True, help="Protocol and data, but of a checkpoint.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override eval.* or data.path.")
 @home_option
 @device_option
 @json_option
-def evaluate(target: str, recipe: str, settings: tuple[str, ...], home: Any, device: str | None, as_json: bool) -> None:
-    """Measure a trial's checkpoint, or generated pictures (an npz with arr_0, or a folder)."""
+def evaluate(
+    target: str | None,
+    reconstruction: bool,
+    recipe: str,
+    settings: tuple[str, ...],
+    home: Any,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Measure a checkpoint, generated pictures (an npz with arr_0, or a folder), or what the tokenizer costs."""
     from gat_sweep.device import chosen_device
     from gat_sweep.metrics.command import evaluate_command, evaluation_table
     from gat_sweep.storage import place
 
+    if reconstruction == bool(target):
+        raise UserError("give a checkpoint, an npz or a folder of pictures; or --reconstruction alone")
     progress = Console(stderr=True)
     found = evaluate_command(
-        place(target, "TARGET"),
+        place(target, "TARGET") if target else None,
         recipe,
         parse_settings(settings),
         home,

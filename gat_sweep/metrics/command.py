@@ -1,16 +1,17 @@
 """What the command `evaluate` measures: a checkpoint of a trial, or pictures that lie in files."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.table import Table
 
 from gat_sweep.checkpoint import MANIFEST, read_network, read_trial
 from gat_sweep.config import TrialConfig, check_key, load_recipe, resolve
-from gat_sweep.data.dataset import load_dataset
+from gat_sweep.data.dataset import check_dataset, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.gat.generator import Generator
 from gat_sweep.metrics.distances import check_enough
@@ -19,6 +20,7 @@ from gat_sweep.metrics.evaluate import (
     Evaluation,
     Evaluator,
     check_evaluation,
+    load_decoder,
     make_evaluation,
     make_protocol,
     measure_features,
@@ -32,7 +34,7 @@ CHANGEABLE = ("eval.", "data.path", "data.tokenizer")
 
 
 def evaluate_command(
-    target: Place,
+    target: Place | None,
     recipe: str,
     settings: Mapping[str, Any],
     home: Place,
@@ -40,7 +42,7 @@ def evaluate_command(
     say: Say = silent,
 ) -> Evaluation:
     """Measures `target`: a trial's checkpoint (step_*) by the config it was trained with, or pictures (an npz
-    with arr_0, or a folder) by that of a recipe.
+    with arr_0, or a folder) by that of a recipe; None: the recipe's real pictures as its tokenizer gives them back.
 
     settings: dotted config values that differ; of a checkpoint `eval`, `data.path` and `data.tokenizer` only.
     home: where the cache of references is; a checkpoint's own home holds its.
@@ -48,6 +50,8 @@ def evaluate_command(
     """
     for key in settings:
         check_key(key)
+    if target is None:
+        return evaluate_reconstruction(resolve(load_recipe(recipe), settings), home, device, say)
     if target.name.startswith("step_") or (target / MANIFEST).exists():
         return evaluate_checkpoint(target, settings, device, say)
     if not isinstance(target, Path):
@@ -85,20 +89,55 @@ def evaluate_pictures(
     check_extractor(config.eval)
     check_reference(config)
     pictures = open_pictures(path)
+    # How they were generated is not known: the protocol names the very pictures in its place.
+    unknown = dict.fromkeys(("seed", "psi", "guidance", "ema", "tokenizer", "decoder"))
+    batches = pictures.batches(CHUNK)
+    about = unknown | {"chunk": CHUNK, "pictures": pictures.digest}
+    return _measured(batches, pictures.count, pictures.name, about, config, home, device, say)
+
+
+def evaluate_reconstruction(config: TrialConfig, home: Place, device: torch.device, say: Say = silent) -> Evaluation:
+    """What the tokenizer alone costs: eval.samples real pictures (all, where there are fewer) out of their latents.
+
+    No generator comes closer to the reference than its decoder, so that this is a law's floor (`fit-law --floor`).
+    Raises UserError when the data or the tokenizer cannot be had.
+    """
+    check_extractor(config.eval)
+    check_reference(config)
+    dataset = check_dataset(config)
+    decoder = load_decoder(config, dataset, device)
+    n = min(config.eval.samples, len(dataset))
+    order = np.random.default_rng(config.eval.seed).permutation(len(dataset))[:n]
+    random = torch.Generator().manual_seed(config.eval.seed)
+    latents = (dataset.rows(order[start : start + CHUNK]).latents(random) for start in range(0, n, CHUNK))
+    about: dict[str, Any] = dict.fromkeys(("psi", "guidance", "ema"))
+    about |= {"seed": config.eval.seed, "chunk": CHUNK, "decoder": "float32", "pictures": "reconstructions"}
+    about["tokenizer"] = dataset.identity.digest or dataset.identity.source
+    pictures = (decoder.decode(part.to(device)) for part in latents)
+    return _measured(pictures, n, "reconstructions", about, config, home, device, say)
+
+
+def _measured(
+    batches: Iterator[torch.Tensor],
+    count: int,
+    name: str,
+    about: dict[str, Any],
+    config: TrialConfig,
+    home: Place,
+    device: torch.device,
+    say: Say,
+) -> Evaluation:
+    """`count` pictures in batches against the config's reference; about: what the protocol says of them."""
     extractor = make_extractor(config.eval, device)
     if "fd_infinity" in config.eval.extras:
-        check_enough(pictures.count, extractor.width)
+        check_enough(count, extractor.width)
     reference = load_reference(config, home, device, say=say, extractor=extractor)
-    eta, features = Eta(say, f"{extractor.metric} of {pictures.name}", pictures.count), []
-    for batch in pictures.batches(CHUNK):
+    eta, features = Eta(say, f"{extractor.metric} of {name}", count), []
+    for batch in batches:
         features.append(extractor(batch.to(device)))
         eta.add(len(batch))
     found = measure_features(torch.cat(features), reference, config.eval.extras)
-    # How they were generated is not known: the protocol names the very pictures in its place.
-    unknown = dict.fromkeys(("seed", "psi", "guidance", "ema", "tokenizer", "decoder"))
-    protocol = make_protocol(extractor, reference, pictures.count) | unknown
-    protocol |= {"chunk": CHUNK, "pictures": pictures.digest}
-    return make_evaluation(found, reference, pictures.count, protocol)
+    return make_evaluation(found, reference, count, make_protocol(extractor, reference, count) | about)
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
