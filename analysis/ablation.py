@@ -1,33 +1,31 @@
 """Arms of a study compared seed by seed: means, spreads, paired differences with intervals (Fig. 5a, 5c, A.17).
 
-An arm is all trials that differ in the seed alone. Arms of one size are compared with the cheapest of that size, in
-logarithms: a seed that is good for one arm may be good for the other, which pairing takes out. Never the best of many.
+An arm is all trials that differ in the seed alone. Arms of one size are compared with the cheapest of that size, or
+with the one asked for, in logarithms: a seed that is good for one arm may be good for the other, which pairing takes
+out. Never the best of many.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
+from analysis.coordinates import slope_over_seeds
 from analysis.law import CONFIDENCE, gflops, one_protocol
 from analysis.table import Cell, Excluded, Protocol, Table, Trial
 
-# What a cell or a replicate names already; a trial that goes on from another is told by that alone.
+# What a cell or a replicate names already, and whom a trial goes on from: that it does is said instead.
 NAMED = (
-    "seed",
-    "recipe",
-    "model.generator",
-    "model.discriminator",
-    "model.patch",
-    "start",
-    "start.trial",
-    "start.step",
-)
+    "seed", "recipe", "model.generator", "model.discriminator", "model.patch", "start", "start.trial", "start.step",
+)  # fmt: skip
+COLUMNS = ("lr_g", "lr_d", "g_width", "d_width")  # of a table without a config
+NUMBERS = ("mean", "std", "low", "high", "gflops")
 
 
 @dataclass(frozen=True)
@@ -71,98 +69,150 @@ class Ablation:
     """What a study's arms came to."""
 
     measured: Protocol
-    arms: tuple[Arm, ...]  # by rising compute
+    arms: tuple[Arm, ...]  # with a complete trial; by rising compute
     differences: tuple[Difference, ...]
     excluded: tuple[Excluded, ...]
+    excluded_from: tuple[str, ...]  # the arm of each
 
     def to_json(self) -> dict[str, Any]:
+        """Strictly valid JSON. Arms without a complete trial come last, with n = 0 and no numbers."""
+        arms = [
+            {"label": arm.label, "size": arm.cell.label, "n": len(arm.values)}
+            | {key: getattr(arm, key) for key in NUMBERS}
+            | {"seeds": list(arm.values), "values": list(arm.values.values()), "trials": list(arm.trials)}
+            | {"curve": [list(point) for point in arm.curve]}
+            for arm in self.arms
+        ]
+        lost = list(zip(self.excluded_from, self.excluded, strict=True))
+        for label in dict.fromkeys(self.excluded_from):
+            if label not in {arm.label for arm in self.arms}:
+                trials = [trial for other, trial in lost if other == label]
+                arms.append(
+                    {"label": label, "size": trials[0].cell.label, "n": 0, **dict.fromkeys(NUMBERS)}
+                    | {"seeds": [], "values": [], "trials": [trial.trial for trial in trials], "curve": []}
+                )
         return {
             "metric": self.measured.metric,
             "metric_n": self.measured.n,
             "reference": self.measured.reference,
             "protocol": self.measured.protocol,
             "confidence": CONFIDENCE,
-            "arms": [
-                {
-                    **{
-                        k: v
-                        for k, v in asdict(arm).items()
-                        if k not in ("cell", "curve", "values", "settings", "trials")
-                    },
-                    "size": arm.cell.label,
-                    "seeds": list(arm.values),
-                    "values": list(arm.values.values()),
-                    "trials": list(arm.trials),
-                    "curve": [list(point) for point in arm.curve],
-                }
-                for arm in self.arms
-            ],
+            "arms": arms,
             "differences": [
                 {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(d).items()} for d in self.differences
             ],
-            "excluded": [{"trial": e.trial, "size": e.cell.label, "reason": e.reason} for e in self.excluded],
+            "excluded": [
+                {"trial": e.trial, "size": e.cell.label, "arm": label, "reason": e.reason} for label, e in lost
+            ],
         }
 
 
-def compare(table: Table) -> Ablation:
-    """The arms of a table's complete trials, and each against the cheapest of its size (of all, where arms are sizes).
+def compare(table: Table, reference: str | None = None) -> Ablation:
+    """The arms of a table's complete trials, and each against a reference (Fig. 5a, 5c; one arm alone is A.17).
 
-    Raises ValueError, in one line, for mixed protocols, no complete trial, or two trials of an arm with one seed.
+    reference: label of an arm; at other sizes the arm with the same settings is meant. Without it, and at sizes that
+    lack such an arm, the cheapest of the size; of all sizes, where each has one arm only.
+    Raises ValueError, in one line, for mixed protocols, no complete trial, an unknown reference, two trials of an arm
+    with one seed, or trials of an arm that end at different steps.
     """
     trials = table.complete()
     measured = one_protocol(trials)
     if measured is None:
         raise ValueError("no trial is complete; nothing can be compared")
-    keys = _varied(trials)
-    groups: dict[tuple[Any, ...], list[Trial]] = defaultdict(list)
+    settings = _settings(table.trials)
+    labels = _labels(table.trials, settings)
+    groups: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
-        groups[(trial.cell, *(repr(value) for value in _settings(trial, keys).values()))].append(trial)
-    cells = list(dict.fromkeys(trial.cell for trial in trials))
-    arms = [_arm(members, _settings(members[0], keys), len(cells) > 1, measured) for members in groups.values()]
+        groups[labels[trial.name]].append(trial)
+    arms = [_arm(label, members, settings[members[0].name], measured) for label, members in groups.items()]
     arms.sort(key=lambda arm: (arm.gflops, arm.label))
-    alone = all(sum(arm.cell == cell for arm in arms) == 1 for cell in cells)
+    asked = next((arm for arm in arms if arm.label == reference), None)
+    if reference is not None and asked is None:
+        raise ValueError(f"no arm is called {reference!r}; use one of: {'; '.join(arm.label for arm in arms)}")
+    cells = list(dict.fromkeys(trial.cell for trial in trials))
+    alone = len(arms) == len(cells)
     pairs = []
     for cell in [None] if alone else cells:
-        reference, *others = [arm for arm in arms if cell in (None, arm.cell)]
-        pairs += [(arm, reference) for arm in others]
-    return Ablation(measured, tuple(arms), _differences(pairs), tuple(table.excluded()))
+        among = [arm for arm in arms if cell in (None, arm.cell)]
+        like = [arm for arm in among if asked and arm.settings == asked.settings]
+        base = asked if asked in among else [*like, *among][0]
+        pairs += [(arm, base) for arm in among if arm is not base]
+    excluded = tuple(table.excluded())
+    return Ablation(measured, tuple(arms), _differences(pairs), excluded, tuple(labels[e.trial] for e in excluded))
 
 
-def _varied(trials: list[Trial]) -> list[str]:
-    """Config keys in which not all trials agree."""
-    keys = dict.fromkeys(key for trial in trials for key in trial.facts.config)
-    return [
-        key for key in keys if key not in NAMED and len({repr(trial.facts.config.get(key)) for trial in trials}) > 1
-    ]
+def _told_by(trial: Trial) -> dict[str, Any]:
+    """All that may tell a trial's arm from others, what follows from the rest last."""
+    config = {key: value for key, value in trial.facts.config.items() if key not in NAMED}
+    steps = config.pop("train.steps", None)  # a trial that goes on has more of them
+    after = "another" if trial.facts.config.get("start.trial") else "nothing"
+    columns = {name: getattr(trial.facts, name) for name in COLUMNS}
+    return config | {"after": after, "train.steps": steps} | columns
 
 
-def _settings(trial: Trial, keys: list[str]) -> dict[str, Any]:
-    after = {"after": "another"} if trial.facts.config.get("start.trial") else {}
-    return {key: trial.facts.config.get(key) for key in keys} | after
+def _settings(trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
+    """By trial, the settings that vary in the study; one that follows from the size and from others is left out."""
+    told = [_told_by(trial) for trial in trials]
+    parts: list[tuple[Any, ...]] = [(trial.cell,) for trial in trials]
+    kept: list[str] = []
+    for key in dict.fromkeys(key for one in told for key in one):
+        finer = [(*part, repr(one.get(key))) for part, one in zip(parts, told, strict=True)]
+        if len(set(finer)) > len(set(parts)):
+            parts, kept = finer, [*kept, key]
+    return {trial.name: {key: one.get(key) for key in kept} for trial, one in zip(trials, told, strict=True)}
 
 
-def _arm(trials: list[Trial], settings: dict[str, Any], sized: bool, measured: Protocol) -> Arm:
+def _labels(trials: Sequence[Trial], settings: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """By trial, its arm's name: what most arms have goes without saying."""
+    arms = {(trial.cell, repr(settings[trial.name])): settings[trial.name] for trial in trials}
+    keys = list(next(iter(settings.values())))
+    usual: dict[str, str] = {}
+    for key in keys:
+        value, count = Counter(repr(said[key]) for said in arms.values()).most_common(1)[0]
+        usual[key] = value if 2 * count > len(arms) else ""
+    usual["after"] = repr("nothing")
+    short = Counter(key.rpartition(".")[2] for key in keys)
+    names = {key: last if short[last := key.rpartition(".")[2]] == 1 else key for key in keys}
+    sized = len({trial.cell for trial in trials}) > 1
+    labels = {}
+    for trial in trials:
+        said = [f"{names[k]}={_text(v)}" for k, v in settings[trial.name].items() if repr(v) != usual[k]]
+        labels[trial.name] = ", ".join([*([trial.cell.label] if sized or not said else []), *said])
+    return labels
+
+
+def _text(value: Any) -> str:
+    """A CSV's numbers are all read as floats."""
+    return "-" if value is None else str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _arm(label: str, trials: list[Trial], settings: dict[str, Any], measured: Protocol) -> Arm:
     trials = sorted(trials, key=lambda trial: trial.last.seed)
     values = {trial.last.seed: trial.last.value for trial in trials}
+    names, ends = ", ".join(trial.name for trial in trials), sorted({trial.steps for trial in trials})
     if len(values) < len(trials):
-        names = ", ".join(trial.name for trial in trials)
-        raise ValueError(f"two trials have one seed and nothing else that tells them apart: {names}; name what varies")
-    said = [f"{key.rpartition('.')[2]}={'-' if value is None else value}" for key, value in settings.items()]
-    label = ", ".join([*([trials[0].cell.label] if sized or not said else []), *said])
-    mean, std = fmean(values.values()), stdev(values.values()) if len(values) > 1 else None
-    half = None if std is None else _t(len(values)) * std / math.sqrt(len(values))
+        raise ValueError(
+            f"two trials have one seed and nothing else that tells them apart: {names}; "
+            "give the table a column with the seed, or with what varies"
+        )
+    if len(ends) > 1:
+        raise ValueError(
+            f"trials of {label} end at different steps ({', '.join(map(str, ends))}) and are no replicates: {names}; "
+            "give the table a column with what varies, such as train.steps"
+        )
+    found = slope_over_seeds(list(values.values()))
     return Arm(
-        label,
-        trials[0].cell,
-        settings,
-        values,
-        tuple(trial.name for trial in trials),
-        gflops(fmean(trial.last.flops for trial in trials)),
-        mean,
-        std,
-        None if half is None else mean - half,
-        None if half is None else mean + half,
-        _curve(trials, measured),
+        label=label,
+        cell=trials[0].cell,
+        settings=settings,
+        values=values,
+        trials=tuple(trial.name for trial in trials),
+        gflops=gflops(fmean(trial.last.flops for trial in trials)),
+        mean=found.slope,
+        std=stdev(values.values()) if len(values) > 1 else None,
+        low=found.low,
+        high=found.high,
+        curve=_curve(trials, measured),
     )
 
 
@@ -177,22 +227,23 @@ def _differences(pairs: list[tuple[Arm, Arm]]) -> tuple[Difference, ...]:
     """Paired t tests of the logarithms, adjusted together."""
     tested = [_paired(arm, reference) for arm, reference in pairs]
     adjusted = holm([found["p"] for found in tested])
-    differences = []
-    for (arm, reference), found, p in zip(pairs, tested, adjusted, strict=True):
-        verdict = "no seed in common" if not found["seeds"] else "one seed: no interval"
-        if p is not None:
-            verdict = "not told apart" if p > 1 - CONFIDENCE else ("better" if found["ratio"] < 1 else "worse")
-        differences.append(
-            Difference(
-                arm=arm.label,
-                reference=reference.label,
-                p_adjusted=p,
-                verdict=verdict,
-                trials=(*arm.trials, *reference.trials),
-                **found,
-            )
+    return tuple(
+        Difference(
+            arm=arm.label,
+            reference=reference.label,
+            p_adjusted=p,
+            verdict=_verdict(found, p),
+            trials=(*arm.trials, *reference.trials),
+            **found,
         )
-    return tuple(differences)
+        for (arm, reference), found, p in zip(pairs, tested, adjusted, strict=True)
+    )
+
+
+def _verdict(found: dict[str, Any], p: float | None) -> str:
+    if p is None:
+        return "one seed: no interval" if found["seeds"] else "no seed in common"
+    return "not told apart" if p > 1 - CONFIDENCE else ("better" if found["ratio"] < 1 else "worse")
 
 
 def _paired(arm: Arm, reference: Arm) -> dict[str, Any]:
@@ -200,22 +251,26 @@ def _paired(arm: Arm, reference: Arm) -> dict[str, Any]:
     ours, theirs = (np.array([side.values[seed] for seed in seeds]) for side in (arm, reference))
     if not seeds:  # means are all that can be compared
         ours, theirs = np.array([arm.mean]), np.array([reference.mean])
-    logs, plain = np.log(ours / theirs), ours - theirs
-    found: dict[str, Any] = {
+    logs, plain = slope_over_seeds(np.log(ours / theirs)), slope_over_seeds(ours - theirs)
+    return {
         "seeds": seeds,
-        "ratio": math.exp(logs.mean()),
-        "difference": float(plain.mean()),
-        **dict.fromkeys(("ratio_low", "ratio_high", "low", "high", "p")),
+        **dict(zip(("ratio", "ratio_low", "ratio_high"), map(_exp, (logs.slope, logs.low, logs.high)), strict=True)),
+        **dict(zip(("difference", "low", "high"), (plain.slope, plain.low, plain.high), strict=True)),
+        "p": _p(np.array(logs.by_seed)),
     }
-    n = len(seeds)
-    if n > 1:
-        errors = [float(values.std(ddof=1)) / math.sqrt(n) for values in (logs, plain)]
-        half, half_plain = (_t(n) * error for error in errors)
-        found |= {"ratio_low": math.exp(logs.mean() - half), "ratio_high": math.exp(logs.mean() + half)}
-        found |= {"low": float(plain.mean()) - half_plain, "high": float(plain.mean()) + half_plain}
-        t = abs(float(logs.mean())) / errors[0] if errors[0] else math.inf
-        found["p"] = float(2 * stats.t.sf(t, n - 1)) if logs.any() else 1.0
-    return found
+
+
+def _exp(log: float | None) -> float | None:
+    return None if log is None else math.exp(log)
+
+
+def _p(logs: NDArray[np.float64]) -> float | None:
+    """Of the mean being 0, two-sided; None for one. Differences that are all the same, and not 0, leave no doubt."""
+    if len(logs) < 2:
+        return None
+    error = float(logs.std(ddof=1)) / math.sqrt(len(logs))
+    t = abs(float(logs.mean())) / error if error else (math.inf if logs.any() else 0.0)
+    return float(2 * stats.t.sf(t, len(logs) - 1))
 
 
 def holm(p: list[float | None]) -> list[float | None]:
@@ -229,16 +284,13 @@ def holm(p: list[float | None]) -> list[float | None]:
     return adjusted
 
 
-def _t(n: int) -> float:
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
-
-
 def summary(report: dict[str, Any]) -> str:
     """The arms and their differences in words, for a terminal."""
     lines = [f"{report['metric']}, mean over seeds [95 %]"]
     for arm in report["arms"]:
         spread = "one seed" if arm["std"] is None else f"[{arm['low']:.4g}, {arm['high']:.4g}], std {arm['std']:.3g}"
-        lines.append(f"  {arm['label']}: {arm['mean']:.4g} {spread}, n = {len(arm['seeds'])}")
+        said = f"{arm['mean']:.4g} {spread}" if arm["n"] else "no complete trial"
+        lines.append(f"  {arm['label']}: {said}, n = {arm['n']}")
     for row in report["differences"]:
         interval = "" if row["ratio_low"] is None else f" [{row['ratio_low']:.3g}, {row['ratio_high']:.3g}]"
         p = "" if row["p_adjusted"] is None else f", p = {row['p_adjusted']:.2g} (Holm)"

@@ -12,7 +12,8 @@ from matplotlib.ticker import MaxNLocator
 from analysis.ablation import Ablation
 from analysis.plots import COLOURS, LINES, MARKERS, STYLE, plain, save_figure, set_ticks
 
-LABEL = 28  # characters beside the ratios
+LABEL = 36  # characters beside the ratios
+IN_AXES = 6  # arms whose legend fits among the curves
 
 
 def plot_ablation(ablation: Ablation, path_without_suffix: Path) -> list[Path]:
@@ -21,14 +22,20 @@ def plot_ablation(ablation: Ablation, path_without_suffix: Path) -> list[Path]:
     """
     differences = ablation.differences
     arms = len(ablation.arms)
-    height = max(3.4, 0.24 * max(arms, len(differences)) + 1.2)
+    below = 0.55  # inches of axis labels below the axes
+    legend = 0.0 if arms <= IN_AXES else 0.19 * -(-arms // 2) + 0.1
+    inner = max(2.3, 0.24 * len(differences))
+    height = inner + 0.48 + below + legend
     with matplotlib.rc_context(STYLE):
         # Places are given, as the solver of constrained layouts does not round the same way each time.
         figure = Figure(figsize=(9.6, height))
-        bottom, high = 0.62 / height, 1 - 1.1 / height
+        bottom, high = (below + legend) / height, inner / height
         left = figure.add_axes((0.08, bottom, 0.4, high), yscale="log")
         _draw_curves(left, ablation)
-        left.legend(loc="best", handlelength=3, fontsize=8 if arms <= 6 else 6.5)
+        place: Any = (
+            {"loc": "best"} if arms <= IN_AXES else {"loc": "upper left", "bbox_to_anchor": (0, -below / inner)}
+        )
+        left.legend(handlelength=3, ncols=1 if arms <= IN_AXES else 2, **place)
         if differences:
             right = figure.add_axes((0.71, bottom, 0.27, high), xscale="log")
             _draw_ratios(right, ablation)
@@ -69,7 +76,10 @@ def _draw_ratios(axes: Axes, ablation: Ablation) -> None:
     axes.axvline(1, color="0.45", linestyle=":", linewidth=1.2)
     axes.set_yticks(range(len(ablation.differences)), [plain(_short(d.arm)) for d in ablation.differences])
     axes.set_ylim(len(ablation.differences) - 0.5, -0.5)
-    axes.set_title("ratio to the cheapest of the size")
+    bases = {found.reference for found in ablation.differences}
+    axes.set_title(
+        f"ratio to {plain(_short(bases.pop()))}" if len(bases) == 1 else "ratio to the reference of its size"
+    )
     axes.grid(which="major", axis="x")
     set_ticks(axes.xaxis, *axes.get_xlim())
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from analysis.law import CONFIDENCE, UNIT, Point, fit_law
+from analysis.law import CONFIDENCE, UNIT, Point, PowerLaw, fit_law
 from analysis.scrutiny import seed_spread
 from analysis.table import Table
 
@@ -31,7 +31,7 @@ class Candidate:
     gflops: float  # of all its trials
     trials: int
     half_width: float  # of ln value at the target, expected once it is there
-    prediction_half_width: float
+    prediction_half_width: float  # of a size there, with as many seeds as now
     gain: float  # by which the half-width falls
     gain_per_gflop: float
 
@@ -65,13 +65,20 @@ class Advice:
         }
 
 
-def advise(table: Table) -> Advice:
+def advise(table: Table, target_gflops: float | None = None, candidates: Sequence[float] | None = None) -> Advice:
     """Compare one more seed of each size, sizes between neighbours, and one below and one above all.
 
-    Raises ValueError as fit_law does.
+    target_gflops: training compute at which the law is to be known, the largest size's unless given. candidates:
+    compute of one trial each, in GFLOPs, of the new sizes to compare in the place of those said.
+    Half-widths are of ln value, at 95 %; they use Student's t with n - 2 degrees of freedom, so that a new size gains
+    one and a new seed none. Variances stay as they are estimated now, which is expected of them, not known.
+    Raises ValueError as fit_law does, for points exactly on a law, and for compute that is not positive.
     """
     law = fit_law(table)
-    points, target = law.points, law.points[-1]
+    points, largest = law.points, law.points[-1]
+    target = largest.gflops if target_gflops is None else target_gflops
+    if not all(0 < c < math.inf for c in (target, *(candidates or ()))):
+        raise ValueError("target and candidates are training compute: give positive numbers of GFLOPs")
     spread = seed_spread(points)
     counts = np.array([len(point.values) for point in points])
     noise = 0.0 if spread is None else spread**2
@@ -80,7 +87,7 @@ def advise(table: Table) -> Advice:
     if between + noise < ROUNDING**2:
         raise ValueError("the points lie on a law exactly: no cell narrows an interval that has no width")
     x = np.log([point.gflops for point in points])
-    at = math.log(target.gflops)
+    at = math.log(target)
 
     def widths(x: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
         """(of the law, of a prediction of the target) at the target."""
@@ -92,34 +99,42 @@ def advise(table: Table) -> Advice:
         t = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 2))
         return t * math.sqrt(curve), t * math.sqrt(curve + between + noise / counts_of_target)
 
-    counts_of_target = len(target.values)
-    now, now_prediction = widths(x, counts)
     usual = max(1, round(float(np.median(counts))))
-    candidates = []
+    counts_of_target = len(largest.values) if target_gflops is None else usual
+    now, now_prediction = widths(x, counts)
+    found = []
     for what, cost, trials, new_x, new_counts in [
         *_more_seeds(points, x, counts, spread),
-        *_new_sizes(points, x, counts, usual),
+        *_new_sizes(points, x, counts, usual, candidates),
     ]:
         after, prediction = widths(new_x, new_counts)
-        candidates.append(Candidate(what, cost, trials, after, prediction, now - after, (now - after) / cost))
-    candidates.sort(key=lambda candidate: -candidate.gain_per_gflop)
+        found.append(Candidate(what, cost, trials, after, prediction, now - after, (now - after) / cost))
+    found.sort(key=lambda candidate: -candidate.gain_per_gflop)
     remarks = [f"{len(points)} sizes: another adds a degree of freedom, from {len(points) - 2} to {len(points) - 1}"]
     if spread is None:
         remarks.append("no size has two seeds: what seeds stray by is not known, and only new sizes are compared")
     elif between == 0:
         remarks.append("seeds alone explain how the points stray; that sizes have nothing of their own is a guess")
+    if not math.isclose(now, fitted := _fitted_half_width(law.fit, at), rel_tol=0.1):
+        remarks.append(f"the fit itself, which weighs all sizes alike, has a factor of {math.exp(fitted):.3g} there")
     return Advice(
         law.measured.metric,
-        target.cell.label,
-        target.gflops,
+        largest.cell.label if target_gflops is None else f"C = {target:.4g} GFLOPs",
+        target,
         now,
         now_prediction,
         math.sqrt(between),
         spread,
-        tuple(candidates),
+        tuple(found),
         tuple(remarks),
         tuple(name for point in points for name in point.trials),
     )
+
+
+def _fitted_half_width(fit: PowerLaw, at: float) -> float:
+    """Of the fitted law at ln C."""
+    t = float(stats.t.ppf((1 + CONFIDENCE) / 2, fit.n - 2))
+    return t * fit.residual_std * math.sqrt(1 / fit.n + (at - fit.mean_log_compute) ** 2 / fit.log_compute_ss)
 
 
 def _more_seeds(points: Sequence[Point], x: np.ndarray, counts: np.ndarray, spread: float | None) -> list[Any]:
@@ -131,8 +146,10 @@ def _more_seeds(points: Sequence[Point], x: np.ndarray, counts: np.ndarray, spre
     ]
 
 
-def _new_sizes(points: Sequence[Point], x: np.ndarray, counts: np.ndarray, seeds: int) -> list[Any]:
-    """Between neighbours, half the cheapest, twice the dearest; with as many seeds as the others."""
+def _new_sizes(
+    points: Sequence[Point], x: np.ndarray, counts: np.ndarray, seeds: int, asked: Sequence[float] | None
+) -> list[Any]:
+    """Those asked for, or between neighbours and beyond both ends; with as many seeds as the others."""
     names = [point.cell.label for point in points]
     places = [
         (f"a size between {a} and {b}", (u + v) / 2) for a, b, u, v in zip(names, names[1:], x, x[1:], strict=False)
@@ -141,6 +158,8 @@ def _new_sizes(points: Sequence[Point], x: np.ndarray, counts: np.ndarray, seeds
         (f"a size at half of {names[0]}", x[0] - math.log(2)),
         (f"a size at twice {names[-1]}", x[-1] + math.log(2)),
     ]
+    if asked:
+        places = [(f"a size at {c:.4g} GFLOPs", math.log(c)) for c in asked]
     return [
         (
             f"{what}, {seeds} seed{'s' * (seeds > 1)}",

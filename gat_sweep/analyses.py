@@ -8,6 +8,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -82,13 +83,17 @@ def log_to_mlflow(source: Source, files: Iterable[Place]) -> str:
     return log_artifacts(where["uri"], where["run_id"], files, FOLDER)
 
 
-def run_analysis(source: Source, command: str) -> tuple[dict[str, Any], str, list[Path]]:
-    """One of ANALYSES; (its JSON, a summary to print, the files). Raises UserError as `analyse` does."""
+def run_analysis(source: Source, command: str, **options: Any) -> tuple[dict[str, Any], str, list[Path]]:
+    """One of ANALYSES; (its JSON, a summary to print, the files).
+
+    options: of the analysis' function, beside the table.
+    Raises UserError as `analyse` does.
+    """
     asked = ANALYSES[command]
     module = import_module(f"analysis.{asked.module}")
     place, _, name = asked.figure.partition(".")
     plot = getattr(import_module(f"analysis.{place}"), name) if place else None
-    report, files = analyse(source, asked.module, getattr(module, asked.function), plot)
+    report, files = analyse(source, asked.module, partial(getattr(module, asked.function), **options), plot)
     return report, module.summary(report), files
 
 

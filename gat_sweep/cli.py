@@ -25,7 +25,7 @@ for command in [
     runs.logs,
     analyses.fit_law,
     analyses.predict,
-    *analyses.each_analysis,
+    *analyses.each_analysis.values(),
     analyses.report,
     sweeps.ui,
     measure.model_info,

@@ -10,6 +10,7 @@ import statsmodels.api as sm
 from scipy import stats
 
 from analysis.advisor import advise, summary
+from analysis.law import fit_law
 from analysis.table import Table, load_table
 
 SIZES = {"S": 1e4, "B": 1e5, "L": 1e6, "XL": 1e7}  # GFLOPs
@@ -77,4 +78,64 @@ def test_what_gives_no_advice_is_said(tmp_path: Path) -> None:
     path = tmp_path / "two.csv"
     path.write_text("\n".join((tmp_path / "t.csv").read_text().splitlines()[:4]))
     with pytest.raises(ValueError, match="needs at least 3 complete sizes"):
+        advise(load_table(path))
+
+
+def test_one_seed_a_size_is_ordinary_least_squares_with_the_cell_on_the_line(tmp_path: Path) -> None:
+    table = table_of(tmp_path, seeds=1)
+    law, c = fit_law(table).fit, np.array(list(SIZES.values()))
+    target, new = 1e8, 3e6
+    found = advise(table, target_gflops=target, candidates=[new])
+    there = np.array([[1.0, math.log(target)]])
+    values = [p.value for p in fit_law(table).points]
+
+    def reference(c: np.ndarray, values: list[float]) -> tuple[float, float]:
+        """Half-widths of statsmodels' own intervals, with the residual deviation held at the law's."""
+        fit = sm.OLS(np.log(values), sm.add_constant(np.log(c))).fit()
+        said = fit.get_prediction(there).summary_frame(alpha=0.05).iloc[0]
+        held = law.residual_std / math.sqrt(fit.scale) / 2
+        return (said.mean_ci_upper - said.mean_ci_lower) * held, (said.obs_ci_upper - said.obs_ci_lower) * held
+
+    assert (found.half_width, found.prediction_half_width) == pytest.approx(reference(c, values))
+    (candidate,) = found.candidates
+    after = reference(np.append(c, new), [*values, float(law.predict(new))])
+    assert (candidate.half_width, candidate.prediction_half_width) == pytest.approx(after)
+    assert candidate.gflops == pytest.approx(new) and candidate.what == "a size at 3e+06 GFLOPs, 1 seed"
+    assert found.target == "C = 1e+08 GFLOPs" and not any("weighs all sizes alike" in r for r in found.remarks)
+
+
+def test_an_end_is_worth_more_than_the_middle(tmp_path: Path) -> None:
+    """At a target beyond all sizes, in all: what pins the slope is far from the mean."""
+    found = advise(table_of(tmp_path, seeds=1), target_gflops=1e8, candidates=[1e7, 3e5, 1e4])
+    gain = {round(math.log10(candidate.gflops), 1): candidate.gain for candidate in found.candidates}
+    assert gain[7.0] > gain[5.5] and gain[4.0] > gain[5.5]
+    assert found.to_json()["largest_gain"] == "a size at 1e+07 GFLOPs, 1 seed"
+
+
+def test_where_seeds_differ_in_number_the_fits_own_interval_is_said_too(tmp_path: Path) -> None:
+    """fit-law weighs all sizes alike; one with a single seed among many has less to say."""
+    table = table_of(tmp_path, seeds=6)
+    lone = [trial for trial in table.trials if trial.cell.generator_size != "XL" or trial.last.seed == 0]
+    found = advise(Table(table.path, tuple(lone)))
+    (remark,) = [remark for remark in found.remarks if "weighs all sizes alike" in remark]
+    there = fit_law(Table(table.path, tuple(lone))).fit
+    low, high = there.band(1e7, of=10**12)  # of so many new points that only the law's own is left
+    assert f"factor of {math.sqrt(float(high / low)):.3g} there" in remark
+
+
+@pytest.mark.parametrize("wrong", [0.0, -1.0, math.inf, math.nan])
+def test_compute_is_positive(tmp_path: Path, wrong: float) -> None:
+    table = table_of(tmp_path, seeds=1)
+    with pytest.raises(ValueError, match="give positive numbers of GFLOPs"):
+        advise(table, target_gflops=wrong)
+    with pytest.raises(ValueError, match="give positive numbers of GFLOPs"):
+        advise(table, candidates=[1e5, wrong])
+
+
+def test_protocols_are_not_mixed(tmp_path: Path) -> None:
+    table_of(tmp_path, seeds=1)
+    path = tmp_path / "t.csv"
+    path.write_text(path.read_text().replace("B0,B,0,10,200000000000000.0,100000.0,fd", "B0,B,0,10,2e14,1e5,fid"))
+    assert ",fid," in path.read_text()
+    with pytest.raises(ValueError, match="mix protocols"):
         advise(load_table(path))

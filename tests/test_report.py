@@ -100,3 +100,18 @@ def test_the_report_of_a_run(
 
     code, _, err = call(capsys, monkeypatch, "report", "size", *home)
     assert code == 2 and "no run 'size'" in err
+
+
+def test_an_arm_to_compare_with_is_asked_for_by_its_label(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = "trial,generator_size,step,flops,g_forward_flops,metric,value,mng.schedule"
+    rows = [f"{arm},S,10,{i}e9,1e9,fd,{10 * i},{arm}" for i, arm in enumerate(("none", "exp", "msg"), 1)]
+    (tmp_path / "t.csv").write_text("\n".join([header, *rows]))
+    compare = ["compare", str(tmp_path / "t.csv")]
+    assert "msg / none: 3" in call(capsys, monkeypatch, *compare)[1].replace("schedule=", "")
+    assert "msg / exp: 1.5" in call(capsys, monkeypatch, *compare, "--against", "schedule=exp")[1].replace(
+        "schedule=", ""
+    )
+    code, _, err = call(capsys, monkeypatch, *compare, "--against", "exq")
+    assert code == 2 and "no arm is called 'exq'; use one of: " in err

@@ -104,18 +104,20 @@ def analysis_command(name: str) -> click.Command:
     @home_option
     @folder_option
     @json_option
-    def command(source: str, metric: str, home: Any, out: Path | None, as_json: bool) -> None:
+    def command(source: str, metric: str, home: Any, out: Path | None, as_json: bool, **options: Any) -> None:
         from gat_sweep.analyses import log_to_mlflow, open_source, run_analysis
 
         opened = open_source(source, home, out, metric)
-        found, text, files = run_analysis(opened, name)
+        found, text, files = run_analysis(opened, name, **options)
         warning = log_to_mlflow(opened, files)
         _show(found, text + (f"\n{warning}" if warning else ""), files, as_json)
 
     return command
 
 
-each_analysis = [analysis_command(name) for name in ANALYSES]
+each_analysis = {name: analysis_command(name) for name in ANALYSES}
+against = click.option("--against", "reference", help="Label of the arm to compare with; the cheapest unless given.")
+against(each_analysis["compare"])
 
 
 @click.command()
