@@ -30,7 +30,7 @@ def plot_ablation(ablation: Ablation, path_without_suffix: Path) -> list[Path]:
         # Places are given, as the solver of constrained layouts does not round the same way each time.
         figure = Figure(figsize=(9.6, height))
         bottom, high = (below + legend) / height, inner / height
-        left = figure.add_axes((0.08, bottom, 0.4, high), yscale="log")
+        left = figure.add_axes((0.08, bottom, 0.37, high), yscale="log")
         _draw_curves(left, ablation)
         place: Any = (
             {"loc": "best"} if arms <= IN_AXES else {"loc": "upper left", "bbox_to_anchor": (0, -below / inner)}
@@ -50,7 +50,14 @@ def _draw_curves(axes: Axes, ablation: Ablation) -> None:
     values = []
     for i, arm in enumerate(ablation.arms):
         step, mean, least, most = np.array(arm.curve).T
-        axes.plot(step, mean, label=plain(_short(arm.label)), markersize=4, linewidth=1.2, **_look(i))
+        axes.plot(
+            step,
+            mean,
+            label=plain(arm.label if len(ablation.arms) > IN_AXES else _short(arm.label)),
+            markersize=4,
+            linewidth=1.2,
+            **_look(i),
+        )
         axes.fill_between(step, least, most, color=COLOURS[i % 6], alpha=0.12, linewidth=0)
         values += [*least, *most]
     axes.set(xlabel="training step", ylabel=plain(ablation.measured.metric))
@@ -74,7 +81,9 @@ def _draw_ratios(axes: Axes, ablation: Ablation) -> None:
     low, high = (max(0.2, min(min(e) for e in ends) / 1.1), min(5.0, max(max(e) for e in ends) * 1.1))
     axes.set_xlim(min(low, 0.8), max(high, 1.25))
     axes.axvline(1, color="0.45", linestyle=":", linewidth=1.2)
-    axes.set_yticks(range(len(ablation.differences)), [plain(_short(d.arm)) for d in ablation.differences])
+    axes.set_yticks(
+        range(len(ablation.differences)), [plain(_short(d.arm)) for d in ablation.differences], fontsize=7.5
+    )
     axes.set_ylim(len(ablation.differences) - 0.5, -0.5)
     bases = {found.reference for found in ablation.differences}
     axes.set_title(
