@@ -203,7 +203,13 @@ def _prediction_line(row: dict[str, Any]) -> str:
         return f"{said}: {row['size']} is not complete yet"
     when = "before" if row["before"] else "AFTER"
     where = "inside" if row["inside"] else "outside"
-    return f"{said}: {where}, it is {row['value']:.4g}; written {when} its first step"
+    lines = f"{said}: {where}, it is {row['value']:.4g}; written {when} its first step"
+    if row["inside_seeds"] is not None:
+        held = "inside" if row["inside_seeds"] else "outside"
+        lines += (
+            f"; {held} [{row['seeds_low']:.4g}, {row['seeds_high']:.4g}], where only seeds would stray from the law"
+        )
+    return lines
 
 
 # ---------------------------------------------------------------- tables
