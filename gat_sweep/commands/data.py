@@ -8,7 +8,7 @@ from gat_sweep.commands.options import console
 
 
 @click.command()
-@click.option("--images", help="Folder of class folders of pictures, or parquet: a file, a folder, a glob.")
+@click.option("--images", help="Folder of class folders of pictures, CIFAR's, or parquet: a file, a folder, a glob.")
 @click.option("--latents", help="Instead of encoding: latents in edm2's or REPA's layout (dataset.json, *.npy).")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
 @click.option(

@@ -51,7 +51,11 @@ def plan_images(images: str, shard_size: int, label_column: str | None = None) -
     else:
         tables = sorted(glob.glob(images))
     if not tables or not all(table.endswith(".parquet") for table in tables):
-        raise UserError(f"--images {images}: give a folder of pictures, a .parquet file, or a folder or glob of them")
+        missing = "" if path.exists() or tables else "there is no such file or folder; "
+        raise UserError(
+            f"--images {images}: {missing}give a folder of pictures, CIFAR's folder, a .parquet file, or a folder or "
+            "glob of them"
+        )
     return plan_parquet(tables, shard_size, label_column)
 
 
