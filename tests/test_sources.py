@@ -190,7 +190,7 @@ def test_unclear_folders_are_refused(tmp_path: Path, files: list[str], says: str
         save(tmp_path / name, b"x")
     with pytest.raises(UserError, match=says):
         plan_images(str(tmp_path), 10)
-    with pytest.raises(UserError, match="give a folder"):
+    with pytest.raises(UserError, match="there is no such file or folder; give a folder"):
         plan_images(str(tmp_path / "absent"), 10)
 
 
