@@ -280,7 +280,7 @@ def results_table(trials: list[Trial]) -> Table:
     """The last evaluation of every trial."""
     table = Table(title="results", title_justify="left")
     varied = differences({trial.id: trial.config for trial in trials})
-    for name in ["trial", "varies", "status", "step", "G params", "lr G", "metric", "value", "N", "minutes"]:
+    for name in ["trial", "varies", "status", "step", "G params", "lr G", "lr D", "metric", "value", "N", "minutes"]:
         text = name in ("trial", "varies", "status", "metric")
         table.add_column(name, justify="left" if text else "right", no_wrap=name != "varies")
     for trial in trials:
@@ -297,6 +297,7 @@ def results_table(trials: list[Trial]) -> Table:
             f"{last['step']}/{last['steps']}",
             f"{last['params_g']:,}",
             f"{last['lr_g']:.3g}",
+            f"{last['lr_d']:.3g}",
             last["metric"],
             value,
             f"{last['n'] or ''}",
