@@ -3,6 +3,7 @@
 import math
 import os
 import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,21 @@ LINES: tuple[Any, ...] = (
     (0, (4, 3)),
 )
 LEFT_OUT: dict[str, Any] = {"color": "0.6", "linestyle": (0, (4, 2.5)), "linewidth": 0.9}
+PREDICTED: dict[str, Any] = {
+    "marker": "s", "linestyle": "none", "markersize": 7, "color": "black", "markerfacecolor": "white",
+}  # fmt: skip
 MAX_LISTED = 5  # trials left out that the legend names
 LEGEND_WIDTH = 36  # characters
 
 
-def plot_law(table: Table, law: Law, path_without_suffix: Path) -> list[Path]:
+def plot_law(
+    table: Table, law: Law, path_without_suffix: Path, predictions: Sequence[Mapping[str, Any]] = ()
+) -> list[Path]:
     """Draw training compute C against the metric (the paper's Fig. 21) as .svg and .png; return both paths.
 
     x is C in GFLOPs (multiply-adds / 1e9), y the metric, both logarithmic: every checkpoint of every trial,
     the law's points, its line and its 95 % prediction band. Equal input gives equal bytes.
+    predictions: of sizes before they ran, at `gflops`: `predicted`, and `low` and `high` (None: no end).
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 4.4), layout="constrained")
@@ -61,9 +68,10 @@ def plot_law(table: Table, law: Law, path_without_suffix: Path) -> list[Path]:
         looks = _looks(law)
         x, y = _draw_trajectories(axes, table, law, looks)
         _draw_law(axes, law, x, y)
+        _draw_predictions(axes, predictions)
         _draw_points(axes, law, looks)
         _label(axes, law)
-        figure.legend(handles=_legend(law, looks), loc="outside right upper", handlelength=3.2)
+        figure.legend(handles=_legend(law, looks, bool(predictions)), loc="outside right upper", handlelength=3.2)
         return save_figure(figure, Path(path_without_suffix))
 
 
@@ -120,6 +128,18 @@ def _draw_law(axes: Axes, law: Law, x: list[float], y: list[float]) -> None:
     axes.fill_between(compute, low, high, color="0.5", alpha=0.18, linewidth=0, zorder=1)
 
 
+def _draw_predictions(axes: Axes, predictions: Sequence[Mapping[str, Any]]) -> None:
+    """Open squares with their intervals, which run out of the figure where they are wider than it."""
+    limits = axes.get_ylim()
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, max([right, *(said["gflops"] * 1.2 for said in predictions)]))  # it may not have run yet
+    for said in predictions:
+        ends = [said["low"], limits[1] * 10 if said["high"] is None else said["high"]]
+        axes.plot([said["gflops"]] * 2, ends, "-", color="black", linewidth=1.1, zorder=4)
+        axes.plot(said["gflops"], said["predicted"], **PREDICTED, zorder=4)
+    axes.set_ylim(limits)
+
+
 def _draw_points(axes: Axes, law: Law, looks: dict[Cell, dict[str, Any]]) -> None:
     # Labels go below and to the left, where the figure is empty: the line falls to the right, and larger
     # models come down from above. At the left edge, and beside a point with a label there, above.
@@ -158,12 +178,14 @@ def _label(axes: Axes, law: Law) -> None:
     set_ticks(axes.yaxis, *axes.get_ylim())
 
 
-def _legend(law: Law, looks: dict[Cell, dict[str, Any]]) -> list[Line2D]:
+def _legend(law: Law, looks: dict[Cell, dict[str, Any]], predicted: bool) -> list[Line2D]:
     handles = [
         Line2D([], [], markersize=5, linewidth=1.2, label=plain(cell.label), **look) for cell, look in looks.items()
     ]
     handles.append(Line2D([], [], color="black", linewidth=1.5, label="power law"))
     handles.append(Line2D([], [], color="0.5", alpha=0.25, linewidth=8, label="95 % prediction band"))
+    if predicted:
+        handles.append(Line2D([], [], label="predicted before it ran, 95 %", **PREDICTED))
     if law.excluded:
         handles.append(Line2D([], [], linestyle="none", label="left out:"))
     for trial in law.excluded[:MAX_LISTED]:
@@ -203,7 +225,7 @@ def _math(value: float, digits: int) -> str:
         return str(value)
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     if -3 <= int(exponent) < 5:
-        return f"{value:.{digits}g}"
+        return f"{float(f'{value:.{digits}g}'):g}"  # 2680 rather than 2.68e+03
     mantissa = f"{float(mantissa):g}"
     factor = "" if mantissa == "1" else rf"{mantissa}\times "
     return rf"${factor}10^{{{int(exponent)}}}$"

@@ -141,7 +141,11 @@ def fit_law_command(
             more["predictions"] = scored(opened.run, law)
         return _LawReport(law, more)
 
-    report, files = analyse(opened, "law", scrutinised, lambda found, path: plot_law(opened.table, found.law, path))
+    def plotted(found: _LawReport, path: Path) -> list[Path]:
+        predictions = [row for row in found.more.get("predictions", []) if row["intact"]]
+        return plot_law(opened.table, found.law, path, predictions)
+
+    report, files = analyse(opened, "law", scrutinised, plotted)
     warning = log_to_mlflow(opened, files)
     return report, law_summary(report) + (f"\n{warning}" if warning else ""), files
 
