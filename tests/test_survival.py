@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +81,10 @@ def test_through_every_way_to_end(home: Path, tmp_path: Path, figures: Figures) 
 
     ordeal.worker()
     asked = subprocess.run(
-        ["gat-sweep", "stop", "one-digits", "--home", str(home), "--json"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "gat_sweep.cli", "stop", "one-digits", "--home", str(home), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert json.loads(asked.stdout)["running"] == [ordeal.trial.id]
     assert ordeal.end() == EXIT_STOPPED
