@@ -40,6 +40,7 @@ class Ordeal:
         ((name, config),) = load_sweep(self.sweep, "digits").trials.items()
         self.trial = Trial(name, "one-digits", "one", config, home)
         self.straight = Trial(name, "straight", "one", config, home)
+        self.known: int | None = None  # the worker that was found last, and ended
         self.process = self.start()
 
     def start(self) -> "subprocess.Popen[str]":
@@ -56,8 +57,11 @@ class Ordeal:
         while True:
             assert self.process.poll() is None and time.monotonic() < deadline, self.process.communicate()
             sign = signs(self.trial.folder / "alive").get(0)
-            if sign and not sign["ended"] and psutil.pid_exists(sign["pid"]) and self.saved > before:
-                return int(sign["pid"])
+            # One that was told to end may save once more before it does.
+            new = sign and not sign["ended"] and sign["pid"] != self.known and psutil.pid_exists(sign["pid"])
+            if sign and new and self.saved > before:
+                self.known = int(sign["pid"])
+                return self.known
             time.sleep(0.05)
 
     def end(self, seconds: float = 120) -> int:
