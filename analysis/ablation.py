@@ -18,7 +18,7 @@ from scipy import stats
 
 from analysis.coordinates import slope_over_seeds
 from analysis.law import CONFIDENCE, gflops, one_protocol
-from analysis.table import Cell, Excluded, Protocol, Table, Trial
+from analysis.table import Cell, Excluded, Protocol, Table, Trial, strict
 
 # What a cell or a replicate names already, and whom a trial goes on from: that it does is said instead.
 NAMED = (
@@ -92,18 +92,11 @@ class Ablation:
                     | {"seeds": [], "values": [], "trials": [trial.trial for trial in trials], "curve": []}
                 )
         return {
-            "metric": self.measured.metric,
-            "metric_n": self.measured.n,
-            "reference": self.measured.reference,
-            "protocol": self.measured.protocol,
+            **self.measured.to_json(),
             "confidence": CONFIDENCE,
             "arms": arms,
-            "differences": [
-                {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(d).items()} for d in self.differences
-            ],
-            "excluded": [
-                {"trial": e.trial, "size": e.cell.label, "arm": label, "reason": e.reason} for label, e in lost
-            ],
+            "differences": [strict(asdict(difference)) for difference in self.differences],
+            "excluded": [{"arm": label, **trial.to_json()} for label, trial in lost],
         }
 
 

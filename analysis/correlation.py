@@ -45,10 +45,7 @@ class Correlations:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "metric": self.measured.metric,
-            "metric_n": self.measured.n,
-            "reference": self.measured.reference,
-            "protocol": self.measured.protocol,
+            **self.measured.to_json(),
             "step": self.step,
             "confidence": CONFIDENCE,
             **{
@@ -58,7 +55,7 @@ class Correlations:
             "models": [
                 {"size": m.cell.label, **{k: v for k, v in asdict(m).items() if k != "cell"}} for m in self.models
             ],
-            "excluded": [{"trial": e.trial, "size": e.cell.label, "reason": e.reason} for e in self.excluded],
+            "excluded": [trial.to_json() for trial in self.excluded],
         }
 
 

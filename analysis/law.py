@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis.table import Cell, Excluded, Protocol, Table, Trial, check_one_config, protocol_differences
+from analysis.table import Cell, Excluded, Protocol, Table, Trial, check_one_config, protocol_differences, strict
 
 CONFIDENCE = 0.95
 MIN_SIZES = 3  # two points leave no degree of freedom
@@ -128,6 +128,9 @@ class Point:
     trials: tuple[str, ...]
     values: tuple[float, ...]  # of each trial: the spread between training seeds
 
+    def to_json(self) -> dict[str, Any]:
+        return {**self.cell._asdict(), **{key: item for key, item in vars(self).items() if key != "cell"}}
+
 
 @dataclass(frozen=True)
 class Law:
@@ -157,25 +160,13 @@ class Law:
             "pearson_log_gflops_low": self.pearson_log_gflops.low,
             "pearson_log_gflops_high": self.pearson_log_gflops.high,
             "spearman": self.spearman,
-            "metric": self.measured.metric,
-            "metric_n": self.measured.n,
-            "reference": self.measured.reference,
-            "protocol": self.measured.protocol,
+            **self.measured.to_json(),
             "unit": UNIT,
             "conventions": CONVENTIONS,
-            "points": [_flat(point) for point in self.points],
-            "excluded": [_flat(trial) for trial in self.excluded],
+            "points": [point.to_json() for point in self.points],
+            "excluded": [trial.to_json() for trial in self.excluded],
         }
-        return {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in report.items()
-        }
-
-
-def _flat(item: Point | Excluded) -> dict[str, Any]:
-    """A point or excluded trial with its cell's columns beside the others."""
-    fields = {key: list(v) if isinstance(v, tuple) else v for key, v in vars(item).items() if key != "cell"}
-    return {**item.cell._asdict(), **fields}
+        return strict(report)
 
 
 def fit_law(table: Table) -> Law:

@@ -18,7 +18,7 @@ import numpy as np
 from analysis.coordinates import slope_over_seeds
 from analysis.law import CONFIDENCE, one_protocol
 from analysis.parabola import Exponent, Parabola, fit_exponent, fit_parabola
-from analysis.table import Cell, Excluded, Protocol, Table, Trial
+from analysis.table import Cell, Excluded, Protocol, Table, Trial, strict
 
 NETWORKS = ("G", "D")
 MIN_RATES = 4
@@ -97,16 +97,13 @@ class Transfer:
         for network, exponent in self.exponents.items():
             grids = [{**asdict(g), "optimum": g.optimum and g.optimum.vertex} for g in self.of(network)]
             networks[network] = {**asdict(exponent), "grids": grids}
-        return _finite(
+        return strict(
             {
-                "metric": self.measured.metric,
-                "metric_n": self.measured.n,
-                "reference": self.measured.reference,
-                "protocol": self.measured.protocol,
+                **self.measured.to_json(),
                 "confidence": CONFIDENCE,
                 "networks": networks,
                 "cross_check": [asdict(row) for row in self.cross_check],
-                "excluded": [{"trial": e.trial, "size": e.cell.label, "reason": e.reason} for e in self.excluded],
+                "excluded": [trial.to_json() for trial in self.excluded],
             }
         )
 
@@ -115,14 +112,6 @@ def short_rate(rate: float) -> str:
     """Three digits, as in 1.25e-4."""
     mantissa, _, exponent = f"{rate:.2e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}"
-
-
-def _finite(item: Any) -> Any:
-    if isinstance(item, dict):
-        return {key: _finite(value) for key, value in item.items()}
-    if isinstance(item, list | tuple):
-        return [_finite(value) for value in item]
-    return None if isinstance(item, float) and not math.isfinite(item) else item
 
 
 # ---------------------------------------------------------------- fits

@@ -16,7 +16,7 @@ from scipy import special
 
 from analysis.floor import aicc
 from analysis.law import CONFIDENCE, UNIT, gflops, one_protocol
-from analysis.table import Cell, Excluded, Protocol, Table, Trial, check_one_config
+from analysis.table import Cell, Excluded, Protocol, Table, Trial, check_one_config, strict
 
 Array = NDArray[np.float64]
 MIN_CELLS = 4
@@ -160,10 +160,10 @@ class Surface:
     def to_json(self) -> dict[str, Any]:
         """Strictly valid JSON: what is not finite, or not to be had from these trials, is null."""
         first, second, means = self.first, self.quadratic, self.over_means
-        return _strict(
+        return strict(
             {
                 "law": f"{self.measured.metric} = a * C_G^-b_g * C_D^-b_d",
-                **{"metric_n" if key == "n" else key: item for key, item in self.measured._asdict().items()},
+                **self.measured.to_json(),
                 "confidence": CONFIDENCE,
                 "unit": UNIT,
                 "conventions": CONVENTIONS,
@@ -185,7 +185,7 @@ class Surface:
                 },
                 "replicates": self._replicates(),
                 "cells": [node.to_json() for node in self.nodes],
-                "excluded": [e.cell._asdict() | {"trial": e.trial, "reason": e.reason} for e in self.excluded],
+                "excluded": [trial.to_json() for trial in self.excluded],
             }
         )
 
@@ -210,14 +210,6 @@ class Surface:
         )
         spread = {"pure_error_std_log": math.sqrt(variance), "degrees_of_freedom": n - cells}
         return spread | {"lack_of_fit_f": ratio, "p": p, "verdict": f"the first-order law {said}"}
-
-
-def _strict(item: Any) -> Any:
-    if isinstance(item, dict):
-        return {key: _strict(value) for key, value in item.items()}
-    if isinstance(item, list | tuple):
-        return [_strict(value) for value in item]
-    return None if isinstance(item, float) and not math.isfinite(item) else item
 
 
 # ---------------------------------------------------------------- fit

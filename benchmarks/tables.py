@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.law import fit_law
+from analysis.reading import load_table
 from analysis.scrutiny import scrutinise
-from analysis.table import load_table
 from gat_sweep.config import load_recipe, resolve
 from gat_sweep.run_table import SCHEMA, trial_constants
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.catalogue import ANALYSES
-from analysis.table import Table, load_table
+from analysis.reading import load_table
+from analysis.table import Table
 from gat_sweep import paper
 from gat_sweep.errors import UserError
 from gat_sweep.storage import Place, children, write

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.law import fit_law, pearson
-from analysis.table import Table, load_table
+from analysis.reading import load_table
+from analysis.table import Table
 from gat_sweep.config import load_recipe, resolve
 from gat_sweep.plan import model_info
 

@@ -12,7 +12,8 @@ from statsmodels.stats.multitest import multipletests
 
 from analysis.ablation import compare, holm, summary
 from analysis.ablation_figure import plot_ablation
-from analysis.table import Table, load_table
+from analysis.reading import load_table
+from analysis.table import Table
 
 HEADER = "trial,generator_size,seed,step,steps,flops,g_forward_flops,metric,value,mng.schedule,status"
 

@@ -11,7 +11,8 @@ from scipy import stats
 
 from analysis.advisor import advise, summary
 from analysis.law import fit_law
-from analysis.table import Table, load_table
+from analysis.reading import load_table
+from analysis.table import Table
 
 SIZES = {"S": 1e4, "B": 1e5, "L": 1e6, "XL": 1e7}  # GFLOPs
 

@@ -26,7 +26,7 @@ from safetensors.torch import save
 from test_evaluate import photo_config
 from test_sources import PHOTO, encoded, write_edm2
 
-from analysis.table import load_table
+from analysis.reading import load_table
 from gat_sweep.checkpoint import Damaged, open_checkpoint, save_checkpoint
 from gat_sweep.data.shards import open_shards
 from gat_sweep.data.tokenizer import load_tokenizer

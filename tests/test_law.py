@@ -8,7 +8,8 @@ import pytest
 import statsmodels.api as sm
 
 from analysis.law import fit_law, fit_power_law, pearson
-from analysis.table import Cell, Protocol, Row, Table, Trial, load_table
+from analysis.reading import load_table
+from analysis.table import Cell, Protocol, Row, Table, Trial
 
 # The paper's models: FID-50K (S, B, L at 50k iterations, XL at 100k), forward FLOP of one sample (2 per MAC).
 FID = np.array([15.237, 9.534, 4.600, 3.02])

@@ -9,7 +9,8 @@ from matplotlib.ticker import NullFormatter
 
 from analysis.law import fit_law
 from analysis.plots import _math, plot_law, set_ticks
-from analysis.table import Table, load_table
+from analysis.reading import load_table
+from analysis.table import Table
 
 HEADER = "trial,generator_size,step,steps,flops,g_forward_flops,metric,value,n,status,reason"
 COST = {"S": 12.11e9, "B": 46.00e9, "L": 161.3e9, "XL": 237.1e9}

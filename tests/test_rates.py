@@ -14,7 +14,8 @@ from scipy import stats
 from analysis.parabola import fit_exponent, fit_parabola
 from analysis.rates import Grid, Transfer, cross_check, fit_rates, summary
 from analysis.rates_figure import plot_rates
-from analysis.table import Cell, Facts, Protocol, Row, Table, Trial, load_table
+from analysis.reading import load_table
+from analysis.table import Cell, Facts, Protocol, Row, Table, Trial
 from gat_sweep.sweep import load_sweep
 
 SWEEP = Path(__file__).parents[1] / "sweeps" / "lr_transfer.yaml"

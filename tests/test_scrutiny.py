@@ -11,9 +11,10 @@ import pytest
 import statsmodels.api as sm
 
 from analysis.law import fit_law, fit_power_law
+from analysis.reading import load_table
 from analysis.scrutiny import fit_clustered, scrutinise
 from analysis.selftest import run_selftest, selftest_table
-from analysis.table import Table, load_table
+from analysis.table import Table
 
 SIZES = {"S": 1e4, "B": 1e5, "L": 1e6, "XL": 1e7}  # GFLOPs
 ITEMS = {"g_forward": 1.0, "g_backward": 2.0, "d_step_real": 9.0, "g_step_d_real": 3.0, "teacher_forward": 5.0}

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
+from analysis.reading import load_table
 from analysis.surface import Surface, fit_surface, summary
 from analysis.surface_figure import plot_surface
-from analysis.table import Cell, Facts, Protocol, Row, Table, Trial, load_table
+from analysis.table import Cell, Facts, Protocol, Row, Table, Trial
 
 # Forward FLOP of one sample (2 per multiply-add) at patch 2.
 G_FORWARD = {"S": 12.11e9, "B": 46.00e9, "L": 161.3e9, "XL": 237.1e9}
@@ -274,8 +275,9 @@ def test_broken_trials_are_left_out_and_listed() -> None:
     whole = planted(0.2, 0.3, noise=0.1)
     report = report_of(fit_surface(table([*whole.trials, broken])))
     assert report["first_order"] == report_of(fit_surface(whole))["first_order"]
+    sizes = {"size": "G XL, D S, /2", "generator_size": "XL", "discriminator_size": "S", "patch": 2}
     assert report["excluded"] == [
-        {"generator_size": "XL", "discriminator_size": "S", "patch": 2, "trial": "XL-S-1", "reason": broken.last.reason}
+        {"trial": "XL-S-1", **sizes, "status": "diverged", "reason": "g_loss is nan at step 90"}
     ]
     assert summary(report).endswith("left out: XL-S-1: g_loss is nan at step 90")
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis.table import Cell, Protocol, load_table, protocol_differences
+from analysis.reading import load_table
+from analysis.table import Cell, Protocol, protocol_differences
 
 HEADER = "trial,generator_size,step,flops,g_forward_flops,metric,value"
 ROW = "t1,S,100,1e15,2e9,fd_lite,12.5"
