@@ -100,7 +100,8 @@ def _draw_optima(axes: Axes, grids: list[Grid], exponent: Exponent) -> None:
     axes.set_title(exponent.verdict.replace(": ", ":\n"))
     found = [grid for grid in grids if grid.optimum]
     if not found:
-        axes.set_yticks([])
+        axes.yaxis.set_major_locator(NullLocator())  # nothing is drawn: a scale would promise something
+        axes.yaxis.set_minor_locator(NullLocator())
         return
     for i, grid in enumerate(grids):
         if grid.optimum:
