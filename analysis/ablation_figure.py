@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.ablation import Ablation
-from analysis.plots import COLOURS, LINES, MARKERS, STYLE, plain, save_figure, set_ticks
+from analysis.style import COLOURS, LINES, MARKERS, STYLE, plain, save_figure, set_ticks
 
 LABEL = 36  # characters beside the ratios
 IN_AXES = 6  # arms whose legend fits among the curves

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from analysis.law import CONFIDENCE
-from analysis.plots import COLOURS, LINES, MARKERS, STYLE, save_figure
+from analysis.style import COLOURS, LINES, MARKERS, STYLE, save_figure
 
 THEORY = {"eq4": 0.0, "none": 1.0}  # slopes of A.11 by rule
 RULES = {"eq4": "rate of Eq. 4", "none": "one rate for all"}

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from analysis.law import CONFIDENCE, Correlation, gflops, one_protocol, pearson
-from analysis.plots import COLOURS, MARKERS, STYLE, plain, save_figure, set_ticks
+from analysis.style import COLOURS, MARKERS, STYLE, plain, save_figure, set_ticks
 from analysis.table import Cell, Excluded, Protocol, Row, Table, check_one_config
 
 MIN_POINTS = 3

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.parabola import Exponent, Parabola
-from analysis.plots import COLOURS, LINES, MARKERS, STYLE, plain, save_figure, set_ticks
 from analysis.rates import CrossCheck, Grid, Transfer, short_rate
+from analysis.style import COLOURS, LINES, MARKERS, STYLE, plain, save_figure, set_ticks
 
 SEED: dict[str, Any] = {"linestyle": "none", "markersize": 3, "alpha": 0.55}
 MEAN: dict[str, Any] = {"linestyle": "none", "markersize": 6.5, "markeredgecolor": "black", "zorder": 3}

@@ -13,7 +13,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.plots import MARKERS, STYLE, plain, save_figure, set_ticks
+from analysis.style import MARKERS, STYLE, plain, save_figure, set_ticks
 from analysis.surface import EXPONENTS, Surface, estimate, sizes_of
 
 

@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from analysis.plots import STYLE
+from analysis.style import STYLE
 from benchmarks.step import hardware, held_bytes, make_batch, matmul_ceiling, peak_above, timed
 from gat_sweep.config import TrialConfig, load_recipe, resolve
 from gat_sweep.device import keep_freed_memory

@@ -121,7 +121,7 @@ def fit_law_command(
     Raises UserError when there is nothing to fit, or the table is at fault.
     """
     from analysis.law import fit_law
-    from analysis.plots import plot_law
+    from analysis.law_figure import plot_law
     from analysis.scrutiny import scrutinise
     from gat_sweep.prediction import scored
 

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from analysis.law import fit_law
-from analysis.plots import _math, plot_law, set_ticks
+from analysis.law_figure import plot_law
 from analysis.reading import load_table
+from analysis.style import number_text, set_ticks
 from analysis.table import Table
 
 HEADER = "trial,generator_size,step,steps,flops,g_forward_flops,metric,value,n,status,reason"
@@ -79,11 +80,11 @@ def test_an_axis_of_any_range_has_labels(low: float, high: float) -> None:
     axes.set_ylim(low, high)
     set_ticks(axes.yaxis, low, high)
     seen = [tick for tick in axes.yaxis.get_majorticklocs() if low <= tick <= high]
-    labels = {_math(tick, 6) for tick in seen}
+    labels = {number_text(tick, 6) for tick in seen}
     assert 3 <= len(labels) == len(seen) <= 10
     assert isinstance(axes.yaxis.get_minor_formatter(), NullFormatter)
 
 
 def test_numbers_of_a_figure() -> None:
-    assert [_math(v, 6) for v in (0.95, 20.0, 5000.0)] == ["0.95", "20", "5000"]
-    assert _math(1e9, 6) == "$10^{9}$" and _math(352000.0, 3) == r"$3.52\times 10^{5}$"
+    assert [number_text(v, 6) for v in (0.95, 20.0, 5000.0)] == ["0.95", "20", "5000"]
+    assert number_text(1e9, 6) == "$10^{9}$" and number_text(352000.0, 3) == r"$3.52\times 10^{5}$"

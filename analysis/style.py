@@ -1,0 +1,86 @@
+"""The one style of all figures, and the hands that draw them: ticks, numbers, files.
+
+Figures are drawn with matplotlib's Figure alone: no pyplot, so no state is shared.
+"""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+STYLE: Any = {  # Any: matplotlib's type for it lists every key there is
+    "font.size": 9,
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "0.92",
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "svg.hashsalt": "gat-sweep",  # otherwise the ids in an SVG are random
+}
+# Okabe and Ito's colours; with a marker and a line style each, sizes are told apart in grey too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+LINES: tuple[Any, ...] = (
+    "-",
+    (0, (6, 1.5)),
+    (0, (3, 1, 1, 1)),
+    (0, (1.5, 1)),
+    (0, (8, 2, 1, 2)),
+    (0, (4, 3)),
+)
+
+
+def set_ticks(axis: Axis, low: float, high: float) -> None:
+    """Labels a reader can use whatever the range: a bare log axis may have none within a decade."""
+    decades = math.log10(high / low)
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value, 6)))
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(LogLocator(subs=range(2, 10)))
+    if decades < 0.6:
+        axis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_minor_locator(NullLocator())
+    elif decades < 3:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    else:
+        axis.set_major_locator(LogLocator())
+
+
+def number_text(value: float, digits: int) -> str:
+    """A number for a figure: plain where that is short, else m x 10^k in matplotlib's mathematics."""
+    if not math.isfinite(value):
+        return str(value)
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    if -3 <= int(exponent) < 5:
+        return f"{float(f'{value:.{digits}g}'):g}"  # 2680 rather than 2.68e+03
+    mantissa = f"{float(mantissa):g}"
+    factor = "" if mantissa == "1" else rf"{mantissa}\times "
+    return rf"${factor}10^{{{int(exponent)}}}$"
+
+
+def plain(text: str) -> str:
+    """A user's text, verbatim: matplotlib would read dollar signs as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def save_figure(figure: Figure, path: Path) -> list[Path]:
+    """Write both formats whole: a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    # Dates and versions in the metadata would make equal figures differ.
+    for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        target = path.with_name(f"{path.name}.{suffix}")  # with_suffix would eat a dot in the name
+        partial = target.with_name(f".{target.name}.partial")
+        figure.savefig(partial, format=suffix, metadata=metadata)
+        os.replace(partial, target)
+        written.append(target)
+    return written
