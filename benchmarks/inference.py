@@ -17,7 +17,7 @@ from gat_sweep.data.tokenizer import Tokenizer, Vae, load_tokenizer
 from gat_sweep.errors import UserError
 from gat_sweep.gat import flops
 from gat_sweep.gat.generator import Generator
-from gat_sweep.plan import human
+from gat_sweep.text import human
 
 IMAGES = 64  # the paper's
 PSI, GUIDANCE = 0.7, 1.5  # any values but 1 cost the same

@@ -27,8 +27,8 @@ from gat_sweep.gat.augment import AugmentDraws
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.losses import Draws
-from gat_sweep.plan import human
-from gat_sweep.run_table import source_commit
+from gat_sweep.text import human
+from gat_sweep.version import source_commit
 
 # The first step's losses of both, same weights and noise: rounding of the precision, through a network and the
 # 1/sigma^2 of the penalties.

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from analysis.law import fit_law
 from analysis.reading import load_table
 from analysis.scrutiny import scrutinise
-from gat_sweep.config import load_recipe, resolve
+from gat_sweep.recipe import load_recipe, resolve
 from gat_sweep.run_table import SCHEMA, trial_constants
 
 SIZES = ("S", "B", "L", "XL")

@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from gat_sweep.config import TrialConfig, resolve
+from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Dataset, load_dataset
 from gat_sweep.errors import UserError
+from gat_sweep.recipe import resolve
 from gat_sweep.storage import Place, children, remove_folder, write
 
 KEEP = 2

@@ -8,8 +8,8 @@ from typing import Any
 from analysis.law import fit_law, pearson
 from analysis.reading import load_table
 from analysis.table import Table
-from gat_sweep.config import load_recipe, resolve
 from gat_sweep.plan import model_info
+from gat_sweep.recipe import load_recipe, resolve
 
 # FID-50K by (size, iterations): Table 3, and Table 1 for XL at 100k, the last point of Fig. 21.
 FID_50K = {

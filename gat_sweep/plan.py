@@ -124,12 +124,3 @@ def trial_plan(config: TrialConfig, rate: Rate | None = None, price: float | Non
         found |= {"hours": hours, "worker_hours": hours * workers.count}
         found |= {"cost": hours * workers.count * price} if price is not None else {}
     return found
-
-
-def human(value: float) -> str:
-    """1.23 k, M, G, T, P, E, Z."""
-    for unit in ["", "k", "M", "G", "T", "P", "E"]:
-        if abs(value) < 1000:
-            return f"{value:.3g}{unit and ' ' + unit}"
-        value /= 1000
-    return f"{value:.3g} Z"

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from gat_sweep.journal import read_records
 from gat_sweep.metrics.extractors import METRICS
+from gat_sweep.text import duration
 from gat_sweep.trial import Trial
 
 INTERVAL = 1.0  # seconds between looks at the journals
@@ -163,12 +164,3 @@ class Monitor:
         for view in self.views:
             counts[view.status] = counts.get(view.status, 0) + 1
         return ", ".join(f"{count} {status}" for status, count in counts.items())
-
-
-def duration(seconds: float | None) -> str:
-    """1:02:03, 2:03."""
-    if seconds is None:
-        return "?"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -20,16 +20,17 @@ from gat_sweep.device import chosen_device
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluate import check_evaluation
 from gat_sweep.metrics.reference import Reference, load_reference, reference_name
-from gat_sweep.plan import Rate, human, rate_at, trial_plan
+from gat_sweep.plan import Rate, rate_at, trial_plan
 from gat_sweep.probe import check_writable
 from gat_sweep.progress import Monitor
-from gat_sweep.run_table import FINISHED, read_rows, source_commit
+from gat_sweep.run_table import FINISHED, read_rows
 from gat_sweep.steer import EXIT_STOPPED, clear_stop, stop_reason
 from gat_sweep.storage import Place, write
-from gat_sweep.sweep import Sweep, differences, open_run, trial_id
+from gat_sweep.sweep import Sweep, differences, open_run, said, trial_id
+from gat_sweep.text import human, nearest, short
 from gat_sweep.train import train
 from gat_sweep.trial import Trial
-from gat_sweep.yamlfile import nearest
+from gat_sweep.version import source_commit
 
 
 @dataclass(frozen=True)
@@ -232,21 +233,6 @@ def plan_table(plan: dict[str, Any]) -> Table:
     totals += ["GiB with everything recomputed, and with nothing"]
     table.caption = "; ".join(totals)
     return table
-
-
-def short(value: float) -> str:
-    """Three digits, or the whole part where it has more."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def said(varied: dict[str, Any]) -> str:
-    """Config values in short, but those that a trial's id names."""
-    known = {"model.generator", "model.discriminator", "model.patch", "seed", "start.step"}
-    return ", ".join(
-        f"{key.rpartition('.')[2] if key != 'start.trial' else 'after'}={value if value is not None else '-'}"
-        for key, value in varied.items()
-        if key not in known and not (key.startswith("start") and value is None)
-    )
 
 
 def bench_command(

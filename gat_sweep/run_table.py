@@ -5,11 +5,7 @@ One row per evaluation. `analysis` reads these files and nothing else of a run.
 
 import json
 import math
-import subprocess
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +14,7 @@ import pyarrow.parquet as pq
 from gat_sweep.config import TrialConfig
 from gat_sweep.plan import model_info
 from gat_sweep.storage import Place, write
+from gat_sweep.version import source_commit
 
 FINISHED = ("done", "diverged")  # a divergence is a result: running it again would only repeat it
 SCHEMA = pa.schema(
@@ -139,20 +136,3 @@ def trial_constants(run: str, sweep: str, trial: str, config: TrialConfig) -> di
         "lr_g": config.lr_g,
         "lr_d": config.lr_d,
     }
-
-
-@cache
-def source_commit() -> str:
-    """Commit of the running source, "+dirty" when edited since, or the version of an installed package."""
-    here = Path(__file__).resolve().parent
-    git = ["git", "-C", str(here)]
-    try:
-        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True)
-        if tracked.returncode == 0:
-            head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-            status = ["status", "--porcelain", "--untracked-files=no", str(here)]
-            edited = subprocess.run([*git, *status], capture_output=True, text=True)
-            return head.stdout.strip() + ("+dirty" if edited.stdout.strip() else "")
-    except FileNotFoundError:
-        pass  # no git on this machine: an installed package's version says as much
-    return f"v{version('gat-sweep')}"

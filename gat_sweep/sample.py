@@ -29,9 +29,9 @@ from gat_sweep.data.tokenizer import Tokenizer, TokenizerIdentity, load_tokenize
 from gat_sweep.errors import UserError
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.spec import GeneratorSpec
-from gat_sweep.metrics.pictures import Eta, Say, silent
 from gat_sweep.pretrained import Pretrained, check_new, from_pretrained, from_trial, is_checkpoint
 from gat_sweep.storage import Place, write
+from gat_sweep.text import Eta, Say, silent
 from gat_sweep.weights import weights_digest
 
 SMALLEST_SHOWN = 64  # pixels; smaller pictures are enlarged on a grid

@@ -12,15 +12,13 @@ from gat_sweep.checkpoint import saved_step
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.journal import read_records
-from gat_sweep.plan import human
-from gat_sweep.progress import duration
 from gat_sweep.run_table import read_rows
 from gat_sweep.steer import stop_reason
 from gat_sweep.storage import Place, children
 from gat_sweep.sweep import read_run
+from gat_sweep.text import duration, human, nearest
 from gat_sweep.trial import Trial
 from gat_sweep.watch import BEAT, signs
-from gat_sweep.yamlfile import nearest
 
 FRESH = 6 * BEAT  # seconds; a worker that was silent for longer is gone, or cut off
 POLL = 1.0  # seconds between two looks of `logs --follow`

@@ -26,22 +26,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gat_sweep.config import (
-    PLACES,
-    PRESETS,
-    Start,
-    TrialConfig,
-    check_continues,
-    check_key,
-    flatten,
-    is_factor,
-    load_recipe,
-    locate,
-    resolve,
-)
+from gat_sweep.config import PLACES, Start, TrialConfig
 from gat_sweep.errors import UserError
+from gat_sweep.recipe import PRESETS, check_continues, check_key, flatten, is_factor, load_recipe, locate, resolve
 from gat_sweep.storage import Place, children, write
-from gat_sweep.yamlfile import Lines, nearest, read_yaml
+from gat_sweep.text import nearest
+from gat_sweep.yamlfile import Lines, read_yaml
 
 
 class Block(BaseModel):
@@ -261,3 +251,13 @@ def _difference(old: dict[str, Any], sweep: Sweep) -> str:
         candidates.append([f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys])
     fewest = min(candidates, key=len)
     return ", ".join(fewest) or "that the sweep has no more"
+
+
+def said(varied: dict[str, Any]) -> str:
+    """Config values in short, but those that a trial's id names."""
+    known = {"model.generator", "model.discriminator", "model.patch", "seed", "start.step"}
+    return ", ".join(
+        f"{key.rpartition('.')[2] if key != 'start.trial' else 'after'}={value if value is not None else '-'}"
+        for key, value in varied.items()
+        if key not in known and not (key.startswith("start") and value is None)
+    )

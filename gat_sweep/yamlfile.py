@@ -1,9 +1,7 @@
 """Strict YAML: plain data only, in which no two versions of YAML differ, and a line number for every key."""
 
-import difflib
 import math
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +54,6 @@ def parse_scalar(text: str) -> Any:
         return _load(text)[0]
     except yaml.YAMLError as error:
         raise UserError(f"{without_credentials(text)[:60]!r} is not a value ({_said(error)})") from None
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """', did you mean ...?' for a mistyped name, or the list of what there is."""
-    known = sorted(known)
-    tail = [k for k in known if k.split(".")[-1] == word.split(".")[-1]]
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5) or tail
-    return f"did you mean '{close[0]}'?" if close else "there are: " + ", ".join(known)
 
 
 class _Plain(yaml.SafeLoader):

@@ -19,9 +19,10 @@ from pyarrow.fs import S3FileSystem
 from sklearn.datasets import load_sample_images
 from torch.utils.data import Dataset
 
-from gat_sweep.config import TrialConfig, load_recipe, resolve
+from gat_sweep.config import TrialConfig
 from gat_sweep.data.shards import CachedTeacher, Columns, float16, write_manifest, write_shard
 from gat_sweep.data.tokenizer import Pixels, TokenizerIdentity
+from gat_sweep.recipe import load_recipe, resolve
 from gat_sweep.storage import Remote, place
 from gat_sweep.teacher import EFFICIENTNET, load_teacher
 from gat_sweep.trial import Trial

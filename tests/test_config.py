@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from conftest import tiny_config
 
-from gat_sweep.config import check_key, load_recipe, recipe_names, resolve
 from gat_sweep.errors import UserError
+from gat_sweep.recipe import check_key, load_recipe, recipe_names, resolve
 from gat_sweep.yamlfile import read_yaml
 
 

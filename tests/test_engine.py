@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.straightforward import Straightforward
-from gat_sweep.config import TrialConfig, load_recipe, resolve
+from gat_sweep.config import TrialConfig
 from gat_sweep.engine import Engine, draw, worker_memory
 from gat_sweep.errors import UserError
 from gat_sweep.gat.discriminator import DiscriminatorBlock
@@ -21,6 +21,7 @@ from gat_sweep.gat.generator import GeneratorBlock
 from gat_sweep.gat.layers import rope_table
 from gat_sweep.gat.memory import Job, block_bytes
 from gat_sweep.gat.spec import GeneratorSpec
+from gat_sweep.recipe import load_recipe, resolve
 
 CPU = torch.device("cpu")
 TEACHER = {"teacher__name": "a", "teacher__width": 24, "objective__align_weight": 1.0}

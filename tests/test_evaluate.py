@@ -21,7 +21,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from gat_sweep.checkpoint import save_checkpoint
-from gat_sweep.config import TrialConfig, load_recipe, resolve
+from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.data.tokenizer import Pixels
 from gat_sweep.errors import UserError
@@ -32,6 +32,7 @@ from gat_sweep.metrics.distances import covariance_root, feature_statistics, fre
 from gat_sweep.metrics.evaluate import Evaluation, Evaluator, check_evaluation, load_decoder, measure_features
 from gat_sweep.metrics.extractors import EfficientNetLite0
 from gat_sweep.metrics.reference import Reference, load_reference
+from gat_sweep.recipe import load_recipe, resolve
 
 CPU = torch.device("cpu")
 EXTRAS = ["kernel_distance", "precision_recall"]

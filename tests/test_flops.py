@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from gat_sweep.config import load_recipe, resolve
 from gat_sweep.gat import flops
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
-from gat_sweep.gat.losses import Draws, Objective, discriminator_losses, generator_loss
+from gat_sweep.gat.losses import Draws, discriminator_losses, generator_loss
+from gat_sweep.gat.spec import Objective
 from gat_sweep.plan import model_info
+from gat_sweep.recipe import load_recipe, resolve
 
 SIZES = ["S", "B", "L", "XL"]
 TABLE_2 = {  # M parameters of G and D

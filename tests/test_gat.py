@@ -8,13 +8,14 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from gat_sweep.gat.augment import Augmentation, AugmentDraws, augment, draw_augmentation, move, move_tokens
+from gat_sweep.gat.augment import AugmentDraws, augment, draw_augmentation, move, move_tokens
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.ema import update_ema, update_style_mean
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.losses import alignment_loss
 from gat_sweep.gat.mng import make_perturb, official_mixing, paper_mixing, signal_schedule
 from gat_sweep.gat.scaling import adapted_learning_rate
+from gat_sweep.gat.spec import Augmentation
 
 
 def networks(**overrides: object) -> tuple[Generator, Discriminator]:

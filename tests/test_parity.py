@@ -66,8 +66,8 @@ def test_missing_files_and_foreign_files_are_one_line(tmp_path: Path) -> None:
 
 
 def test_the_preset_is_the_objective_that_parity_runs() -> None:
-    from gat_sweep.config import PRESETS, load_recipe, resolve
-    from gat_sweep.gat.losses import OFFICIAL
+    from gat_sweep.gat.spec import OFFICIAL
+    from gat_sweep.recipe import PRESETS, load_recipe, resolve
 
     config = resolve(load_recipe("imagenet256"), PRESETS["official"])
     assert config.objective == OFFICIAL and config.mng.mixing == "official"

@@ -8,8 +8,9 @@ import pytest
 from conftest import tiny_config
 from test_config import message
 
-from gat_sweep.config import TrialConfig, recipe_names
+from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
+from gat_sweep.recipe import recipe_names
 from gat_sweep.sweep import Sweep, differences, load_sweep, open_run, trial_id
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"

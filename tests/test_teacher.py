@@ -12,7 +12,8 @@ from conftest import photographs, tiny_config
 from gat_sweep.data.dataset import Digits, Rows
 from gat_sweep.data.shards import CachedTeacher
 from gat_sweep.errors import UserError
-from gat_sweep.gat.augment import Augmentation, draw_augmentation, move, move_tokens
+from gat_sweep.gat.augment import draw_augmentation, move, move_tokens
+from gat_sweep.gat.spec import Augmentation
 from gat_sweep.metrics.extractors import EfficientNetLite0
 from gat_sweep.plan import iteration_flops
 from gat_sweep.teacher import forward_flops, load_teacher, taught, teacher_tokens, trial_teacher

@@ -28,8 +28,8 @@ def model_info(
     size: str | None, patch: int | None, recipe: str, preset: str, settings: tuple[str, ...], as_json: bool
 ) -> None:
     """Parameters and FLOPs of the networks and of one training iteration."""
-    from gat_sweep.plan import human
     from gat_sweep.plan import model_info as info_of
+    from gat_sweep.text import human
 
     (chosen,) = _both_networks((size,) if size else ())
     if patch is not None:

@@ -99,7 +99,7 @@ def _with_folder(path: Path | None) -> Path | None:
 
 def make_config(recipe: str, preset: str, settings: tuple[str, ...], *more: dict[str, Any]) -> Any:
     """One trial's config from the command line; `more` is put in before --set."""
-    from gat_sweep.config import PRESETS, load_recipe, resolve
+    from gat_sweep.recipe import PRESETS, load_recipe, resolve
 
     if preset not in PRESETS:
         raise UserError(f"unknown preset '{preset}'; there are: {', '.join(PRESETS)}")
@@ -107,8 +107,8 @@ def make_config(recipe: str, preset: str, settings: tuple[str, ...], *more: dict
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    from gat_sweep.config import check_key
     from gat_sweep.credentials import without_credentials
+    from gat_sweep.recipe import check_key
     from gat_sweep.yamlfile import parse_scalar
 
     values = {}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from gat_sweep.encode.units import Plan, Source, Unit, divide, numbered_classes
 from gat_sweep.errors import UserError
-from gat_sweep.yamlfile import nearest
+from gat_sweep.text import nearest
 
 SMALLEST_ROW = 16  # bytes of a picture, compressed; a file that claims more rows would fill the memory with their names
 BAD_TABLE = (OSError, pa.ArrowException)

@@ -6,15 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Probabilities and ranges; the defaults are the ones GAT was trained with."""
-
-    color: float = 0.5  # probability that brightness, saturation and contrast change, together
-    translation: float = 0.125  # largest shift, as a share of the side
-    cutout: float = 0.5  # side of the erased square, as a share of the side
-    flip: float = 0.4  # probability of a horizontal flip
+from gat_sweep.gat.spec import Augmentation
 
 
 @dataclass(frozen=True)

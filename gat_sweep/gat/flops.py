@@ -4,8 +4,7 @@ The counts equal torch's FlopCounterMode on meta tensors (tests/test_flops.py). 
 recomputation inside fused attention's backward are not counted: they are cost, not compute.
 """
 
-from gat_sweep.gat.layers import ffn_width
-from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec
+from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, ffn_width
 
 
 def _block(width: int, tokens: int) -> tuple[int, int]:

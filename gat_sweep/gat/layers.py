@@ -7,14 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gat_sweep.gat.spec import ffn_width
+
 ROPE_THETA = 10000.0
 NORM_EPS = 1e-6
 QK_NORM_EPS = torch.finfo(torch.float32).eps  # torch's own choice, and the released code's
-
-
-def ffn_width(width: int) -> int:
-    """Hidden width of the SwiGLU FFN: int(8/3 d), which keeps the parameters of a plain 4d MLP."""
-    return 8 * width // 3
 
 
 def sincos_position_table(width: int, grid: int) -> Tensor:

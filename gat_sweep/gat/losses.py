@@ -5,7 +5,6 @@ Every random number is an argument (`Draws`), so that a step can be compared wit
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,24 +12,10 @@ from torch import Tensor
 
 from gat_sweep.gat.augment import AugmentDraws
 from gat_sweep.gat.mng import Perturb
+from gat_sweep.gat.spec import Objective
 
 Discriminate = Callable[..., tuple[Tensor, Tensor | None]]
 Augment = Callable[[Tensor, AugmentDraws], Tensor]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """Weights of Eq. 10, with the paper's values."""
-
-    gp_weight: float = 0.1  # lambda_aGP, on each of the two penalties
-    gp_sigma: float = 0.01  # sigma of Eq. 7 and 8
-    align_weight: float = 1.0  # lambda_REPA
-    # "mean": over the N+1 tokens (Eq. 9). "official": the [cls] term plus the mean over patches.
-    align_reduction: Literal["mean", "official"] = "mean"
-
-
-# What the authors' released code uses instead.
-OFFICIAL = Objective(gp_weight=0.05, align_reduction="official")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Shapes of the two networks: what their constructors, parameter counts and FLOP counts are computed from."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,33 @@ class DiscriminatorSpec(NetworkSpec):
     class_width: int = 2048  # class vector of the projection discriminator
     projector_width: int = 2048  # hidden width of the alignment projector P
     teacher_width: int = 0  # 0: no alignment, no projector
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of Eq. 10, with the paper's values."""
+
+    gp_weight: float = 0.1  # lambda_aGP, on each of the two penalties
+    gp_sigma: float = 0.01  # sigma of Eq. 7 and 8
+    align_weight: float = 1.0  # lambda_REPA
+    # "mean": over the N+1 tokens (Eq. 9). "official": the [cls] term plus the mean over patches.
+    align_reduction: Literal["mean", "official"] = "mean"
+
+
+# What the authors' released code uses instead.
+OFFICIAL = Objective(gp_weight=0.05, align_reduction="official")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Probabilities and ranges; the defaults are the ones GAT was trained with."""
+
+    color: float = 0.5  # probability that brightness, saturation and contrast change, together
+    translation: float = 0.125  # largest shift, as a share of the side
+    cutout: float = 0.5  # side of the erased square, as a share of the side
+    flip: float = 0.4  # probability of a horizontal flip
+
+
+def ffn_width(width: int) -> int:
+    """Hidden width of the SwiGLU FFN: int(8/3 d), which keeps the parameters of a plain 4d MLP."""
+    return 8 * width // 3

@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from gat_sweep.checkpoint import MANIFEST, read_network, read_trial
-from gat_sweep.config import TrialConfig, check_key, load_recipe, resolve
+from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.gat.generator import Generator
@@ -26,9 +26,11 @@ from gat_sweep.metrics.evaluate import (
     measure_features,
 )
 from gat_sweep.metrics.extractors import check_extractor, make_extractor
-from gat_sweep.metrics.pictures import Eta, Say, open_pictures, silent
+from gat_sweep.metrics.pictures import open_pictures
 from gat_sweep.metrics.reference import check_reference, load_reference
+from gat_sweep.recipe import check_key, load_recipe, resolve
 from gat_sweep.storage import Place
+from gat_sweep.text import Eta, Say, silent
 
 CHANGEABLE = ("eval.", "data.path", "data.tokenizer")
 

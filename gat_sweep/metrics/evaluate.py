@@ -18,9 +18,9 @@ from gat_sweep.errors import UserError
 from gat_sweep.gat.generator import Generator
 from gat_sweep.metrics import distances
 from gat_sweep.metrics.extractors import WIDTHS, Extractor, check_extractor, make_extractor
-from gat_sweep.metrics.pictures import Eta, Say, silent
 from gat_sweep.metrics.reference import Reference, check_reference, load_reference
 from gat_sweep.storage import Place
+from gat_sweep.text import Eta, Say, silent
 
 CHUNK = 64  # samples drawn from one seed; part of the protocol, and the unit shared out over the workers
 

@@ -2,11 +2,9 @@
 
 import hashlib
 import math
-import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,30 +16,8 @@ from gat_sweep.data.pictures import BAD_DATA, FORMATS, decoding
 from gat_sweep.errors import UserError
 from gat_sweep.npy import BAD_ARRAY, read_header
 
-Say = Callable[[str], None]
-EVERY = 30.0  # seconds between two lines about the same pass
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LARGEST = 2**22  # pixels of a picture in an array: a batch has to fit into memory, whatever the header claims
-
-
-def silent(text: str) -> None:
-    pass
-
-
-class Eta:
-    """Says how far a pass is and how long it still takes, now and then."""
-
-    def __init__(self, say: Say, what: str, total: int):
-        self.say, self.what, self.total, self.done = say, what, total, 0
-        self.began = self.said = time.monotonic()
-
-    def add(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if now - self.said >= EVERY and self.done < self.total:
-            self.said = now
-            left = timedelta(seconds=round((now - self.began) * (self.total / self.done - 1)))
-            self.say(f"{self.what}: {self.done:,} of {self.total:,}, {left} left")
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from gat_sweep.data.dataset import Dataset, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.distances import Moments, Statistics, covariance_root, frechet_distance
 from gat_sweep.metrics.extractors import METRICS, WIDTHS, Extractor, make_extractor
-from gat_sweep.metrics.pictures import Eta, Say, array_pictures, silent
+from gat_sweep.metrics.pictures import array_pictures
 from gat_sweep.npy import BAD_ARRAY, read_array, read_header
 from gat_sweep.storage import Place, write
+from gat_sweep.text import Eta, Say, silent
 
 BATCH = 64  # pictures through the extractor at once: other batches may round otherwise
 # A data set is summed up in at least so many parts (if it has as many batches) of at most so many batches, and they are
