@@ -7,12 +7,12 @@ import torch
 
 from benchmarks.step import make_batch, timed
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import load_dataset
+from gat_sweep.data.dataset import dataset_decoder, load_dataset
 from gat_sweep.engine import Engine
 from gat_sweep.errors import UserError
-from gat_sweep.metrics.evaluate import CHUNK, load_decoder
-from gat_sweep.metrics.extractors import make_extractor
+from gat_sweep.metrics.evaluator import CHUNK
 from gat_sweep.plan import Rate, iteration_flops
+from gat_sweep.vision.extractors import make_extractor
 
 WARMUP, STEPS = 2, 5
 
@@ -66,7 +66,7 @@ def _sample_seconds(config: TrialConfig, engine: Engine, device: torch.device) -
     Raises UserError when the data set, whose tokenizer decodes, or the extractor's weights are missing.
     """
     try:
-        decoder = load_decoder(config, load_dataset(config.data), device)
+        decoder = dataset_decoder(config, load_dataset(config.data), device)
         extractor = make_extractor(config.eval, device)
     except UserError as error:
         raise UserError(f"--calibrate times evaluations too: {error}") from None

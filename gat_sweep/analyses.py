@@ -18,7 +18,7 @@ from analysis.reading import load_table
 from analysis.table import Table
 from gat_sweep import paper
 from gat_sweep.errors import UserError
-from gat_sweep.storage import Place, children, write
+from gat_sweep.files.storage import Place, children, write
 from gat_sweep.sweep import read_run
 
 FOLDER = "analysis"  # of a run, and of its launch in MLflow

@@ -23,8 +23,8 @@ from torch import Tensor
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Dataset, load_dataset
 from gat_sweep.errors import UserError
+from gat_sweep.files.storage import Place, children, remove_folder, write
 from gat_sweep.recipe import resolve
-from gat_sweep.storage import Place, children, remove_folder, write
 
 KEEP = 2
 POINTER = "latest.json"

@@ -95,6 +95,11 @@ class Train(_Section):
     log_every: int = Field(gt=0)  # steps
 
 
+def metric_name(extractor: str) -> str:
+    """The name of the Frechet distance in an extractor's features; FID is Inception's alone."""
+    return "fid" if extractor == "inception_v3" else f"fd_{extractor}"
+
+
 class Eval(_Section):
     """The protocol of every number (see metrics/)."""
 
@@ -108,6 +113,10 @@ class Eval(_Section):
     guidance: float = Field(1.0, ge=0)  # 1 = off
     # What the last evaluation of a trial measures besides the Frechet distance.
     extras: tuple[Literal["kernel_distance", "precision_recall", "fd_infinity"], ...] = ()
+
+    @property
+    def metric(self) -> str:
+        return metric_name(self.extractor)
 
 
 class Workers(_Section):

@@ -26,11 +26,11 @@ from gat_sweep.data.dataset import Dataset, check_dataset
 from gat_sweep.engine import Engine, draw
 from gat_sweep.errors import UserError
 from gat_sweep.feed import Feed
+from gat_sweep.files.storage import write
 from gat_sweep.gat.mng import make_perturb
 from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens
-from gat_sweep.storage import write
-from gat_sweep.teacher import taught
 from gat_sweep.text import duration
+from gat_sweep.vision.teacher import taught
 
 PROBE = 64  # images
 DOUBLINGS = 5  # widths unless given, from a single head's

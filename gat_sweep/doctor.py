@@ -11,14 +11,14 @@ from rich.table import Table
 from gat_sweep import cluster, launch, tracking
 from gat_sweep.checkpoint import KEEP
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import check_dataset
+from gat_sweep.data.dataset import check_dataset, dataset_decoder
 from gat_sweep.errors import UserError
-from gat_sweep.metrics.evaluate import check_evaluation, load_decoder
+from gat_sweep.files.storage import Place
+from gat_sweep.metrics.evaluator import check_evaluation
 from gat_sweep.plan import parameter_counts
 from gat_sweep.probe import check_writable, probe_nodes
-from gat_sweep.storage import Place
 from gat_sweep.sweep import Sweep
-from gat_sweep.teacher import trial_teacher
+from gat_sweep.vision.teacher import trial_teacher
 
 GIB = 2**30
 
@@ -105,7 +105,7 @@ def _data(config: TrialConfig) -> str:
 def _weights(config: TrialConfig) -> str:
     check_evaluation(config)
     dataset = check_dataset(config)
-    load_decoder(config, dataset)
+    dataset_decoder(config, dataset)
     found = f"{config.eval.extractor}, tokenizer {dataset.identity.source}"
     teacher = trial_teacher(config, torch.device("cpu"))
     return f"{found}, teacher {config.teacher.name}" if teacher is not None and config.teacher else found

@@ -13,7 +13,7 @@ from gat_sweep.data.dataset import Dataset
 from gat_sweep.data.loader import Loader
 from gat_sweep.engine import draw
 from gat_sweep.gat.losses import Draws
-from gat_sweep.teacher import taught, teacher_tokens, trial_teacher
+from gat_sweep.vision.teacher import taught, teacher_tokens, trial_teacher
 
 Batch = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Draws, Draws]  # the arguments of Engine.iterate
 

@@ -17,15 +17,14 @@ from rich.table import Table
 
 from gat_sweep.checkpoint import Checkpoint, read_network, read_trial
 from gat_sweep.config import PLACES, TrialConfig
-from gat_sweep.data.dataset import load_dataset
+from gat_sweep.data.dataset import dataset_decoder, load_dataset
 from gat_sweep.errors import UserError
+from gat_sweep.files.storage import Place
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.inspection.measures import CHUNK, Findings, Row, Subject, look, pca_maps
-from gat_sweep.inspection.perceptual import Distance, FeatureDistance, Lpips
-from gat_sweep.metrics.evaluate import load_decoder
-from gat_sweep.storage import Place
-from gat_sweep.teacher import EFFICIENTNET, Teacher, load_teacher
+from gat_sweep.vision.perceptual import Distance, FeatureDistance, Lpips
+from gat_sweep.vision.teacher import EFFICIENTNET, Teacher, load_teacher
 
 IMAGES = 2000
 NEIGHBOURS = 10  # of CKNNA, as in REPA
@@ -147,7 +146,7 @@ def _subject(config: TrialConfig, checkpoint: Checkpoint, device: torch.device) 
     generator, discriminator = Generator(config.generator_spec), Discriminator(config.discriminator_spec)
     read_network(checkpoint, "ema", generator)
     read_network(checkpoint, "discriminator", discriminator)
-    tokenizer = load_decoder(config, dataset, device)
+    tokenizer = dataset_decoder(config, dataset, device)
     for network in (generator, discriminator):
         network.to(device).eval().requires_grad_(False)
     return Subject(config, generator, discriminator, dataset, tokenizer, device)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from gat_sweep.storage import Place, append, read_from, size_of
+from gat_sweep.files.storage import Place, append, read_from, size_of
 
 FILE = "journal.jsonl"
 

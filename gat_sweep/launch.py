@@ -22,13 +22,13 @@ from gat_sweep.checkpoint import saved_step
 from gat_sweep.cluster import Cluster
 from gat_sweep.config import TrialConfig, Workers
 from gat_sweep.errors import UserError
+from gat_sweep.files.storage import write
 from gat_sweep.metrics.reference import load_reference
 from gat_sweep.plan import iteration_flops
 from gat_sweep.probe import probe_nodes
 from gat_sweep.recorder import leave_note, record_failure
 from gat_sweep.run_table import FINISHED
 from gat_sweep.steer import request_stop, stop_reason
-from gat_sweep.storage import write
 from gat_sweep.train import train
 from gat_sweep.trial import Trial
 

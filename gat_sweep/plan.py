@@ -42,7 +42,7 @@ def iteration_flops(config: TrialConfig) -> dict[str, int]:
     """FLOPs per image of one training iteration, itemised; the teacher's only where it runs."""
     items = flops.iteration(config.generator_spec, config.discriminator_spec)
     if config.teacher and config.discriminator_spec.teacher_width and not config.teacher.cached:
-        from gat_sweep.teacher import forward_flops  # timm takes two seconds to import
+        from gat_sweep.vision.teacher import forward_flops  # timm takes two seconds to import
 
         items["teacher_forward"] = forward_flops(config.teacher.name)
     return items

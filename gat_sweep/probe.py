@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from gat_sweep import cluster
 from gat_sweep.errors import UserError
-from gat_sweep.storage import Place, remove_folder, write
+from gat_sweep.files.storage import Place, remove_folder, write
 
 WROTE = "node-"  # begins the name of a file that a node wrote
 

@@ -15,7 +15,6 @@ from rich.live import Live
 from rich.table import Table
 
 from gat_sweep.journal import read_records
-from gat_sweep.metrics.extractors import METRICS
 from gat_sweep.text import duration
 from gat_sweep.trial import Trial
 
@@ -67,7 +66,7 @@ class TrialView:
             return True
         metrics = record["metrics"]
         self.rate = metrics.get("images_per_second", self.rate)
-        self.metric = METRICS[self.trial.config.eval.extractor]
+        self.metric = self.trial.config.eval.metric
         if self.metric not in metrics:
             return False
         self.distances.append(metrics[self.metric])

@@ -12,11 +12,11 @@ from typing import Any, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from gat_sweep.config import Size, Teacher, TrialConfig
-from gat_sweep.credentials import check_config
 from gat_sweep.errors import UserError
+from gat_sweep.files.credentials import check_config
+from gat_sweep.files.yamlfile import Lines, read_yaml
 from gat_sweep.gat.spec import OFFICIAL
 from gat_sweep.text import nearest
-from gat_sweep.yamlfile import Lines, read_yaml
 
 # Named bundles of overrides: the paper is the default, `official` the conventions of the released code.
 PRESETS: dict[str, dict[str, Any]] = {

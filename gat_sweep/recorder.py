@@ -8,10 +8,10 @@ from torch import Tensor
 
 from gat_sweep.checkpoint import save_checkpoint
 from gat_sweep.collapse import Collapse
+from gat_sweep.files.storage import write
 from gat_sweep.journal import add_record
-from gat_sweep.metrics.evaluate import Evaluation
+from gat_sweep.metrics.evaluator import Evaluation
 from gat_sweep.run_table import RunTable, trial_constants
-from gat_sweep.storage import write
 from gat_sweep.trial import Trial
 from gat_sweep.watch import signs
 

@@ -13,8 +13,8 @@ from analysis.report import Picture, Section, html_report
 from gat_sweep.analyses import Source, fit_law_command, law_summary, log_to_mlflow, open_source, run_analysis
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
+from gat_sweep.files.storage import Place, children, write
 from gat_sweep.run_table import read_rows
-from gat_sweep.storage import Place, children, write
 from gat_sweep.sweep import differences, read_run, said
 from gat_sweep.text import Say
 from gat_sweep.trial import Trial

@@ -14,18 +14,18 @@ from rich.table import Table
 from gat_sweep.budget import Budget, Meter, admitted, check_caps, enforce, kept
 from gat_sweep.cluster import local_resources
 from gat_sweep.config import TrialConfig
-from gat_sweep.credentials import check_no_credentials
 from gat_sweep.data.dataset import check_dataset
 from gat_sweep.device import chosen_device
 from gat_sweep.errors import UserError
-from gat_sweep.metrics.evaluate import check_evaluation
+from gat_sweep.files.credentials import check_no_credentials
+from gat_sweep.files.storage import Place, write
+from gat_sweep.metrics.evaluator import check_evaluation
 from gat_sweep.metrics.reference import Reference, load_reference, reference_name
 from gat_sweep.plan import Rate, rate_at, trial_plan
 from gat_sweep.probe import check_writable
 from gat_sweep.progress import Monitor
 from gat_sweep.run_table import FINISHED, read_rows
 from gat_sweep.steer import EXIT_STOPPED, clear_stop, stop_reason
-from gat_sweep.storage import Place, write
 from gat_sweep.sweep import Sweep, differences, open_run, said, trial_id
 from gat_sweep.text import human, nearest, short
 from gat_sweep.train import train

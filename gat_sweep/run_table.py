@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gat_sweep.config import TrialConfig
+from gat_sweep.files.storage import Place, write
 from gat_sweep.plan import model_info
-from gat_sweep.storage import Place, write
 from gat_sweep.version import source_commit
 
 FINISHED = ("done", "diverged")  # a divergence is a result: running it again would only repeat it

@@ -11,10 +11,10 @@ from gat_sweep.budget import Amount, Meter, kept
 from gat_sweep.checkpoint import saved_step
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
+from gat_sweep.files.storage import Place, children
 from gat_sweep.journal import read_records
 from gat_sweep.run_table import read_rows
 from gat_sweep.steer import stop_reason
-from gat_sweep.storage import Place, children
 from gat_sweep.sweep import read_run
 from gat_sweep.text import duration, human, nearest
 from gat_sweep.trial import Trial

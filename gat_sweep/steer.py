@@ -4,7 +4,7 @@ import json
 import time
 from typing import Any
 
-from gat_sweep.storage import Place, write
+from gat_sweep.files.storage import Place, write
 
 FILE = "stop.json"
 EXIT_STOPPED = 75  # EX_TEMPFAIL: saved and ended on request; the same command continues

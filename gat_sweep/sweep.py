@@ -28,10 +28,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gat_sweep.config import PLACES, Start, TrialConfig
 from gat_sweep.errors import UserError
+from gat_sweep.files.storage import Place, children, write
+from gat_sweep.files.yamlfile import Lines, read_yaml
 from gat_sweep.recipe import PRESETS, check_continues, check_key, flatten, is_factor, load_recipe, locate, resolve
-from gat_sweep.storage import Place, children, write
 from gat_sweep.text import nearest
-from gat_sweep.yamlfile import Lines, read_yaml
 
 
 class Block(BaseModel):

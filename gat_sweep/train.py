@@ -26,7 +26,7 @@ from gat_sweep.device import keep_freed_memory
 from gat_sweep.engine import Engine
 from gat_sweep.errors import UserError
 from gat_sweep.feed import Feed
-from gat_sweep.metrics.evaluate import Evaluator
+from gat_sweep.metrics.evaluator import Evaluator
 from gat_sweep.plan import iteration_flops
 from gat_sweep.recorder import GRID, Recorder, leave_note
 from gat_sweep.steer import stop_reason

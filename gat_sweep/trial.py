@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gat_sweep.config import TrialConfig
+from gat_sweep.files.storage import Place
 from gat_sweep.run_table import final_status
-from gat_sweep.storage import Place
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from gat_sweep.credentials import check_no_credentials
+from gat_sweep.files.credentials import check_no_credentials
 
 HOST = "127.0.0.1"  # MLflow asks for no password: others reach it through ssh
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from gat_sweep.storage import Place, children, write
+from gat_sweep.files.storage import Place, children, write
 
 BEAT = 5.0  # seconds between two signs of life, at most
 EXIT_HUNG = 70  # of a worker that ends because one of its trial's hangs

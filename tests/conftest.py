@@ -22,10 +22,10 @@ from torch.utils.data import Dataset
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.shards import CachedTeacher, Columns, float16, write_manifest, write_shard
 from gat_sweep.data.tokenizer import Pixels, TokenizerIdentity
+from gat_sweep.files.storage import Remote, place
 from gat_sweep.recipe import load_recipe, resolve
-from gat_sweep.storage import Remote, place
-from gat_sweep.teacher import EFFICIENTNET, load_teacher
 from gat_sweep.trial import Trial
+from gat_sweep.vision.teacher import EFFICIENTNET, load_teacher
 
 torch.set_num_threads(1)
 # Workers of tests are forked from a process that has imported everything once.

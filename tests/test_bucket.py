@@ -10,9 +10,9 @@ import pytest
 from conftest import TINY, tiny_trial
 from test_train import CPU, assert_same_state, home, rows  # noqa: F401
 
-from gat_sweep.metrics.command import evaluate_command
+from gat_sweep.files.storage import Remote, children
+from gat_sweep.pretrained.evaluate import evaluate_command
 from gat_sweep.run_table import read_rows
-from gat_sweep.storage import Remote, children
 from gat_sweep.sweep import load_sweep
 from gat_sweep.train import train
 from gat_sweep.trial import Trial

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gat_sweep import checkpoint as module
 from gat_sweep.checkpoint import Damaged, open_checkpoint, resume, save_checkpoint, saved_step, step_checkpoint
 from gat_sweep.errors import UserError
-from gat_sweep.storage import Place, Remote, append, children, place, read_from, remove_folder, size_of, write
+from gat_sweep.files.storage import Place, Remote, append, children, place, read_from, remove_folder, size_of, write
 
 Figures = Callable[..., None]
 

@@ -7,8 +7,8 @@ import pytest
 from conftest import tiny_config
 
 from gat_sweep.errors import UserError
+from gat_sweep.files.yamlfile import read_yaml
 from gat_sweep.recipe import check_key, load_recipe, recipe_names, resolve
-from gat_sweep.yamlfile import read_yaml
 
 
 def message(action: Any) -> str:

@@ -15,12 +15,12 @@ from conftest import tiny_config, tiny_trial
 from rich.console import Console
 from test_cli import call
 
-from gat_sweep.credentials import check_config, check_no_credentials, without_credentials
 from gat_sweep.encode.job import EncodeJob, encode
 from gat_sweep.errors import UserError
+from gat_sweep.files.credentials import check_config, check_no_credentials, without_credentials
+from gat_sweep.files.storage import place
 from gat_sweep.progress import Monitor
 from gat_sweep.recipe import flatten
-from gat_sweep.storage import place
 from gat_sweep.sweep import Sweep, open_run, trial_id
 from gat_sweep.tracking import Tracker, create_store, default_uri, log_artifacts
 from gat_sweep.train import train

@@ -33,12 +33,12 @@ from gat_sweep.data.tokenizer import load_tokenizer
 from gat_sweep.encode.latents import plan_latents
 from gat_sweep.encode.sources import plan_images, read_unit
 from gat_sweep.errors import UserError
-from gat_sweep.inspection.perceptual import Lpips
-from gat_sweep.metrics import extractors
-from gat_sweep.metrics.extractors import check_extractor, inception_weights, vision_transformer
-from gat_sweep.metrics.pictures import open_pictures
+from gat_sweep.metrics.picture_sets import open_pictures
 from gat_sweep.metrics.reference import check_reference, load_reference
-from gat_sweep.teacher import load_teacher
+from gat_sweep.vision import extractors
+from gat_sweep.vision.extractors import check_extractor, inception_weights, vision_transformer
+from gat_sweep.vision.perceptual import Lpips
+from gat_sweep.vision.teacher import load_teacher
 
 pytestmark = pytest.mark.reliability
 ROOT = Path(__file__).parents[1]

@@ -14,8 +14,8 @@ from test_train import home, rows  # noqa: F401
 from gat_sweep import launch, probe
 from gat_sweep.checkpoint import save_checkpoint, saved_step
 from gat_sweep.errors import UserError
+from gat_sweep.files.storage import Place
 from gat_sweep.steer import request_stop
-from gat_sweep.storage import Place
 from gat_sweep.train import train
 from gat_sweep.trial import Trial
 

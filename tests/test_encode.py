@@ -26,7 +26,7 @@ from gat_sweep.data.shards import Manifest, open_shards
 from gat_sweep.data.tokenizer import load_tokenizer
 from gat_sweep.encode.encoder import Encoder, Encoding
 from gat_sweep.encode.job import EncodeJob, encode
-from gat_sweep.encode.journal import Done
+from gat_sweep.encode.ledger import Done
 from gat_sweep.encode.sources import read_unit
 from gat_sweep.encode.units import Unit
 from gat_sweep.errors import UserError
@@ -118,7 +118,7 @@ def test_an_image_is_encoded_the_same_beside_any_others(tmp_path: Path, vae: str
 
 
 def test_a_teachers_tokens_are_stored(tmp_path: Path, tiles: str) -> None:
-    from gat_sweep.teacher import load_teacher
+    from gat_sweep.vision.teacher import load_teacher
 
     path = tmp_path / "some/x"
     path.mkdir(parents=True)

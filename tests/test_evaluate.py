@@ -20,19 +20,21 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
+from gat_sweep import text
 from gat_sweep.checkpoint import save_checkpoint
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import load_dataset
+from gat_sweep.data.dataset import dataset_decoder, load_dataset
 from gat_sweep.data.tokenizer import Pixels
 from gat_sweep.errors import UserError
 from gat_sweep.gat.generator import Generator
-from gat_sweep.metrics import evaluate, pictures, reference
-from gat_sweep.metrics.command import evaluate_command, evaluate_pictures, evaluation_table
+from gat_sweep.metrics import evaluator as evaluate
+from gat_sweep.metrics import picture_sets, reference
 from gat_sweep.metrics.distances import covariance_root, feature_statistics, frechet_distance, frechet_infinity
-from gat_sweep.metrics.evaluate import Evaluation, Evaluator, check_evaluation, load_decoder, measure_features
-from gat_sweep.metrics.extractors import EfficientNetLite0
+from gat_sweep.metrics.evaluator import Evaluation, Evaluator, check_evaluation, measure_features
 from gat_sweep.metrics.reference import Reference, load_reference
+from gat_sweep.pretrained.evaluate import evaluate_command, evaluate_pictures, evaluation_table
 from gat_sweep.recipe import load_recipe, resolve
+from gat_sweep.vision.extractors import EfficientNetLite0
 
 CPU = torch.device("cpu")
 EXTRAS = ["kernel_distance", "precision_recall"]
@@ -197,10 +199,10 @@ def test_another_decoder_is_refused(tmp_path: Path) -> None:
     config = photo_config(
         tmp_path / "latents", data__side=4, data__channels=4, model__patch=2, data__tokenizer="pixels"
     )
-    with pytest.raises(UserError, match="is not the one that data set 'photographs' was encoded with, 'nowhere'"):
-        load_decoder(config, load_dataset(config.data))
+    with pytest.raises(UserError, match="is not the one of data set 'photographs', 'nowhere'"):
+        dataset_decoder(config, load_dataset(config.data))
     digits = tiny_config()
-    assert isinstance(load_decoder(digits, load_dataset(digits.data)), Pixels)
+    assert isinstance(dataset_decoder(digits, load_dataset(digits.data)), Pixels)
 
 
 # ---------------------------------------------------------------- evaluations
@@ -367,26 +369,26 @@ def test_what_a_tokenizer_costs_is_measured_without_a_generator(tmp_path: Path) 
 def test_pictures_that_cannot_be_measured_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no pictures"):
-        pictures.open_pictures(tmp_path / "empty")
+        picture_sets.open_pictures(tmp_path / "empty")
     with pytest.raises(UserError, match=r"absent\.npz: No such file"):
-        pictures.open_pictures(tmp_path / "absent.npz")
+        picture_sets.open_pictures(tmp_path / "absent.npz")
     np.savez(tmp_path / "float.npz", arr_0=np.zeros((2, 4, 4, 3)))
     with pytest.raises(UserError, match=r"arr_0 is float64 \[2, 4, 4, 3\]; pictures are uint8"):
-        pictures.open_pictures(tmp_path / "float.npz")
+        picture_sets.open_pictures(tmp_path / "float.npz")
     np.savez(tmp_path / "other.npz", images=np.zeros((2, 4, 4, 3), dtype=np.uint8))
     with pytest.raises(UserError, match="no npz with pictures in arr_0"):
-        pictures.open_pictures(tmp_path / "other.npz")
+        picture_sets.open_pictures(tmp_path / "other.npz")
     for name, side in [("a.png", 8), ("b.png", 9)]:
         Image.new("RGB", (side, side)).save(tmp_path / "empty" / name)
     with pytest.raises(UserError, match=r"b\.png is 9x9, others are 8x8"):
-        list(pictures.open_pictures(tmp_path / "empty").batches(2))
+        list(picture_sets.open_pictures(tmp_path / "empty").batches(2))
 
 
 def test_a_long_pass_says_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 10.0, 40.0, 100.0])
-    monkeypatch.setattr(pictures.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(text.time, "monotonic", lambda: next(clock))
     said: list[str] = []
-    eta = pictures.Eta(said.append, "fid samples", 50_000)
+    eta = text.Eta(said.append, "fid samples", 50_000)
     for count in (1000, 4000, 45_000):
         eta.add(count)
     assert said == ["fid samples: 5,000 of 50,000, 0:06:00 left"]

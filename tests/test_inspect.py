@@ -25,9 +25,9 @@ from gat_sweep.gat.generator import Generator
 from gat_sweep.inspect import COLUMNS, Options, inspect_command, inspection_table
 from gat_sweep.inspection.cknna import cknna
 from gat_sweep.inspection.measures import CHUNK, Findings, Subject, look, pca_maps, similarity
-from gat_sweep.inspection.perceptual import FeatureDistance, Lpips
 from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens, without_block
 from gat_sweep.train import train
+from gat_sweep.vision.perceptual import FeatureDistance, Lpips
 
 CPU = torch.device("cpu")
 
@@ -198,7 +198,7 @@ def test_latents_are_decoded_by_the_tokenizer_that_made_them(tmp_path: Path) -> 
     path = tmp_path / "trial" / "checkpoints" / "step_00000000"
     networks_by_name = {"ema": networks[0], "discriminator": networks[1]}
     save_checkpoint(path.parent, 0, networks_by_name, {"data": load_dataset(config.data).digest})
-    with pytest.raises(UserError, match="is not the one that data set 'photographs' was encoded with, 'nowhere'"):
+    with pytest.raises(UserError, match="is not the one of data set 'photographs', 'nowhere'"):
         inspect_command(path, None, Options(), {"data.tokenizer": str(tmp_path / "vae")}, CPU, Console(quiet=True))
 
 

@@ -18,6 +18,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from gat_sweep.config import Eval
 from gat_sweep.errors import UserError
+from gat_sweep.files.weights import weights_digest
 from gat_sweep.metrics import distances
 from gat_sweep.metrics.distances import (
     ENOUGH,
@@ -28,8 +29,7 @@ from gat_sweep.metrics.distances import (
     frechet_distance,
     frechet_infinity,
 )
-from gat_sweep.metrics.extractors import DinoV2, EfficientNetLite0, check_extractor, make_extractor
-from gat_sweep.weights import weights_digest
+from gat_sweep.vision.extractors import DinoV2, EfficientNetLite0, check_extractor, make_extractor
 
 
 def gaussian(mu: list[float], sigma: np.ndarray) -> Statistics:

@@ -17,8 +17,8 @@ from test_pretrained import checkpoint_of, networks
 
 from gat_sweep.checkpoint import open_checkpoint
 from gat_sweep.errors import UserError
-from gat_sweep.official import OFFICIAL_NAMES_G, export_official, import_official, official_name
-from gat_sweep.pretrained import from_pretrained, save_pretrained
+from gat_sweep.pretrained.folder import from_pretrained, save_pretrained
+from gat_sweep.pretrained.official import OFFICIAL_NAMES_G, export_official, import_official, official_name
 
 PARTS = ("generator", "discriminator", "ema")
 

@@ -9,7 +9,7 @@ from conftest import REFERENCE
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from gat_sweep.parity import LIMITS, check_parity
+from gat_sweep.pretrained.parity import LIMITS, check_parity
 
 
 def test_outputs_losses_and_every_gradient_match() -> None:

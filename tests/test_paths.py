@@ -26,7 +26,7 @@ from gat_sweep.data.shards import open_shards
 from gat_sweep.encode.latents import plan_latents
 from gat_sweep.encode.sources import plan_images, read_unit
 from gat_sweep.errors import UserError
-from gat_sweep.metrics.pictures import open_pictures
+from gat_sweep.metrics.picture_sets import open_pictures
 from gat_sweep.metrics.reference import check_reference
 
 pytestmark = pytest.mark.reliability

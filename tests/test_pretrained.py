@@ -23,7 +23,8 @@ from gat_sweep.errors import UserError
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec
-from gat_sweep.pretrained import CONFIG, WEIGHTS, About, from_pretrained, from_trial, save_pretrained
+from gat_sweep.pretrained.card import About
+from gat_sweep.pretrained.folder import CONFIG, WEIGHTS, from_pretrained, from_trial, save_pretrained
 from gat_sweep.recorder import write_config
 from gat_sweep.run_table import RunTable, trial_constants
 from gat_sweep.trial import Trial

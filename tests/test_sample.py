@@ -16,11 +16,12 @@ from test_pretrained import checkpoint_of, networks
 
 from gat_sweep.data.tokenizer import Dct, Pixels
 from gat_sweep.errors import UserError
+from gat_sweep.files.weights import weights_digest
 from gat_sweep.gat.generator import Generator
-from gat_sweep.metrics.pictures import open_pictures
-from gat_sweep.pretrained import About, from_trial, save_pretrained
-from gat_sweep.sample import Request, batches, checked, codes, sample_command
-from gat_sweep.weights import weights_digest
+from gat_sweep.metrics.picture_sets import open_pictures
+from gat_sweep.pretrained.card import About
+from gat_sweep.pretrained.folder import from_trial, save_pretrained
+from gat_sweep.pretrained.sample import Request, batches, checked, codes, sample_command
 
 CPU = torch.device("cpu")
 PLAIN = Request(count=21, seed=5)

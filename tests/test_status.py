@@ -15,10 +15,10 @@ from test_train import CPU, home  # noqa: F401
 from gat_sweep.budget import Amount, Budget, Meter, admitted, check_caps, enforce, kept, step_flops
 from gat_sweep.config import Start
 from gat_sweep.errors import UserError
+from gat_sweep.files.storage import append, write
 from gat_sweep.journal import add_record
 from gat_sweep.recorder import record_failure
 from gat_sweep.steer import request_stop, stop_reason
-from gat_sweep.storage import append, write
 from gat_sweep.sweep import load_sweep, open_run
 from gat_sweep.train import train
 from gat_sweep.trial import Trial

@@ -14,9 +14,9 @@ from gat_sweep.data.shards import CachedTeacher
 from gat_sweep.errors import UserError
 from gat_sweep.gat.augment import draw_augmentation, move, move_tokens
 from gat_sweep.gat.spec import Augmentation
-from gat_sweep.metrics.extractors import EfficientNetLite0
 from gat_sweep.plan import iteration_flops
-from gat_sweep.teacher import forward_flops, load_teacher, taught, teacher_tokens, trial_teacher
+from gat_sweep.vision.extractors import EfficientNetLite0
+from gat_sweep.vision.teacher import forward_flops, load_teacher, taught, teacher_tokens, trial_teacher
 
 EFFICIENTNET = {"teacher": {"name": "efficientnet_lite0", "width": 1280}, "objective__align_weight": 1.0}
 CACHED = {**EFFICIENTNET, "teacher__cached": True}

@@ -17,7 +17,7 @@ from gat_sweep import engine
 from gat_sweep.checkpoint import step_checkpoint
 from gat_sweep.errors import UserError
 from gat_sweep.gat import flops
-from gat_sweep.metrics import evaluate
+from gat_sweep.metrics import evaluator as evaluate
 from gat_sweep.recorder import record_failure
 from gat_sweep.run_table import SCHEMA, RunTable
 from gat_sweep.train import train
@@ -214,7 +214,7 @@ def test_two_workers_give_the_number_that_one_gives(home: Path, tmp_path: Path) 
 
     from gat_sweep.data.dataset import load_dataset
     from gat_sweep.gat.generator import Generator
-    from gat_sweep.metrics.evaluate import Evaluator
+    from gat_sweep.metrics.evaluator import Evaluator
 
     config = tiny_config()
     ema = Generator(config.generator_spec)

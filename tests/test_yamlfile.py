@@ -12,8 +12,8 @@ import yaml
 
 from gat_sweep.commands.options import parse_settings
 from gat_sweep.errors import UserError
+from gat_sweep.files.yamlfile import LONGEST, parse_scalar, read_yaml
 from gat_sweep.sweep import load_sweep
-from gat_sweep.yamlfile import LONGEST, parse_scalar, read_yaml
 
 pytestmark = pytest.mark.reliability
 SOON_S = 5.0  # on a slow core that others use as well

@@ -56,7 +56,7 @@ def model_info(
 @json_option
 def parity(file: Path, as_json: bool) -> None:
     """Compare networks and losses with a reference file of the released code; exit 1 when they differ."""
-    from gat_sweep.parity import LIMITS, check_parity
+    from gat_sweep.pretrained.parity import LIMITS, check_parity
 
     result = check_parity(file)
     if as_json:

@@ -21,8 +21,8 @@ settings_option = click.option(
 @settings_option
 def export(checkpoint: str, out: str, settings: tuple[str, ...]) -> None:
     """Write a trial's networks as a folder that diffusers' users recognise: EMA generator, discriminator, card."""
-    from gat_sweep.pretrained import from_trial, save_pretrained
-    from gat_sweep.storage import place
+    from gat_sweep.files.storage import place
+    from gat_sweep.pretrained.folder import from_trial, save_pretrained
 
     found = from_trial(place(checkpoint, "CHECKPOINT"), parse_settings(settings), discriminator=True)
     save_pretrained(place(out, "OUT"), found.generator, found.about, found.discriminator)
@@ -35,9 +35,9 @@ def export(checkpoint: str, out: str, settings: tuple[str, ...]) -> None:
 @click.option("--tokenizer", help="The VAE of the latents, which no tensor tells; `sample` asks for it unless given.")
 def import_official(file: Path, out: str, tokenizer: str | None) -> None:
     """Read a checkpoint of the authors' released code (.pt) into a folder like export's."""
-    from gat_sweep.official import import_official as run
-    from gat_sweep.pretrained import from_pretrained
-    from gat_sweep.storage import place
+    from gat_sweep.files.storage import place
+    from gat_sweep.pretrained.folder import from_pretrained
+    from gat_sweep.pretrained.official import import_official as run
 
     run(file, place(out, "OUT"), tokenizer)
     click.echo(f"{out}: {_said(from_pretrained(place(out, 'OUT')).generator)}; their optimizers are left out")
@@ -49,8 +49,8 @@ def import_official(file: Path, out: str, tokenizer: str | None) -> None:
 @settings_option
 def export_official(source: str, file: Path, settings: tuple[str, ...]) -> None:
     """Write a folder of networks, or a trial's checkpoint, as a .pt that the authors' released code loads."""
-    from gat_sweep.official import export_official as run
-    from gat_sweep.storage import place
+    from gat_sweep.files.storage import place
+    from gat_sweep.pretrained.official import export_official as run
 
     run(place(source, "SOURCE"), file, parse_settings(settings), lambda text: click.echo(text, err=True))
     click.echo(str(file))
@@ -100,8 +100,8 @@ def sample(
     Picture i depends on the seed and i alone. The released code's --truncation-psi t is --psi 1-t here.
     """
     from gat_sweep.device import chosen_device
-    from gat_sweep.sample import Request, sample_command
-    from gat_sweep.storage import place
+    from gat_sweep.files.storage import place
+    from gat_sweep.pretrained.sample import Request, sample_command
 
     if interpolate is None and (steps is not None or rows is not None):
         raise UserError("--steps and --rows are of --interpolate intra or inter; add it, or use --count and --grid")

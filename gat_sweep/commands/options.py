@@ -33,7 +33,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 def _place(text: str) -> Any:
-    from gat_sweep.storage import place  # half a second of pyarrow that --help need not pay
+    from gat_sweep.files.storage import place  # half a second of pyarrow that --help need not pay
 
     return place(text)
 
@@ -107,9 +107,9 @@ def make_config(recipe: str, preset: str, settings: tuple[str, ...], *more: dict
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    from gat_sweep.credentials import without_credentials
+    from gat_sweep.files.credentials import without_credentials
+    from gat_sweep.files.yamlfile import parse_scalar
     from gat_sweep.recipe import check_key
-    from gat_sweep.yamlfile import parse_scalar
 
     values = {}
     for setting in settings:

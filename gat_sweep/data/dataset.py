@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gat_sweep.config import Data, TrialConfig
 from gat_sweep.data.shards import CachedTeacher, open_shards
-from gat_sweep.data.tokenizer import PIXELS, Dct, Pixels, Tokenizer, TokenizerIdentity
+from gat_sweep.data.tokenizer import PIXELS, Dct, Pixels, Tokenizer, TokenizerIdentity, load_decoder
 from gat_sweep.errors import UserError
 
 
@@ -205,3 +205,9 @@ def check_dataset(config: TrialConfig) -> Dataset:
             "teacher.cached=false"
         )
     return dataset
+
+
+def dataset_decoder(config: TrialConfig, dataset: Dataset, device: torch.device | str = "cpu") -> Tokenizer:
+    """The tokenizer that a data set was encoded with. Raises UserError when data.tokenizer is another."""
+    whose = f"data set '{dataset.name}'"
+    return load_decoder(dataset.identity, config.data.tokenizer, config.data.channels, whose, "data.tokenizer", device)

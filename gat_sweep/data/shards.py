@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from gat_sweep.data.pictures import Unusable, read_png
 from gat_sweep.data.tokenizer import PIXELS, TokenizerIdentity
 from gat_sweep.errors import UserError
-from gat_sweep.storage import write
+from gat_sweep.files.storage import write
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gat_sweep.errors import UserError
-from gat_sweep.weights import weights_digest
+from gat_sweep.files.weights import weights_digest
 
 PIXELS = "pixels"  # the tokenizer that is none
 DECODED_PIXELS = 2**19  # at once, of all pictures together: 8 pictures of 256x256
@@ -197,6 +197,35 @@ def load_tokenizer(source: str, device: torch.device | str = "cpu", channels: in
             f"the VAE '{source}' is normalised by channel (latents_mean), which is not supported; use another"
         )
     return Vae(model.to(device).eval().requires_grad_(False), source)
+
+
+def load_decoder(
+    identity: TokenizerIdentity | None,
+    source: str | None,
+    channels: int,
+    whose: str,
+    setting: str,
+    device: torch.device | str = "cpu",
+) -> Tokenizer:
+    """The tokenizer that latents of `channels` were made with.
+
+    source: where it lies now, if not where `identity` says. whose, setting: whose latents these are, and what names
+    their tokenizer; both for the error.
+    Raises UserError when the tokenizer is not known, or is another one.
+    """
+    source = source or (identity.source if identity else None)
+    if source is None:
+        raise UserError(f"the tokenizer of {whose} is not recorded; give it with {setting}")
+    decoder = load_tokenizer(source, device, channels=channels)
+    found = decoder.identity
+    if found.channels != channels:
+        raise UserError(f"tokenizer '{source}' has {found.channels} channels, {whose} {channels}; give another")
+    if identity is not None and found.digest != identity.digest:
+        raise UserError(
+            f"tokenizer '{source}' ({found.digest or 'pixels'}) is not the one of {whose}, '{identity.source}' "
+            f"({identity.digest or 'pixels'}); set {setting} to that one"
+        )
+    return decoder
 
 
 def _digest(model: Any) -> str:

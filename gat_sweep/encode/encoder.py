@@ -16,13 +16,13 @@ from torch import Tensor
 
 from gat_sweep.data.shards import SHARDS, CachedTeacher, Columns, Skipped, float16, write_shard
 from gat_sweep.data.tokenizer import PIXELS, Tokenizer, TokenizerIdentity, load_tokenizer
-from gat_sweep.encode.journal import Done
+from gat_sweep.encode.ledger import Done
 from gat_sweep.encode.sources import Loaded
 from gat_sweep.encode.units import Source
 from gat_sweep.errors import UserError
 
 if TYPE_CHECKING:  # brings timm along, which only --teacher needs
-    from gat_sweep.teacher import Teacher
+    from gat_sweep.vision.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Encoder:
 
     @cached_property
     def teacher(self) -> "Teacher":
-        from gat_sweep.teacher import load_teacher
+        from gat_sweep.vision.teacher import load_teacher
 
         expected = self.encoding.teacher
         assert expected is not None

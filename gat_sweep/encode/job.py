@@ -12,16 +12,16 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gat_sweep.credentials import check_no_credentials
 from gat_sweep.data.shards import SHARDS, CachedTeacher, Manifest, open_shards, write_manifest
 from gat_sweep.data.tokenizer import PIXELS, TokenizerIdentity, load_tokenizer
 from gat_sweep.encode.encoder import Encoding
-from gat_sweep.encode.journal import Done, Journal, locked
 from gat_sweep.encode.latents import plan_latents
+from gat_sweep.encode.ledger import Done, Journal, locked
 from gat_sweep.encode.on_ray import run_on_ray
 from gat_sweep.encode.sources import plan_images
 from gat_sweep.encode.units import Plan, Unit
 from gat_sweep.errors import UserError
+from gat_sweep.files.credentials import check_no_credentials
 
 LINE_EVERY = 30.0  # seconds between plain lines where there is no terminal
 RATE_AFTER = 3.0  # seconds from the first unit; several come at once at the beginning
@@ -151,7 +151,7 @@ def _plan(job: EncodeJob, tokenizer: TokenizerIdentity) -> tuple[Plan, int]:
 
 
 def _teacher(job: EncodeJob, grid: int) -> CachedTeacher:
-    from gat_sweep.teacher import load_teacher  # brings timm along
+    from gat_sweep.vision.teacher import load_teacher  # brings timm along
 
     assert job.teacher is not None
     teacher = load_teacher(job.teacher, job.teacher_checkpoint, grid, torch.device("cpu"))

@@ -11,7 +11,7 @@ import numpy as np
 from gat_sweep.data.pictures import EXTENSIONS, Unusable
 from gat_sweep.encode.units import Plan, Source, divide, numbered_classes, open_file
 from gat_sweep.errors import UserError
-from gat_sweep.npy import read_array, read_header
+from gat_sweep.files.npy import read_array, read_header
 
 LARGEST = 2**24  # values of a latent
 

@@ -23,7 +23,7 @@ from gat_sweep.errors import UserError
 if TYPE_CHECKING:  # these bring torch along, which readers do without
     from gat_sweep.encode.encoder import Encoding
     from gat_sweep.encode.job import EncodeJob
-    from gat_sweep.encode.journal import Done
+    from gat_sweep.encode.ledger import Done
 
 CPUS_PER_WRITER = 8  # where there is no network to run, an encoder only writes what so many CPUs read
 
@@ -33,7 +33,7 @@ def run_on_ray(encoding: "Encoding", units: list[Unit], job: "EncodeJob") -> "Ge
 
     Raises UserError when a worker met one.
     """
-    from gat_sweep.encode.journal import Done
+    from gat_sweep.encode.ledger import Done
 
     # Ray's core calls it an error, in a long line, that Ray Data's actors may be restarted.
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"

@@ -16,9 +16,9 @@ from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.mng import make_perturb
 from gat_sweep.inspection.cknna import cknna
-from gat_sweep.inspection.perceptual import Distance
 from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens, without_block
-from gat_sweep.teacher import Teacher
+from gat_sweep.vision.perceptual import Distance
+from gat_sweep.vision.teacher import Teacher
 
 CHUNK = 32  # images drawn from one seed
 SHOWN = 6  # images in the figures of features

@@ -19,12 +19,12 @@ from torch import Tensor
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Dataset, load_dataset
 from gat_sweep.errors import UserError
+from gat_sweep.files.npy import BAD_ARRAY, read_array, read_header
+from gat_sweep.files.storage import Place, write
 from gat_sweep.metrics.distances import Moments, Statistics, covariance_root, frechet_distance
-from gat_sweep.metrics.extractors import METRICS, WIDTHS, Extractor, make_extractor
-from gat_sweep.metrics.pictures import array_pictures
-from gat_sweep.npy import BAD_ARRAY, read_array, read_header
-from gat_sweep.storage import Place, write
+from gat_sweep.metrics.picture_sets import array_pictures
 from gat_sweep.text import Eta, Say, silent
+from gat_sweep.vision.extractors import WIDTHS, Extractor, make_extractor
 
 BATCH = 64  # pictures through the extractor at once: other batches may round otherwise
 # A data set is summed up in at least so many parts (if it has as many batches) of at most so many batches, and they are
@@ -114,7 +114,7 @@ def load_reference(
     except (SafetensorError, KeyError):
         raise UserError(f"{path} is damaged; delete it, and it is computed again") from None
     return Reference(
-        METRICS[config.eval.extractor],
+        config.eval.metric,
         name,
         statistics,
         root,

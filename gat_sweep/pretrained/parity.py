@@ -14,7 +14,7 @@ from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.losses import Draws, discriminator_losses, generator_loss
 from gat_sweep.gat.mng import make_perturb
 from gat_sweep.gat.spec import OFFICIAL, DiscriminatorSpec, GeneratorSpec
-from gat_sweep.official import OFFICIAL_NAMES_D, OFFICIAL_NAMES_G, official_name
+from gat_sweep.pretrained.official import OFFICIAL_NAMES_D, OFFICIAL_NAMES_G, official_name
 
 LIMITS = {"max_abs_output": 1e-5, "max_rel_loss": 1e-5, "max_rel_grad": 1e-4}
 

@@ -12,8 +12,8 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pyarrow.fs import AwsStandardS3RetryStrategy, FileSelector, FileSystem, FileType, S3FileSystem
 
-from gat_sweep.credentials import check_no_credentials
 from gat_sweep.errors import UserError
+from gat_sweep.files.credentials import check_no_credentials
 
 ATTEMPTS = 10  # of a request to an object store, with growing pauses: about a minute without it ends no trial
 SEGMENT = 2**16  # bytes; an object cannot be appended to, so a growing file is objects of about this size

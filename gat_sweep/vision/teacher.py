@@ -14,9 +14,9 @@ from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Dataset, Digits, Rows
 from gat_sweep.data.shards import CachedTeacher
 from gat_sweep.errors import UserError
+from gat_sweep.files.weights import weights_digest
 from gat_sweep.gat.augment import AugmentDraws, move, move_tokens
-from gat_sweep.metrics.extractors import EfficientNetLite0, vision_transformer
-from gat_sweep.weights import weights_digest
+from gat_sweep.vision.extractors import EfficientNetLite0, vision_transformer
 
 SIDE = 224  # of the pictures every teacher sees
 EFFICIENTNET = "efficientnet_lite0"

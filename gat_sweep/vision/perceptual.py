@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gat_sweep.errors import UserError
-from gat_sweep.metrics.extractors import EfficientNetLite0, read_weights
+from gat_sweep.files.weights import read_weights
+from gat_sweep.vision.extractors import EfficientNetLite0
 
 LPIPS_SIDE = 64  # smaller pictures are enlarged to this: AlexNet's strides leave nothing of them
 

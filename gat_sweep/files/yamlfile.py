@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from gat_sweep.credentials import without_credentials
 from gat_sweep.errors import UserError
+from gat_sweep.files.credentials import without_credentials
 
 Lines = dict[tuple[str, ...], int]
 LONGEST = 100_000  # bytes; a hundred times a sweep file

@@ -11,26 +11,25 @@ from rich.table import Table
 
 from gat_sweep.checkpoint import MANIFEST, read_network, read_trial
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import check_dataset, load_dataset
+from gat_sweep.data.dataset import check_dataset, dataset_decoder, load_dataset
 from gat_sweep.errors import UserError
+from gat_sweep.files.storage import Place
 from gat_sweep.gat.generator import Generator
 from gat_sweep.metrics.distances import check_enough
-from gat_sweep.metrics.evaluate import (
+from gat_sweep.metrics.evaluator import (
     CHUNK,
     Evaluation,
     Evaluator,
     check_evaluation,
-    load_decoder,
     make_evaluation,
     make_protocol,
     measure_features,
 )
-from gat_sweep.metrics.extractors import check_extractor, make_extractor
-from gat_sweep.metrics.pictures import open_pictures
+from gat_sweep.metrics.picture_sets import open_pictures
 from gat_sweep.metrics.reference import check_reference, load_reference
 from gat_sweep.recipe import check_key, load_recipe, resolve
-from gat_sweep.storage import Place
 from gat_sweep.text import Eta, Say, silent
+from gat_sweep.vision.extractors import check_extractor, make_extractor
 
 CHANGEABLE = ("eval.", "data.path", "data.tokenizer")
 
@@ -107,7 +106,7 @@ def evaluate_reconstruction(config: TrialConfig, home: Place, device: torch.devi
     check_extractor(config.eval)
     check_reference(config)
     dataset = check_dataset(config)
-    decoder = load_decoder(config, dataset, device)
+    decoder = dataset_decoder(config, dataset, device)
     n = min(config.eval.samples, len(dataset))
     order = np.random.default_rng(config.eval.seed).permutation(len(dataset))[:n]
     random = torch.Generator().manual_seed(config.eval.seed)

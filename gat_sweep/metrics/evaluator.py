@@ -12,15 +12,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import Dataset
-from gat_sweep.data.tokenizer import Tokenizer, load_tokenizer
+from gat_sweep.data.dataset import Dataset, dataset_decoder
 from gat_sweep.errors import UserError
+from gat_sweep.files.storage import Place
 from gat_sweep.gat.generator import Generator
 from gat_sweep.metrics import distances
-from gat_sweep.metrics.extractors import WIDTHS, Extractor, check_extractor, make_extractor
 from gat_sweep.metrics.reference import Reference, check_reference, load_reference
-from gat_sweep.storage import Place
 from gat_sweep.text import Eta, Say, silent
+from gat_sweep.vision.extractors import WIDTHS, Extractor, check_extractor, make_extractor
 
 CHUNK = 64  # samples drawn from one seed; part of the protocol, and the unit shared out over the workers
 
@@ -77,19 +76,6 @@ def _check_options(config: TrialConfig) -> None:
         raise UserError("eval.guidance moves styles away from the mean over classes, of which there are none; set it 1")
 
 
-def load_decoder(config: TrialConfig, dataset: Dataset, device: torch.device | str = "cpu") -> Tokenizer:
-    """The tokenizer that the data set was encoded with. Raises UserError when data.tokenizer is another."""
-    source = config.data.tokenizer or dataset.identity.source
-    decoder = load_tokenizer(source, device, channels=config.data.channels)
-    if decoder.identity.digest != dataset.identity.digest:
-        raise UserError(
-            f"tokenizer '{source}' ({decoder.identity.digest or 'pixels'}) is not the one that data set "
-            f"'{dataset.name}' was encoded with, '{dataset.identity.source}' ({dataset.identity.digest or 'pixels'}); "
-            "set data.tokenizer to that one"
-        )
-    return decoder
-
-
 class Evaluator:
     """Holds the extractor, the reference and the decoder of one trial.
 
@@ -115,7 +101,7 @@ class Evaluator:
         self.say: Say = say if rank == 0 else silent
         self.extractor = make_extractor(config.eval, device)
         self.reference = load_reference(config, home, device, rank, world, self.say, self.extractor)
-        self.decoder = load_decoder(config, dataset, device)
+        self.decoder = dataset_decoder(config, dataset, device)
         # Class labels of the samples: the data's own frequencies, shuffled once.
         order = np.random.default_rng(config.eval.seed).permutation(len(dataset))
         self.labels = dataset.labels[torch.from_numpy(np.resize(order, config.eval.samples))]

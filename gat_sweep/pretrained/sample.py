@@ -25,14 +25,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from gat_sweep.data.tokenizer import Tokenizer, TokenizerIdentity, load_tokenizer
+from gat_sweep.data.tokenizer import load_decoder
 from gat_sweep.errors import UserError
+from gat_sweep.files.storage import Place, write
+from gat_sweep.files.weights import weights_digest
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.spec import GeneratorSpec
-from gat_sweep.pretrained import Pretrained, check_new, from_pretrained, from_trial, is_checkpoint
-from gat_sweep.storage import Place, write
+from gat_sweep.pretrained.folder import Pretrained, check_new, from_pretrained, from_trial, is_checkpoint
 from gat_sweep.text import Eta, Say, silent
-from gat_sweep.weights import weights_digest
 
 SMALLEST_SHOWN = 64  # pixels; smaller pictures are enlarged on a grid
 LINE = 2  # pixels between pictures on a grid
@@ -87,7 +87,9 @@ def sample_command(
     pretrained = _opened(source, settings, tokenizer)
     generator = pretrained.generator
     classes = checked(request, generator.spec)
-    decoder = load_decoder(pretrained.about.tokenizer, tokenizer, generator.spec, device)
+    decoder = load_decoder(
+        pretrained.about.tokenizer, tokenizer, generator.spec.channels, "these latents", "--tokenizer", device
+    )
     digest = weights_digest(generator)
     generator.to(device).eval().requires_grad_(False)
 
@@ -166,30 +168,6 @@ def checked(request: Request, spec: GeneratorSpec) -> tuple[int, ...] | None:
             "lower it, or make --grid larger"
         )
     return classes
-
-
-def load_decoder(
-    identity: TokenizerIdentity | None, source: str | None, spec: GeneratorSpec, device: torch.device
-) -> Tokenizer:
-    """The tokenizer that a generator's latents are of. source: where it lies now, if not where `identity` says.
-
-    Raises UserError when it is not known, or another.
-    """
-    source = source or (identity.source if identity else None)
-    if source is None:
-        raise UserError("which tokenizer these latents are of is not recorded; give it with --tokenizer")
-    decoder = load_tokenizer(source, device, channels=spec.channels)
-    found = decoder.identity
-    if found.channels != spec.channels:
-        raise UserError(
-            f"tokenizer '{source}' has {found.channels} channels, the latents {spec.channels}; give another"
-        )
-    if identity is not None and found.digest != identity.digest:
-        raise UserError(
-            f"tokenizer '{source}' ({found.digest or 'pixels'}) is not the one of these latents, '{identity.source}' "
-            f"({identity.digest or 'pixels'}); give that one with --tokenizer"
-        )
-    return decoder
 
 
 def batches(generator: Generator, request: Request, classes: tuple[int, ...] | None) -> Iterator[Tensor]:

@@ -25,16 +25,17 @@ from torch import Tensor, nn
 from gat_sweep.checkpoint import read_network, read_trial
 from gat_sweep.data.tokenizer import load_tokenizer
 from gat_sweep.errors import UserError
+from gat_sweep.files.storage import Place, write
+from gat_sweep.files.weights import BAD_WEIGHTS
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.layers import rope_table, sincos_position_table
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
-from gat_sweep.metrics.extractors import BAD_WEIGHTS
-from gat_sweep.pretrained import (
+from gat_sweep.pretrained.card import About
+from gat_sweep.pretrained.folder import (
     DISCRIMINATOR,
     OFFICIAL,
     WEIGHTS,
-    About,
     check_new,
     check_tensors,
     from_trial,
@@ -43,7 +44,6 @@ from gat_sweep.pretrained import (
     save_pretrained,
     shapes,
 )
-from gat_sweep.storage import Place, write
 
 # Our names -> theirs; what is not named differs in nothing.
 OFFICIAL_NAMES_G = [

@@ -12,12 +12,11 @@ config.json is written last and holds the digest of every file of weights, which
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -26,13 +25,13 @@ from torch import Tensor, nn
 from gat_sweep.checkpoint import MANIFEST, Checkpoint, read_network, read_trial
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Encoded, load_dataset
-from gat_sweep.data.tokenizer import TokenizerIdentity
 from gat_sweep.errors import UserError
+from gat_sweep.files.storage import Place, children, write
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
+from gat_sweep.pretrained.card import MEASURES, About, model_card
 from gat_sweep.run_table import read_rows
-from gat_sweep.storage import Place, children, write
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
@@ -41,21 +40,8 @@ OFFICIAL = "official.safetensors"
 CARD = "README.md"
 EXPECTED = "give a folder that `gat-sweep export` wrote, or a trial's checkpoints/step_*"
 CHANGEABLE = ("data.path", "data.tokenizer")  # of a trained model: where its files lie now
-MEASURES = ("kernel_distance", "kernel_distance_std", "precision", "recall", "fd_infinity", "fd_infinity_se")
 
 Spec = TypeVar("Spec", bound=NetworkSpec)
-
-
-@dataclass(frozen=True)
-class About:
-    """What config.json says beside the generator's shapes."""
-
-    tokenizer: TokenizerIdentity | None = None  # None: not known
-    class_names: tuple[str, ...] = ()  # none: not known, or no classes
-    training: dict[str, Any] = field(default_factory=dict)  # recipe, trial, step, data and the like
-    evaluation: dict[str, Any] | None = None  # of these very weights: metric, value, n, reference, protocol
-    official: dict[str, Any] | None = None  # of an imported checkpoint: its counters and arguments
-    files: dict[str, str] = field(default_factory=dict)  # file of weights -> sha256; save_pretrained fills it in
 
 
 @dataclass(frozen=True)
@@ -201,96 +187,6 @@ def shapes(kind: type[nn.Module], spec: NetworkSpec) -> dict[str, torch.Size]:
     """Of a network's state dict; nothing is allocated."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in kind(spec).state_dict().items()}
-
-
-def model_card(generator: Generator, discriminator: Discriminator | None, about: About) -> str:
-    """README.md: what the model hubs show."""
-    spec, training = generator.spec, about.training
-    front: dict[str, Any] = {
-        "library_name": "gat-sweep",
-        "pipeline_tag": "unconditional-image-generation",
-        "tags": ["gan", "gat", "transformer", "image-generation", "arxiv:2509.24935"],
-    }
-    if "data" in training:
-        front["datasets"] = [training["data"]["name"]]
-    sizes = (
-        f"{spec.depth} blocks of width {spec.width}, {spec.heads} heads, patch {spec.patch}, {_parameters(generator)}"
-    )
-    conditional = f"{spec.classes} classes" if spec.classes else "unconditional"
-    tokenizer = "not recorded; give it with --tokenizer"
-    if about.tokenizer:
-        tokenizer = f"{about.tokenizer.source} {about.tokenizer.digest}".strip()
-    facts = [
-        ("generator", f"{sizes} (running average of the weights)"),
-        ("discriminator", _parameters(discriminator) if discriminator else "not in this folder"),
-        ("latents", f"{spec.channels} x {spec.side} x {spec.side}, {conditional}, latent code of {spec.z_dim}"),
-        ("tokenizer", tokenizer),
-        *((name.replace("_", " "), _plain(value)) for name, value in training.items()),
-    ]
-    lines = [
-        "---",
-        yaml.safe_dump(front, sort_keys=False).strip(),
-        "---",
-        "",
-        "# GAT",
-        "",
-        'A generative adversarial transformer of "Scalable GANs with Transformers" (arXiv 2509.24935): one forward of',
-        "the generator makes one image in the latent space of the tokenizer.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in facts),
-        "",
-        "## Measured",
-        "",
-        *_measured_lines(about.evaluation),
-        "",
-        "## Sampling",
-        "",
-        "```",
-        "gat-sweep sample FOLDER --out samples --count 64 --psi 0.7",
-        "```",
-        "",
-        "```python",
-        "from pathlib import Path",
-        "",
-        "import torch",
-        "from gat_sweep.pretrained import from_pretrained",
-        "",
-        'generator = from_pretrained(Path("FOLDER")).generator',
-        "z = torch.randn(4, generator.spec.z_dim)",
-        f"y = {f'torch.randint({spec.classes}, (4,))' if spec.classes else None}",
-        f"latents = generator.sample(z, y, psi=0.7)  # [4, {spec.channels}, {spec.side}, {spec.side}]",
-        "```",
-        "",
-        "The weights are safetensors only.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _measured_lines(evaluation: dict[str, Any] | None) -> list[str]:
-    if evaluation is None:
-        return ["These weights were not evaluated."]
-    metric = evaluation["metric"]
-    lines = [
-        f"`{metric}` = {evaluation['value']:.4g} with {evaluation['n']:,} samples against {evaluation['reference']}."
-    ]
-    if metric != "fid":
-        extractor = evaluation["protocol"]["extractor"]
-        lines.append(f"This is a Frechet distance in the features of {extractor}: no FID, and not comparable with one.")
-    lines += [f"`{name}` = {evaluation[name]:.4g}." for name in MEASURES if name in evaluation]
-    protocol = {key: value for key, value in evaluation["protocol"].items() if value is not None}
-    return [*lines, "", "Protocol: " + "; ".join(f"{key} {_plain(value)}" for key, value in protocol.items()) + "."]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items())
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _parameters(network: nn.Module) -> str:
-    return f"{sum(p.numel() for p in network.parameters()):,} parameters"
 
 
 def _about_trial(config: TrialConfig, checkpoint: Checkpoint) -> About:

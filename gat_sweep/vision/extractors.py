@@ -1,14 +1,8 @@
 """Feature networks: pictures in, one vector a picture out. Each names its metric, its resizing and its weights."""
 
 import io
-import pickle
-import struct
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import files
-from pathlib import Path
 from typing import Any, Protocol
 
 import timm
@@ -16,26 +10,13 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
-from gat_sweep.config import Eval
+from gat_sweep.config import Eval, metric_name
 from gat_sweep.errors import UserError
-from gat_sweep.weights import weights_digest
+from gat_sweep.files.weights import check_weights_file, only_weights, read_weights, tensors_only, weights_digest
 
-# The Frechet distance in each network's features. FID is Inception's alone.
-METRICS = {
-    "efficientnet_lite0": "fd_efficientnet_lite0",
-    "inception_v3": "fid",
-    "dinov2_vitl14": "fd_dinov2_vitl14",
-}
-# What torch and safetensors raise on files that are not what they claim to be.
-BAD_WEIGHTS = (
-    *(pickle.UnpicklingError, SafetensorError, RuntimeError, ValueError, EOFError, LookupError, TypeError),
-    *(AttributeError, AssertionError, OverflowError, struct.error),
-)
 WIDTHS = {"efficientnet_lite0": 1280, "inception_v3": 2048, "dinov2_vitl14": 1024}  # of the features
 
 
@@ -57,7 +38,7 @@ class _Network(nn.Module, ABC):
     def __init__(self, network: Any, resize: str, width: int):
         super().__init__()
         self.network = network.eval().requires_grad_(False)
-        self.metric, self.resize, self.width = METRICS[self.name], resize, width
+        self.metric, self.resize, self.width = metric_name(self.name), resize, width
         self.digest = weights_digest(network)
 
     @torch.no_grad()
@@ -170,7 +151,7 @@ def check_extractor(config: Eval) -> None:
         inception_weights(config.weights)
     elif config.extractor == "dinov2_vitl14":
         if config.weights:
-            _check_file(config.weights, "eval.weights")
+            check_weights_file(config.weights, "eval.weights")
             return
         try:
             hf_hub_download(f"timm/{DinoV2.model}", "model.safetensors")
@@ -184,54 +165,13 @@ def inception_weights(path: str | None) -> dict[str, Tensor]:
     if path:
         return read_weights(path, "eval.weights")
     try:
-        with _only_weights(f"the download {URL_INCEPTION_V3}"):
+        with only_weights(f"the download {URL_INCEPTION_V3}"):
             found = torch.hub.load_state_dict_from_url(
                 URL_INCEPTION_V3, map_location="cpu", progress=False, check_hash=True, weights_only=True
             )
-            return _state_dict(found)
+            return tensors_only(found)
     except OSError as error:
         raise UserError(_missing("inception_v3", URL_INCEPTION_V3, error)) from None
-
-
-def read_weights(path: str | Path, setting: str) -> dict[str, Tensor]:
-    """A state dict of tensors from a local file: safetensors, or torch's format, of which nothing else is unpickled.
-
-    setting: the config value or option that names the file. Raises UserError when it holds anything else.
-    """
-    _check_file(path, setting)
-    try:
-        with _only_weights(f"{setting} {path}"):
-            if str(path).endswith(".safetensors"):
-                return load_file(path)
-            return _state_dict(torch.load(path, weights_only=True, map_location="cpu"))
-    except OSError as error:
-        raise UserError(f"{setting} {path}: {error.strerror or error}") from None
-
-
-def _check_file(path: str | Path, setting: str) -> None:
-    if not Path(path).is_file():
-        raise UserError(f"{setting} {path}: no such file; set {setting} to the file of weights")
-
-
-@contextmanager
-def _only_weights(what: str) -> Iterator[None]:
-    """Around the reading of a file of weights: what it raises on others becomes a UserError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about odd formats, which are refused right after
-            yield
-    except BAD_WEIGHTS as error:
-        said = next(iter(str(error).splitlines()), "")[:80]
-        raise UserError(
-            f"{what} is no file of weights, or not of these ({type(error).__name__}: {said}); give a state dict of "
-            "tensors, best as safetensors"
-        ) from None
-
-
-def _state_dict(found: Any) -> dict[str, Tensor]:
-    if not (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):
-        raise TypeError("no state dict")
-    return found
 
 
 def vision_transformer(model: str, weights: str | None, side: int, setting: str) -> Any:
@@ -243,9 +183,9 @@ def vision_transformer(model: str, weights: str | None, side: int, setting: str)
     # As a "pretrained file", so that timm fits the position table of 518-pixel checkpoints to this side.
     overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
     if weights:
-        _check_file(weights, setting)
+        check_weights_file(weights, setting)
     try:
-        with _only_weights(f"{setting} {weights} does not fit {model}: it" if weights else f"timm/{model}"):
+        with only_weights(f"{setting} {weights} does not fit {model}: it" if weights else f"timm/{model}"):
             return timm.create_model(model, pretrained=True, img_size=side, num_classes=0, **overlay)
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         raise UserError(_missing(model, f"https://huggingface.co/timm/{model}", error, setting)) from None

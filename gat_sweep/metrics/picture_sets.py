@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gat_sweep.data.pictures import BAD_DATA, FORMATS, decoding
 from gat_sweep.errors import UserError
-from gat_sweep.npy import BAD_ARRAY, read_header
+from gat_sweep.files.npy import BAD_ARRAY, read_header
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LARGEST = 2**22  # pixels of a picture in an array: a batch has to fit into memory, whatever the header claims

@@ -1,0 +1,74 @@
+"""Which weights a network has."""
+
+import hashlib
+import pickle
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from gat_sweep.errors import UserError
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Of every tensor of the state dict and its name, 12 hex digits."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().numpy())
+    return digest.hexdigest()[:12]
+
+
+# What torch and safetensors raise on files that are not what they claim to be.
+BAD_WEIGHTS = (
+    *(pickle.UnpicklingError, SafetensorError, RuntimeError, ValueError, EOFError, LookupError, TypeError),
+    *(AttributeError, AssertionError, OverflowError, struct.error),
+)
+
+
+def read_weights(path: str | Path, setting: str) -> dict[str, Tensor]:
+    """A state dict of tensors from a local file: safetensors, or torch's format, of which nothing else is unpickled.
+
+    setting: the config value or option that names the file. Raises UserError when it holds anything else.
+    """
+    check_weights_file(path, setting)
+    try:
+        with only_weights(f"{setting} {path}"):
+            if str(path).endswith(".safetensors"):
+                return load_file(path)
+            return tensors_only(torch.load(path, weights_only=True, map_location="cpu"))
+    except OSError as error:
+        raise UserError(f"{setting} {path}: {error.strerror or error}") from None
+
+
+def check_weights_file(path: str | Path, setting: str) -> None:
+    if not Path(path).is_file():
+        raise UserError(f"{setting} {path}: no such file; set {setting} to the file of weights")
+
+
+@contextmanager
+def only_weights(what: str) -> Iterator[None]:
+    """Around the reading of a file of weights: what it raises on others becomes a UserError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about odd formats, which are refused right after
+            yield
+    except BAD_WEIGHTS as error:
+        said = next(iter(str(error).splitlines()), "")[:80]
+        raise UserError(
+            f"{what} is no file of weights, or not of these ({type(error).__name__}: {said}); give a state dict of "
+            "tensors, best as safetensors"
+        ) from None
+
+
+def tensors_only(found: Any) -> dict[str, Tensor]:
+    if not (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):
+        raise TypeError("no state dict")
+    return found

@@ -1,0 +1,5 @@
+"""Trained networks in folders: written, read, sampled, measured, and in the authors' format."""
+
+from gat_sweep.pretrained.folder import from_pretrained, from_trial, save_pretrained
+
+__all__ = ["from_pretrained", "from_trial", "save_pretrained"]

@@ -1,0 +1,1 @@
+"""Pretrained networks that look at pictures."""
