@@ -20,14 +20,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.straightforward import Straightforward
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.sampler import batch_indices
-from gat_sweep.engine import Engine, draw
-from gat_sweep.feed import Batch
 from gat_sweep.gat import flops
 from gat_sweep.gat.augment import AugmentDraws
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.losses import Draws
 from gat_sweep.text import human
+from gat_sweep.train.engine import Engine, draw
+from gat_sweep.train.feed import Batch
 from gat_sweep.version import source_commit
 
 # The first step's losses of both, same weights and noise: rounding of the precision, through a network and the

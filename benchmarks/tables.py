@@ -14,7 +14,8 @@ from analysis.law import fit_law
 from analysis.reading import load_table
 from analysis.scrutiny import scrutinise
 from gat_sweep.recipe import load_recipe, resolve
-from gat_sweep.run_table import SCHEMA, trial_constants
+from gat_sweep.run.table import SCHEMA
+from gat_sweep.train.recorder import trial_constants
 
 SIZES = ("S", "B", "L", "XL")
 

@@ -19,7 +19,7 @@ from analysis.table import Table
 from gat_sweep import paper
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
-from gat_sweep.sweep import read_run
+from gat_sweep.run.record import read_run
 
 FOLDER = "analysis"  # of a run, and of its launch in MLflow
 
@@ -78,7 +78,7 @@ def log_to_mlflow(source: Source, files: Iterable[Place]) -> str:
     """
     if source.run is None or not (source.run / "mlflow.json").exists():
         return ""
-    from gat_sweep.tracking import log_artifacts
+    from gat_sweep.monitor.tracking import log_artifacts
 
     where = json.loads((source.run / "mlflow.json").read_text(encoding="utf-8"))
     return log_artifacts(where["uri"], where["run_id"], files, FOLDER)

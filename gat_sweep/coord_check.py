@@ -23,13 +23,13 @@ from analysis.coordinates import RULES, Changes, plot_coordinates, report
 from benchmarks.step import hardware
 from gat_sweep.config import Size, TrialConfig
 from gat_sweep.data.dataset import Dataset, check_dataset
-from gat_sweep.engine import Engine, draw
 from gat_sweep.errors import UserError
-from gat_sweep.feed import Feed
 from gat_sweep.files.storage import write
 from gat_sweep.gat.mng import make_perturb
 from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens
 from gat_sweep.text import duration
+from gat_sweep.train.engine import Engine, draw
+from gat_sweep.train.feed import Feed
 from gat_sweep.vision.teacher import taught
 
 PROBE = 64  # images

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gat_sweep.checkpoint import Checkpoint, read_network, read_trial
 from gat_sweep.config import PLACES, TrialConfig
 from gat_sweep.data.dataset import dataset_decoder, load_dataset
 from gat_sweep.errors import UserError
@@ -23,6 +22,7 @@ from gat_sweep.files.storage import Place
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.inspection.measures import CHUNK, Findings, Row, Subject, look, pca_maps
+from gat_sweep.run.checkpoint import Checkpoint, read_network, read_trial
 from gat_sweep.vision.perceptual import Distance, FeatureDistance, Lpips
 from gat_sweep.vision.teacher import EFFICIENTNET, Teacher, load_teacher
 

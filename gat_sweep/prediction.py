@@ -18,9 +18,9 @@ from gat_sweep.analyses import Source
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
-from gat_sweep.journal import read_records
 from gat_sweep.plan import iteration_flops
-from gat_sweep.sweep import read_run
+from gat_sweep.run.journal import read_records
+from gat_sweep.run.record import read_run
 from gat_sweep.version import source_commit
 
 FOLDER = "predictions"

@@ -14,10 +14,11 @@ from gat_sweep.analyses import Source, fit_law_command, law_summary, log_to_mlfl
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
-from gat_sweep.run_table import read_rows
-from gat_sweep.sweep import differences, read_run, said
+from gat_sweep.run.record import read_run
+from gat_sweep.run.table import read_rows
+from gat_sweep.run.trial import Trial
+from gat_sweep.sweep import differences, said
 from gat_sweep.text import Say
-from gat_sweep.trial import Trial
 
 WIDEST = 768  # pixels of a sample grid in the report
 RESULTS = ("status", "reason", "flags", "step", "flops", "seconds", "metric", "value", "n", "commit")

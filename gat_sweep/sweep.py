@@ -26,9 +26,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gat_sweep.config import PLACES, Start, TrialConfig
+from gat_sweep.config import Start, TrialConfig
 from gat_sweep.errors import UserError
-from gat_sweep.files.storage import Place, children, write
 from gat_sweep.files.yamlfile import Lines, read_yaml
 from gat_sweep.recipe import PRESETS, check_continues, check_key, flatten, is_factor, load_recipe, locate, resolve
 from gat_sweep.text import nearest
@@ -152,49 +151,6 @@ def trial_id(config: TrialConfig) -> str:
     return f"{sizes}-p{config.model.patch}-s{config.seed}-{config.digest()[:8]}"
 
 
-def open_run(home: Place, name: str, sweep: Sweep, extend: bool = False) -> None:
-    """Records a run's trials in <home>/<name>/run.json.
-
-    A run may get more trials, and with `extend` more steps; what is recorded is never changed otherwise.
-    Raises UserError, with the difference, when a recorded trial is not the sweep's.
-    """
-    path = home / name / "run.json"
-    record: dict[str, Any] = {"sweep": sweep.name, "recipe": sweep.recipe}
-    if path.exists():
-        record = read_run(home, name)
-        for trial, old in record["trials"].items():
-            _check_same(home, name, trial, old, sweep, extend)
-    trials = {trial: config.model_dump(mode="json") for trial, config in sweep.trials.items()}
-    write(path, json.dumps({**record, "trials": trials}, indent=1).encode())
-
-
-def read_run(home: Place, name: str) -> dict[str, Any]:
-    """The record of a run. Raises UserError when there is none."""
-    path = home / name / "run.json"
-    if not path.exists():
-        runs = [folder.name for folder in children(home) if (folder / "run.json").exists()]
-        raise UserError(f"no run '{name}' in {home}; " + (nearest(name, runs) if runs else "it holds no runs yet"))
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return record
-
-
-def _check_same(home: Place, name: str, trial: str, old: dict[str, Any], sweep: Sweep, extend: bool) -> None:
-    now = sweep.trials.get(trial)
-    if now is None:
-        difference = _difference(old, sweep)
-        raise UserError(
-            f"run '{name}' exists in {home} with another config, in trial {trial} {difference}; choose another --name, "
-            "or the settings it was made with"
-        )
-    before, after = old["train"]["steps"], now.train.steps
-    if after < before or (after > before and not extend):
-        more = "add --extend to train it on" if after > before else "steps that were trained are not taken back"
-        raise UserError(
-            f"run '{name}' exists in {home} with another config, in trial {trial} train.steps: {before} -> {after}; "
-            f"{more}, or choose another --name"
-        )
-
-
 def _read(path: Path) -> SweepFile:
     values, lines = read_yaml(path)
     try:
@@ -238,19 +194,6 @@ def _check_block(path: Path, lines: Lines, above: tuple[str, ...], block: Block)
     lengths = {key: len(values) for key, values in block.zip.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{path}:{line('zip')}: zipped lists differ in length: {lengths}")
-
-
-def _difference(old: dict[str, Any], sweep: Sweep) -> str:
-    """The keys in which a recorded trial differs from its nearest relative in the sweep."""
-    places = {f"{section}.{key}" for section, keys in PLACES.items() for key in keys}
-    before = {k: v for k, v in flatten(old).items() if not k.startswith("workers.") and k not in places}
-    candidates: list[list[str]] = []
-    for config in sweep.trials.values():
-        now = flatten(config.identity())
-        keys = [key for key in sorted({**before, **now}) if before.get(key) != now.get(key)]
-        candidates.append([f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys])
-    fewest = min(candidates, key=len)
-    return ", ".join(fewest) or "that the sweep has no more"
 
 
 def said(varied: dict[str, Any]) -> str:

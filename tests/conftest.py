@@ -24,12 +24,12 @@ from gat_sweep.data.shards import CachedTeacher, Columns, float16, write_manifes
 from gat_sweep.data.tokenizer import Pixels, TokenizerIdentity
 from gat_sweep.files.storage import Remote, place
 from gat_sweep.recipe import load_recipe, resolve
-from gat_sweep.trial import Trial
+from gat_sweep.run.trial import Trial
 from gat_sweep.vision.teacher import EFFICIENTNET, load_teacher
 
 torch.set_num_threads(1)
 # Workers of tests are forked from a process that has imported everything once.
-multiprocessing.set_forkserver_preload(["gat_sweep.train"])
+multiprocessing.set_forkserver_preload(["gat_sweep.train.loop"])
 
 REFERENCE = Path(__file__).parent / "data" / "official_step.safetensors"
 TINY: dict[str, Any] = {

@@ -12,10 +12,10 @@ from test_train import CPU, assert_same_state, home, rows  # noqa: F401
 
 from gat_sweep.files.storage import Remote, children
 from gat_sweep.pretrained.evaluate import evaluate_command
-from gat_sweep.run_table import read_rows
+from gat_sweep.run.table import read_rows
+from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import load_sweep
-from gat_sweep.train import train
-from gat_sweep.trial import Trial
+from gat_sweep.train.loop import train
 
 
 def command(*args: str) -> tuple[int, str]:

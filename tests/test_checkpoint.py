@@ -16,10 +16,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gat_sweep import checkpoint as module
-from gat_sweep.checkpoint import Damaged, open_checkpoint, resume, save_checkpoint, saved_step, step_checkpoint
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, Remote, append, children, place, read_from, remove_folder, size_of, write
+from gat_sweep.run import checkpoint, saved
+from gat_sweep.run.checkpoint import open_checkpoint, resume, save_checkpoint, step_checkpoint
+from gat_sweep.run.saved import Damaged, saved_step
 
 Figures = Callable[..., None]
 
@@ -142,7 +143,9 @@ def test_a_crash_anywhere_in_a_save_leaves_a_whole_checkpoint(
     for limit in range(5):
         folder = tmp_path / str(limit)
         save_checkpoint(folder, 10, Parts(10), {})
-        monkeypatch.setattr(module, "write", crashing(limit))
+        one_limit = crashing(limit)
+        for writer in (checkpoint, saved):
+            monkeypatch.setattr(writer, "write", one_limit)
         try:
             save_checkpoint(folder, 20, Parts(20), {})
         except Crash:
@@ -195,7 +198,7 @@ def test_a_checkpoint_beyond_the_pointer_does_not_count(tmp_path: Path) -> None:
 
 def test_no_half_written_file_has_a_name_that_is_read(tmp_path: Path) -> None:
     """SIGKILL in the middle of a write of 200 MB leaves no such file, however early or late it comes."""
-    script = "import sys; from gat_sweep.storage import write; from pathlib import Path\n"
+    script = "import sys; from gat_sweep.files.storage import write; from pathlib import Path\n"
     script += "print('go', flush=True); write(Path(sys.argv[1]), b'x' * 200_000_000)"
     for delay in (0.0, 0.02, 0.05, 0.1):
         process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "big")], stdout=subprocess.PIPE)

@@ -19,12 +19,13 @@ from gat_sweep.encode.job import EncodeJob, encode
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_config, check_no_credentials, without_credentials
 from gat_sweep.files.storage import place
-from gat_sweep.progress import Monitor
+from gat_sweep.monitor.progress import Monitor
+from gat_sweep.monitor.tracking import Tracker, create_store, default_uri, log_artifacts
+from gat_sweep.monitor.ui import serve_ui
 from gat_sweep.recipe import flatten
-from gat_sweep.sweep import Sweep, open_run, trial_id
-from gat_sweep.tracking import Tracker, create_store, default_uri, log_artifacts
-from gat_sweep.train import train
-from gat_sweep.ui import serve_ui
+from gat_sweep.run.record import open_run
+from gat_sweep.sweep import Sweep, trial_id
+from gat_sweep.train.loop import train
 
 pytestmark = pytest.mark.reliability
 SECRET = "hunter22"

@@ -11,7 +11,7 @@ from conftest import TINY, encoded_pixels
 from test_cli import call
 from test_train import home  # noqa: F401
 
-from gat_sweep import doctor
+from gat_sweep.launch import doctor
 from gat_sweep.sweep import load_sweep
 
 SWEEP = f"about: one\nset: {json.dumps(TINY)}\n"

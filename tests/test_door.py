@@ -27,7 +27,6 @@ from test_evaluate import photo_config
 from test_sources import PHOTO, encoded, write_edm2
 
 from analysis.reading import load_table
-from gat_sweep.checkpoint import Damaged, open_checkpoint, save_checkpoint
 from gat_sweep.data.shards import open_shards
 from gat_sweep.data.tokenizer import load_tokenizer
 from gat_sweep.encode.latents import plan_latents
@@ -35,6 +34,8 @@ from gat_sweep.encode.sources import plan_images, read_unit
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.picture_sets import open_pictures
 from gat_sweep.metrics.reference import check_reference, load_reference
+from gat_sweep.run.checkpoint import open_checkpoint, save_checkpoint
+from gat_sweep.run.saved import Damaged
 from gat_sweep.vision import extractors
 from gat_sweep.vision.extractors import check_extractor, inception_weights, vision_transformer
 from gat_sweep.vision.perceptual import Lpips

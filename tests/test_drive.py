@@ -11,13 +11,15 @@ from conftest import tiny_trial
 from ray.train import WorkerGroupError
 from test_train import home, rows  # noqa: F401
 
-from gat_sweep import launch, probe
-from gat_sweep.checkpoint import save_checkpoint, saved_step
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place
-from gat_sweep.steer import request_stop
-from gat_sweep.train import train
-from gat_sweep.trial import Trial
+from gat_sweep.launch import driver as launch
+from gat_sweep.launch import probe
+from gat_sweep.run.checkpoint import save_checkpoint
+from gat_sweep.run.saved import saved_step
+from gat_sweep.run.stop import request_stop
+from gat_sweep.run.trial import Trial
+from gat_sweep.train.loop import train
 
 
 class Workers:
@@ -83,7 +85,7 @@ def test_a_trial_that_gets_nowhere_is_given_up(
 
     def preempted(trial: Trial) -> Exception | None:
         places[0] -= 1
-        return launch.Preempted("gat_sweep.launch.Preempted: saved") if places[0] else None
+        return launch.Preempted("gat_sweep.launch.driver.Preempted: saved") if places[0] else None
 
     assert drive(monkeypatch, [moved], preempted) == ["moved"] * 6 and moved.status() == "done"
 

@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.straightforward import Straightforward
 from gat_sweep.config import TrialConfig
-from gat_sweep.engine import Engine, draw, worker_memory
 from gat_sweep.errors import UserError
 from gat_sweep.gat.discriminator import DiscriminatorBlock
 from gat_sweep.gat.generator import GeneratorBlock
@@ -22,6 +21,7 @@ from gat_sweep.gat.layers import rope_table
 from gat_sweep.gat.memory import Job, block_bytes
 from gat_sweep.gat.spec import GeneratorSpec
 from gat_sweep.recipe import load_recipe, resolve
+from gat_sweep.train.engine import Engine, draw, worker_memory
 
 CPU = torch.device("cpu")
 TEACHER = {"teacher__name": "a", "teacher__width": 24, "objective__align_weight": 1.0}

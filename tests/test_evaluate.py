@@ -21,7 +21,6 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from gat_sweep import text
-from gat_sweep.checkpoint import save_checkpoint
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import dataset_decoder, load_dataset
 from gat_sweep.data.tokenizer import Pixels
@@ -34,6 +33,7 @@ from gat_sweep.metrics.evaluator import Evaluation, Evaluator, check_evaluation,
 from gat_sweep.metrics.reference import Reference, load_reference
 from gat_sweep.pretrained.evaluate import evaluate_command, evaluate_pictures, evaluation_table
 from gat_sweep.recipe import load_recipe, resolve
+from gat_sweep.run.checkpoint import save_checkpoint
 from gat_sweep.vision.extractors import EfficientNetLite0
 
 CPU = torch.device("cpu")

@@ -16,12 +16,12 @@ import torch.distributed as dist
 from conftest import TINY, tiny_config, tiny_trial
 from test_train import CPU, assert_same_state, home, rows, tensors  # noqa: F401
 
-from gat_sweep.budget import Meter, step_flops
-from gat_sweep.checkpoint import saved_step
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.data.loader import Loader
-from gat_sweep.train import train
-from gat_sweep.trial import Trial
+from gat_sweep.monitor.budget import Meter, step_flops
+from gat_sweep.run.saved import saved_step
+from gat_sweep.run.trial import Trial
+from gat_sweep.train.loop import train
 
 Figures = Callable[..., None]
 STEPS = 6

@@ -9,11 +9,11 @@ import pytest
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("gat_sweep.train", ["ray", "mlflow"]),
+        ("gat_sweep.train.loop", ["ray", "mlflow"]),
         ("gat_sweep.encode.on_ray", ["ray", "torch", "timm", "diffusers"]),
         ("gat_sweep.encode.sources", ["torch"]),
         ("gat_sweep.cli", ["ray", "mlflow", "torch"]),
-        ("gat_sweep.gat.losses", ["timm", "pydantic", "gat_sweep.config", "gat_sweep.train"]),
+        ("gat_sweep.gat.losses", ["timm", "pydantic", "gat_sweep.config", "gat_sweep.train.loop"]),
         ("analysis.law_figure", ["ray", "mlflow", "torch", "gat_sweep"]),
     ],
 )

@@ -16,7 +16,6 @@ from conftest import encoded_latents, tiny_config, tiny_trial
 from rich.console import Console
 from torch import Tensor
 
-from gat_sweep.checkpoint import open_checkpoint, save_checkpoint
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.data.tokenizer import Pixels, load_tokenizer
 from gat_sweep.errors import UserError
@@ -26,7 +25,8 @@ from gat_sweep.inspect import COLUMNS, Options, inspect_command, inspection_tabl
 from gat_sweep.inspection.cknna import cknna
 from gat_sweep.inspection.measures import CHUNK, Findings, Subject, look, pca_maps, similarity
 from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens, without_block
-from gat_sweep.train import train
+from gat_sweep.run.checkpoint import open_checkpoint, save_checkpoint
+from gat_sweep.train.loop import train
 from gat_sweep.vision.perceptual import FeatureDistance, Lpips
 
 CPU = torch.device("cpu")

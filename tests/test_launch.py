@@ -20,13 +20,14 @@ from test_cli import call
 from test_train import assert_same_state
 
 from gat_sweep.cluster import local_resources
-from gat_sweep.launch import SHARE_BELOW, STEP_FLOPS, packs, train_pack
-from gat_sweep.recorder import record_failure
-from gat_sweep.run_table import read_rows
+from gat_sweep.launch.driver import train_pack
+from gat_sweep.launch.packs import SHARE_BELOW, STEP_FLOPS, packs
+from gat_sweep.monitor.tracking import default_uri
+from gat_sweep.run.table import read_rows
+from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import load_sweep
-from gat_sweep.tracking import default_uri
-from gat_sweep.train import train
-from gat_sweep.trial import Trial
+from gat_sweep.train.loop import train
+from gat_sweep.train.recorder import record_failure
 
 LADDER = ["S", "B", "L", "XL"]
 

@@ -16,11 +16,11 @@ from test_launch import home, marked  # noqa: F401
 from test_train import rows
 
 from gat_sweep import cluster
-from gat_sweep.checkpoint import saved_step
-from gat_sweep.journal import read_records
+from gat_sweep.run.alive import signs
+from gat_sweep.run.journal import read_records
+from gat_sweep.run.saved import saved_step
+from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import load_sweep
-from gat_sweep.trial import Trial
-from gat_sweep.watch import signs
 
 Figures = Callable[..., None]
 STEPS = 600

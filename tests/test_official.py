@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from test_cli import call
 from test_pretrained import checkpoint_of, networks
 
-from gat_sweep.checkpoint import open_checkpoint
 from gat_sweep.errors import UserError
 from gat_sweep.pretrained.folder import from_pretrained, save_pretrained
 from gat_sweep.pretrained.official import OFFICIAL_NAMES_G, export_official, import_official, official_name
+from gat_sweep.run.checkpoint import open_checkpoint
 
 PARTS = ("generator", "discriminator", "ema")
 

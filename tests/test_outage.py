@@ -26,9 +26,9 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from gat_sweep import tracking
-from gat_sweep.journal import add_record
-from gat_sweep.tracking import PATIENCE_S, Tracker, behind, create_store, default_uri
+from gat_sweep.monitor import tracking
+from gat_sweep.monitor.tracking import PATIENCE_S, Tracker, behind, create_store, default_uri
+from gat_sweep.run.journal import add_record
 
 pytestmark = pytest.mark.reliability
 TIMEOUT_S = 10  # of one request, as tracking sets it

@@ -12,12 +12,14 @@ from test_cli import call
 
 from analysis.law import fit_power_law, gflops
 from gat_sweep.errors import UserError
-from gat_sweep.journal import add_record
 from gat_sweep.plan import iteration_flops
 from gat_sweep.prediction import digest
-from gat_sweep.run_table import RunTable, trial_constants
-from gat_sweep.sweep import load_sweep, open_run
-from gat_sweep.trial import Trial
+from gat_sweep.run.journal import add_record
+from gat_sweep.run.record import open_run
+from gat_sweep.run.table import RunTable
+from gat_sweep.run.trial import Trial
+from gat_sweep.sweep import load_sweep
+from gat_sweep.train.recorder import trial_constants
 
 SIZES = "[S, B, L, XL]"
 SWEEP = f"about: sizes\nset: {json.dumps(TINY)}\nzip: {{model.generator: {SIZES}, model.discriminator: {SIZES}}}\n"

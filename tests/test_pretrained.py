@@ -15,19 +15,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_cli import call
 
-from gat_sweep.checkpoint import save_checkpoint
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.data.tokenizer import Pixels
-from gat_sweep.engine import Engine
 from gat_sweep.errors import UserError
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec
 from gat_sweep.pretrained.card import About
 from gat_sweep.pretrained.folder import CONFIG, WEIGHTS, from_pretrained, from_trial, save_pretrained
-from gat_sweep.recorder import write_config
-from gat_sweep.run_table import RunTable, trial_constants
-from gat_sweep.trial import Trial
+from gat_sweep.run.checkpoint import save_checkpoint
+from gat_sweep.run.table import RunTable
+from gat_sweep.run.trial import Trial
+from gat_sweep.train.engine import Engine
+from gat_sweep.train.recorder import trial_constants, write_config
 
 SHARED = {"width": 8, "depth": 4, "heads": 1, "side": 8, "channels": 1, "patch": 2, "levels": 4}
 

@@ -7,7 +7,7 @@ from typing import Any
 from conftest import tiny_trial
 from rich.console import Console
 
-from gat_sweep.progress import Monitor
+from gat_sweep.monitor.progress import Monitor
 
 
 def test_a_journal_line_by_line(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_pictures_that_are_not_whole_are_not_there(
 
 
 def test_latents_are_decoded_by_their_own_tokenizer(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'dct16' has 16 channels, the latents 1"):
+    with pytest.raises(UserError, match=r"'dct16' has 16 channels, these latents 1"):
         sample_command(folder, tmp_path / "out", PLAIN, {}, "dct16", CPU)
     with pytest.raises(UserError, match=r"'dct1' \(dct1\) is not the one of these latents, 'pixels'"):
         sample_command(folder, tmp_path / "out", PLAIN, {}, "dct1", CPU)

@@ -8,14 +8,14 @@ import torch
 from conftest import tiny_config, tiny_trial
 from test_train import CPU, assert_same_state, home, rows, tensors  # noqa: F401
 
-from gat_sweep.checkpoint import saved_step
 from gat_sweep.config import Start
 from gat_sweep.errors import UserError
-from gat_sweep.journal import read_records
-from gat_sweep.launch import Queue, generations
+from gat_sweep.launch.packs import Queue, generations
 from gat_sweep.plan import iteration_flops
-from gat_sweep.train import train
-from gat_sweep.trial import Trial
+from gat_sweep.run.journal import read_records
+from gat_sweep.run.saved import saved_step
+from gat_sweep.run.trial import Trial
+from gat_sweep.train.loop import train
 
 
 def later(first: Trial, name: str, **overrides: Any) -> Trial:

@@ -12,16 +12,17 @@ from conftest import TINY, tiny_config
 from test_cli import call
 from test_train import CPU, home  # noqa: F401
 
-from gat_sweep.budget import Amount, Budget, Meter, admitted, check_caps, enforce, kept, step_flops
 from gat_sweep.config import Start
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import append, write
-from gat_sweep.journal import add_record
-from gat_sweep.recorder import record_failure
-from gat_sweep.steer import request_stop, stop_reason
-from gat_sweep.sweep import load_sweep, open_run
-from gat_sweep.train import train
-from gat_sweep.trial import Trial
+from gat_sweep.monitor.budget import Amount, Budget, Meter, admitted, check_caps, enforce, kept, step_flops
+from gat_sweep.run.journal import add_record
+from gat_sweep.run.record import open_run
+from gat_sweep.run.stop import request_stop, stop_reason
+from gat_sweep.run.trial import Trial
+from gat_sweep.sweep import load_sweep
+from gat_sweep.train.loop import train
+from gat_sweep.train.recorder import record_failure
 
 SWEEP = f"about: two sizes\nset: {json.dumps(TINY)}\nzip: {{model.generator: [S, B], model.discriminator: [S, B]}}\n"
 

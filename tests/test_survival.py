@@ -16,14 +16,14 @@ from conftest import TINY
 from test_launch import command, home, left_behind, start  # noqa: F401
 from test_train import CPU, assert_same_state, rows
 
-from gat_sweep.budget import Meter, step_flops
-from gat_sweep.checkpoint import saved_step
-from gat_sweep.journal import read_records
-from gat_sweep.steer import EXIT_STOPPED
+from gat_sweep.monitor.budget import Meter, step_flops
+from gat_sweep.run.alive import signs
+from gat_sweep.run.journal import read_records
+from gat_sweep.run.saved import saved_step
+from gat_sweep.run.stop import EXIT_STOPPED
+from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import load_sweep
-from gat_sweep.train import train
-from gat_sweep.trial import Trial
-from gat_sweep.watch import signs
+from gat_sweep.train.loop import train
 
 Figures = Callable[..., None]
 STEPS = 3000

@@ -11,7 +11,8 @@ from test_config import message
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.recipe import recipe_names
-from gat_sweep.sweep import Sweep, differences, load_sweep, open_run, trial_id
+from gat_sweep.run.record import open_run
+from gat_sweep.sweep import Sweep, differences, load_sweep, trial_id
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 WIDTHS = SWEEPS / "widths.yaml"

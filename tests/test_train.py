@@ -13,15 +13,15 @@ import torch
 import torch.distributed as dist
 from conftest import encoded_pixels, tiny_config, tiny_trial
 
-from gat_sweep import engine
-from gat_sweep.checkpoint import step_checkpoint
 from gat_sweep.errors import UserError
 from gat_sweep.gat import flops
 from gat_sweep.metrics import evaluator as evaluate
-from gat_sweep.recorder import record_failure
-from gat_sweep.run_table import SCHEMA, RunTable
-from gat_sweep.train import train
-from gat_sweep.trial import Trial
+from gat_sweep.run.checkpoint import step_checkpoint
+from gat_sweep.run.table import SCHEMA, RunTable
+from gat_sweep.run.trial import Trial
+from gat_sweep.train import engine
+from gat_sweep.train.loop import train
+from gat_sweep.train.recorder import record_failure
 
 CPU = torch.device("cpu")
 

@@ -18,16 +18,17 @@ from conftest import TINY, tiny_config, tiny_trial
 from test_exactness import together
 from test_train import CPU, assert_same_state, home, rows  # noqa: F401
 
-from gat_sweep import watch
-from gat_sweep.checkpoint import saved_step
-from gat_sweep.collapse import WINDOWS, Collapse
 from gat_sweep.data.loader import Loader
-from gat_sweep.engine import Engine
-from gat_sweep.recorder import Unsaved
-from gat_sweep.steer import EXIT_STOPPED, clear_stop, request_stop
-from gat_sweep.train import train
-from gat_sweep.trial import Trial
-from gat_sweep.watch import EXIT_HUNG, EXIT_REPLACED, blame, take_over
+from gat_sweep.run import alive
+from gat_sweep.run.alive import take_over
+from gat_sweep.run.saved import saved_step
+from gat_sweep.run.stop import EXIT_STOPPED, clear_stop, request_stop
+from gat_sweep.run.trial import Trial
+from gat_sweep.train.collapse import WINDOWS, Collapse
+from gat_sweep.train.engine import Engine
+from gat_sweep.train.loop import train
+from gat_sweep.train.recorder import Unsaved
+from gat_sweep.train.watch import EXIT_HUNG, EXIT_REPLACED, blame
 
 Figures = Callable[..., None]
 
@@ -132,7 +133,7 @@ def test_a_worker_that_outlives_its_launch_ends(
         sign.write_text(json.dumps({**values, "host": "elsewhere"}))
 
     elsewhere()
-    monkeypatch.setattr(watch, "BEAT", 1.5)  # twice what the worker's is, by its hang_minutes
+    monkeypatch.setattr(alive, "BEAT", 1.5)  # twice what the worker's is, by its hang_minutes
     take_over(trial.folder, said.append)
     first.communicate(timeout=30)
     assert first.returncode == EXIT_REPLACED and "waiting for an earlier worker on elsewhere" in said[0]
@@ -274,7 +275,7 @@ def test_a_collapsed_discriminator_is_flagged(
     values = {"train__steps": WINDOWS + 3, "train__eval_every": 4}
     dead = tiny_trial(home, "dead", train__base_lr=1e-20, **values)
     with monkeypatch.context() as patch:
-        patch.setattr("gat_sweep.train.Engine", with_dead_discriminator)
+        patch.setattr("gat_sweep.train.loop.Engine", with_dead_discriminator)
         assert train(dead, CPU).status == "done"
     assert [bool(row["flags"]) for row in rows(dead)] == [False, True]
     assert any("discriminator collapsed by step 5" in note for note in notes(dead))

@@ -20,9 +20,9 @@ from test_launch import mind_ctrl_c
 from test_tracking import Trial, home, trial  # noqa: F401
 
 from gat_sweep import cli
-from gat_sweep import ui as module
-from gat_sweep.tracking import default_uri
-from gat_sweep.ui import serve_ui
+from gat_sweep.monitor import ui as module
+from gat_sweep.monitor.tracking import default_uri
+from gat_sweep.monitor.ui import serve_ui
 
 
 def test_ui_needs_a_store_and_a_free_port(home: Path, tmp_path: Path) -> None:  # noqa: F811
@@ -83,7 +83,7 @@ def port() -> int:
 @pytest.fixture
 def ui(home: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:  # noqa: F811
     """`serve_ui` in a process of its own, not yet answering."""
-    code = f"from gat_sweep.ui import *; serve_ui({default_uri(home)!r}, Path({str(home)!r}), {port})"
+    code = f"from gat_sweep.monitor.ui import *; serve_ui({default_uri(home)!r}, Path({str(home)!r}), {port})"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, preexec_fn=mind_ctrl_c)
     yield process

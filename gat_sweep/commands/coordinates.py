@@ -49,7 +49,7 @@ def coord_check(
 ) -> None:
     """Measure how much a training step changes the outputs at each width, with Eq. 4's rate and without (Eq. 11)."""
     from gat_sweep.coord_check import Options, coord_check_command, coord_table
-    from gat_sweep.device import chosen_device
+    from gat_sweep.train.device import chosen_device
 
     options = Options(_numbers(widths, "--widths"), _numbers(seeds, "--seeds"), steps, warmup)
     if not options.seeds:

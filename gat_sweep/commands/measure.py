@@ -95,7 +95,7 @@ def bench(
     --set workers.compile=true.
     """
     from benchmarks.step import show
-    from gat_sweep.run import bench_command
+    from gat_sweep.speed.bench import bench_command
 
     chosen: dict[str, Any] = {"workers.count": 1}
     if batch is not None:
@@ -132,7 +132,7 @@ def latency(
 ) -> None:
     """Time and memory of generating images (Table 6): G alone, with guidance, with the tokenizer's decoder."""
     from benchmarks.inference import inference_command, show_inference
-    from gat_sweep.device import chosen_device
+    from gat_sweep.train.device import chosen_device
 
     configs = [make_config(recipe, preset, settings, {"workers.count": 1}, both) for both in _both_networks(sizes)]
     at_once = sorted(set(batches or (1, images)))

@@ -99,9 +99,9 @@ def sample(
 
     Picture i depends on the seed and i alone. The released code's --truncation-psi t is --psi 1-t here.
     """
-    from gat_sweep.device import chosen_device
     from gat_sweep.files.storage import place
     from gat_sweep.pretrained.sample import Request, sample_command
+    from gat_sweep.train.device import chosen_device
 
     if interpolate is None and (steps is not None or rows is not None):
         raise UserError("--steps and --rows are of --interpolate intra or inter; add it, or use --count and --grid")

@@ -23,7 +23,7 @@ from gat_sweep.commands.options import (
 @json_option
 def status(name: str | None, home: Any, as_json: bool) -> None:
     """Show the runs of a home, or the trials of one: where they are, what they spent, who works on them."""
-    from gat_sweep.status import run_status, runs_of, status_table
+    from gat_sweep.monitor.status import run_status, runs_of, status_table
 
     if name is None:
         runs = runs_of(home)
@@ -49,8 +49,9 @@ def status(name: str | None, home: Any, as_json: bool) -> None:
 @json_option
 def stop(name: str, trials: tuple[str, ...], home: Any, as_json: bool) -> None:
     """Ask the trials of a run, or some of them, to save and end; `gat-sweep run` goes on from there."""
-    from gat_sweep.status import chosen_trials, trial_status
-    from gat_sweep.steer import request_stop
+    from gat_sweep.monitor.status import trial_status
+    from gat_sweep.run.record import chosen_trials
+    from gat_sweep.run.stop import request_stop
 
     chosen = chosen_trials(home, name, trials)
     running = [trial.id for trial in chosen if trial_status(trial)["status"] == "running"]
@@ -72,7 +73,8 @@ def stop(name: str, trials: tuple[str, ...], home: Any, as_json: bool) -> None:
 @json_option
 def logs(name: str, trials: tuple[str, ...], lines: int, follow: bool, home: Any, as_json: bool) -> None:
     """Print the journals of a run's trials, or of some: losses, distances, notes, ends. JSON: one record a line."""
-    from gat_sweep.status import chosen_trials, log_line, log_records
+    from gat_sweep.monitor.status import log_line, log_records
+    from gat_sweep.run.record import chosen_trials
 
     chosen = chosen_trials(home, name, trials)
     past = list(log_records(chosen, follow=False))
@@ -108,7 +110,7 @@ def doctor(
 
     Names the fix of whatever is wrong; exit code 1 when anything is.
     """
-    from gat_sweep.doctor import examine, findings_table
+    from gat_sweep.launch.doctor import examine, findings_table
 
     spec = make_sweep(sweep, recipe, preset, settings, seeds)
     findings = examine(spec, home, address, tracking_uri)

@@ -45,7 +45,7 @@ def plan(
     as_json: bool,
 ) -> None:
     """Show a sweep's trials: parameters, FLOPs, learning rates, memory, and what hours they take. Trains nothing."""
-    from gat_sweep.run import plan_command, plan_table
+    from gat_sweep.commands.plan import plan_command, plan_table
 
     if (mfu is None) != (peak_tflops is None) or (calibrate and mfu is not None):
         raise UserError("hours are foretold by --calibrate, or by --mfu together with --peak-tflops")
@@ -91,8 +91,8 @@ def run(
 
     Exit codes: 0 all trials are done or diverged, 1 some are not, 75 stopped on request with everything saved.
     """
-    from gat_sweep.budget import Budget
-    from gat_sweep.run import Launch, run_command
+    from gat_sweep.launch.run import Launch, run_command
+    from gat_sweep.monitor.budget import Budget
 
     spec = make_sweep(sweep, recipe, preset, settings, seeds)
     name = name or f"{spec.name}-{spec.recipe}"
@@ -108,7 +108,7 @@ def run(
 @device_option
 def train(recipe: str, preset: str, settings: tuple[str, ...], home: Any, name: str, device: str | None) -> None:
     """Train one trial here, without Ray and MLflow. SIGTERM saves and ends with exit code 75."""
-    from gat_sweep.run import train_command
+    from gat_sweep.launch.train import train_command
 
     check_name(name)
     config = make_config(recipe, preset, settings)
@@ -120,8 +120,8 @@ def train(recipe: str, preset: str, settings: tuple[str, ...], home: Any, name: 
 @click.option("--port", default=5000, show_default=True)
 def ui(home: Any, port: int) -> None:
     """Open the MLflow UI of the home's store on loopback."""
-    from gat_sweep.tracking import default_uri
-    from gat_sweep.ui import serve_ui
+    from gat_sweep.monitor.tracking import default_uri
+    from gat_sweep.monitor.ui import serve_ui
 
     with user_errors():
         serve_ui(default_uri(home), home, port)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from gat_sweep.checkpoint import MANIFEST, read_network, read_trial
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset, dataset_decoder, load_dataset
 from gat_sweep.errors import UserError
@@ -28,6 +27,8 @@ from gat_sweep.metrics.evaluator import (
 from gat_sweep.metrics.picture_sets import open_pictures
 from gat_sweep.metrics.reference import check_reference, load_reference
 from gat_sweep.recipe import check_key, load_recipe, resolve
+from gat_sweep.run.checkpoint import read_network, read_trial
+from gat_sweep.run.saved import MANIFEST
 from gat_sweep.text import Eta, Say, silent
 from gat_sweep.vision.extractors import check_extractor, make_extractor
 

@@ -22,7 +22,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from gat_sweep.checkpoint import MANIFEST, Checkpoint, read_network, read_trial
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Encoded, load_dataset
 from gat_sweep.errors import UserError
@@ -31,7 +30,9 @@ from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
 from gat_sweep.pretrained.card import MEASURES, About, model_card
-from gat_sweep.run_table import read_rows
+from gat_sweep.run.checkpoint import Checkpoint, read_network, read_trial
+from gat_sweep.run.saved import MANIFEST
+from gat_sweep.run.table import read_rows
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gat_sweep.checkpoint import read_network, read_trial
 from gat_sweep.data.tokenizer import load_tokenizer
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, write
@@ -44,6 +43,7 @@ from gat_sweep.pretrained.folder import (
     save_pretrained,
     shapes,
 )
+from gat_sweep.run.checkpoint import read_network, read_trial
 
 # Our names -> theirs; what is not named differs in nothing.
 OFFICIAL_NAMES_G = [

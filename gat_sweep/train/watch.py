@@ -11,18 +11,16 @@ import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from gat_sweep.files.storage import Place, children, write
+from gat_sweep.files.storage import Place, write
+from gat_sweep.run.alive import BEAT, owner_of, signs
 
-BEAT = 5.0  # seconds between two signs of life, at most
 EXIT_HUNG = 70  # of a worker that ends because one of its trial's hangs
 EXIT_REPLACED = 71  # of one whose trial has been taken over
-OWNER = "owner.json"
 PHASES = ("start", "agree", "log", "save", "evaluate", "data", "step")  # of an iteration, in their order
 
 
@@ -75,7 +73,7 @@ class Watch:
         while not self._done.wait(self.beat):
             # Storage that is away, or full, costs a sign of life; the loop will say so when it cannot save.
             with suppress(OSError):
-                if self.owner and self.owner != _owner(self.folder):
+                if self.owner and self.owner != owner_of(self.folder):
                     os._exit(EXIT_REPLACED)  # at once: two would write the same files
                 self._beat()
                 self.stop_reason = self.stop_reason or self.asked()
@@ -119,50 +117,6 @@ class Watch:
         else:
             time.sleep(3 * self.beat)  # where one ends all others fail, and nobody would be named
         os._exit(EXIT_HUNG)
-
-
-def take_over(trial: Place, say: Callable[[str], None]) -> str:
-    """Makes this process the only one that trains the trial; what Watch takes as its owner.
-
-    Waits until a worker that an earlier launch left behind, if it still runs, has noticed and ended.
-    """
-    folder, owner = trial / "alive", uuid.uuid4().hex
-    write(folder / OWNER, json.dumps({"owner": owner}).encode())
-    before = signs(folder).get(0)
-    while before and not before["ended"] and not _is_gone(before):
-        say(f"waiting for an earlier worker on {before['host']} (pid {before['pid']}) to end")
-        time.sleep(2 * BEAT)
-        now = signs(folder).get(0)
-        if now is None or now["count"] == before["count"]:
-            break
-        before = now
-    return owner
-
-
-def _owner(folder: Place) -> str:
-    return str(json.loads((folder / OWNER).read_bytes())["owner"])
-
-
-def _is_gone(sign: dict[str, Any]) -> bool:
-    """Whether the process that wrote it is known to have ended: it was this one, or one of this machine's."""
-    if sign["host"] != socket.gethostname():
-        return False
-    if sign["pid"] == os.getpid():
-        return True
-    try:
-        os.kill(sign["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
-
-
-def signs(folder: Place) -> dict[int, dict[str, Any]]:
-    """The last sign of life of every worker of a trial, by rank."""
-    files = [file for file in children(folder) if file.name.startswith("rank-")]
-    found = (json.loads(file.read_bytes()) for file in files)
-    return {sign["rank"]: sign for sign in found}
 
 
 def blame(

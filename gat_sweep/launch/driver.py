@@ -6,7 +6,6 @@ With cluster.py and encode/on_ray.py the only file that imports ray. Workers lea
 trial's end comes back through Ray, so what was recorded does not depend on who was alive to receive it.
 """
 
-import json
 import re
 import signal
 import time
@@ -18,19 +17,19 @@ import torch
 import torch.distributed as dist
 
 from gat_sweep import cluster
-from gat_sweep.checkpoint import saved_step
 from gat_sweep.cluster import Cluster
 from gat_sweep.config import TrialConfig, Workers
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import write
+from gat_sweep.launch.packs import Queue, one_per_reference
+from gat_sweep.launch.probe import probe_nodes
 from gat_sweep.metrics.reference import load_reference
-from gat_sweep.plan import iteration_flops
-from gat_sweep.probe import probe_nodes
-from gat_sweep.recorder import leave_note, record_failure
-from gat_sweep.run_table import FINISHED
-from gat_sweep.steer import request_stop, stop_reason
-from gat_sweep.train import train
-from gat_sweep.trial import Trial
+from gat_sweep.run.saved import saved_step
+from gat_sweep.run.stop import request_stop, stop_reason
+from gat_sweep.run.table import FINISHED
+from gat_sweep.run.trial import Trial
+from gat_sweep.train.loop import train
+from gat_sweep.train.recorder import leave_note, record_failure
 
 # Machines come and go: a trial whose workers died goes on from its newest checkpoint, as often as it gets further
 # each time. So many attempts in a row that save nothing are a failure.
@@ -38,13 +37,6 @@ TRIES = 3
 # Another attempt would end the same way.
 HOPELESS = ("UserError", "OutOfMemoryError", "Unsaved")
 DRIVER_RESTARTS = 3  # of a Tune trial, which only waits for workers
-
-# A step of a small network is launches of small operations: on one CPU core, width 8 has a twelfth of the FLOPs
-# of width 32 and takes half of its time. This many FLOPs per step on top bring cost in line with time.
-STEP_FLOPS = 1.5e9
-# Trials below share a worker: ten minutes of one CPU core. To a longer one start-up hardly matters; it does better
-# in a place of its own once one is free than dealt beforehand, on a guess at its time, to a place with others.
-SHARE_BELOW = 2e13
 
 
 def check_feasible(trials: dict[str, TrialConfig], there: Cluster) -> None:
@@ -60,75 +52,6 @@ def check_feasible(trials: dict[str, TrialConfig], there: Cluster) -> None:
                     f"trial {trial} asks for {asked:g} {name} ({need.count} workers), the cluster has {offered:g}; "
                     "lower workers.count, workers.cpus or workers.gpus with --set, or use a larger cluster"
                 )
-
-
-def packs(trials: list[Trial], slots: int) -> list[list[Trial]]:
-    """Deals trials out to worker groups, which work through theirs in the order of the sweep; costliest pack first.
-
-    Small trials that ask for the same single worker share `slots` workers, so that each starts once; any other
-    trial has its workers to itself.
-    """
-    order = {trial.id: i for i, trial in enumerate(trials)}
-    cost = {trial.id: _cost(trial.config) for trial in trials}
-
-    def total(pack: list[Trial]) -> float:
-        return sum(cost[trial.id] for trial in pack)
-
-    result: list[list[Trial]] = []
-    sharing: dict[Workers, list[Trial]] = {}
-    for trial in trials:
-        if trial.config.workers.count == 1 and cost[trial.id] < SHARE_BELOW:
-            sharing.setdefault(trial.config.workers, []).append(trial)
-        else:
-            result.append([trial])
-    for small in sharing.values():
-        shared: list[list[Trial]] = [[] for _ in range(min(slots, len(small)))]
-        for trial in sorted(small, key=lambda t: cost[t.id], reverse=True):
-            min(shared, key=total).append(trial)
-        result += [sorted(pack, key=lambda t: order[t.id]) for pack in shared]
-    return sorted(result, key=total, reverse=True)  # a long one that starts last is the end of a sweep
-
-
-def generations(trials: list[Trial]) -> list[list[Trial]]:
-    """Trials that start from nothing, then those that start from one of them, and so on; in the order of the sweep."""
-    found: list[list[Trial]] = []
-    of: dict[str, int] = {}
-    for trial in trials:  # behind the one that it starts from
-        start = trial.config.start
-        of[trial.id] = of.get(start.trial, -1) + 1 if start else 0
-        if of[trial.id] == len(found):
-            found.append([])
-        found[of[trial.id]].append(trial)
-    return found
-
-
-class Queue:
-    """Packs, costliest first; one is ready when nothing that its trials start from is queued or under way."""
-
-    def __init__(self, trials: list[Trial], slots: int):
-        # A pack holds one generation: in a circle of packs each would wait for the other.
-        self.waiting = [pack for generation in generations(trials) for pack in packs(generation, slots)]
-        self.under_way: dict[str, list[Trial]] = {}
-
-    def take(self, name: str) -> list[Trial] | None:
-        """The first pack that is ready, now under way under that name; None when none is."""
-        ahead = {trial.id for pack in [*self.waiting, *self.under_way.values()] for trial in pack}
-        for pack in self.waiting:
-            if not any(trial.config.start and trial.config.start.trial in ahead for trial in pack):
-                self.waiting.remove(pack)
-                self.under_way[name] = pack
-                return pack
-        return None
-
-    def ended(self, name: str) -> None:
-        """Well or not: whether a trial can start from another is asked when it is its turn."""
-        self.under_way.pop(name, None)
-
-
-def one_per_reference(trials: list[Trial]) -> list[Trial]:
-    """The first trial for every set of real pictures and way of looking at them."""
-    seen = {json.dumps([t.config.data.model_dump(), t.config.eval.model_dump()]): t for t in reversed(trials)}
-    return list(reversed(seen.values()))
 
 
 def measures_here(config: TrialConfig, address: str | None) -> bool:
@@ -365,12 +288,6 @@ def _reason(error: Exception) -> str:
     # A traceback ends with its exception.
     named = list(re.finditer(r"(?:\w+\.)*((?:\w*(?:Error|Exception)|Unsaved|Preempted|Damaged): )", text))
     return (text[named[-1].start(1) :] if named else f"{type(failure).__name__}: {text}")[:500]
-
-
-def _cost(config: TrialConfig) -> float:
-    """Training time in FLOPs: those of the networks and the price of a step."""
-    per_image = sum(iteration_flops(config).values())
-    return config.train.steps * (per_image * config.train.batch + STEP_FLOPS)
 
 
 def _fits(workers: Workers, there: Cluster) -> int:

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from gat_sweep.journal import read_records
+from gat_sweep.run.journal import read_records
+from gat_sweep.run.trial import Trial
 from gat_sweep.text import duration
-from gat_sweep.trial import Trial
 
 INTERVAL = 1.0  # seconds between looks at the journals
 LINE_EVERY = 30.0  # seconds between plain lines of a trial that has nothing else to say

@@ -8,15 +8,17 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from gat_sweep import cluster, launch, tracking
-from gat_sweep.checkpoint import KEEP
+from gat_sweep import cluster
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset, dataset_decoder
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place
+from gat_sweep.launch import driver as launch
+from gat_sweep.launch.probe import check_writable, probe_nodes
 from gat_sweep.metrics.evaluator import check_evaluation
+from gat_sweep.monitor import tracking
 from gat_sweep.plan import parameter_counts
-from gat_sweep.probe import check_writable, probe_nodes
+from gat_sweep.run.checkpoint import KEEP
 from gat_sweep.sweep import Sweep
 from gat_sweep.vision.teacher import trial_teacher
 

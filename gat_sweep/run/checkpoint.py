@@ -23,17 +23,12 @@ from torch import Tensor
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Dataset, load_dataset
 from gat_sweep.errors import UserError
-from gat_sweep.files.storage import Place, children, remove_folder, write
+from gat_sweep.files.storage import Place, remove_folder, write
 from gat_sweep.recipe import resolve
+from gat_sweep.run.saved import MANIFEST, POINTER, Damaged, read_sealed, saved_steps, step_folder, write_sealed
 
 KEEP = 2
-POINTER = "latest.json"
-MANIFEST = "checkpoint.json"
 MAY_GO = "projector."  # of D: a trial may go on without the alignment of the one that it starts from
-
-
-class Damaged(Exception):
-    """A checkpoint is not what was written; says which file and how."""
 
 
 @dataclass(frozen=True)
@@ -90,29 +85,20 @@ def save_checkpoint(folder: Place, step: int, parts: Mapping[str, Any], facts: M
 
     Raises OSError when it cannot be written; the checkpoint before stays, and what was written of this one goes.
     """
-    target = _folder(folder, step)
+    target = step_folder(folder, step)
     try:
         files = {}
         for name, part in parts.items():
             content = save(_tensors(part))
             write(target / f"{name}.safetensors", content)
             files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        _write_sealed(target / MANIFEST, {"step": step, "facts": dict(facts), "files": files})
+        write_sealed(target / MANIFEST, {"step": step, "facts": dict(facts), "files": files})
     except OSError:
         remove_folder(target)
         raise
-    _write_sealed(folder / POINTER, {"step": step})
-    for old in _steps(folder)[:-KEEP]:
-        remove_folder(_folder(folder, old))
-
-
-def saved_step(folder: Place) -> int:
-    """The step that the pointer names; 0 when there is none."""
-    try:
-        step: int = _read_sealed(folder / POINTER)["step"]
-        return step
-    except Damaged:
-        return max(_steps(folder), default=0)
+    write_sealed(folder / POINTER, {"step": step})
+    for old in saved_steps(folder)[:-KEEP]:
+        remove_folder(step_folder(folder, old))
 
 
 def resume(folder: Place, parts: Mapping[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
@@ -121,9 +107,9 @@ def resume(folder: Place, parts: Mapping[str, Any], say: Callable[[str], None]) 
     say: gets a line for each one that is damaged.
     Raises UserError when there are checkpoints and all of them are damaged.
     """
-    steps = _steps(folder)
+    steps = saved_steps(folder)
     try:
-        newest = _read_sealed(folder / POINTER)["step"]
+        newest = read_sealed(folder / POINTER)["step"]
         steps = [step for step in steps if step <= newest]
     except Damaged as damage:
         if steps:
@@ -142,12 +128,12 @@ def resume(folder: Place, parts: Mapping[str, Any], say: Callable[[str], None]) 
 
 def step_checkpoint(folder: Place, step: int) -> Checkpoint:
     """The checkpoint of a step. Raises Damaged as open_checkpoint does."""
-    return open_checkpoint(_folder(folder, step))
+    return open_checkpoint(step_folder(folder, step))
 
 
 def open_checkpoint(folder: Place) -> Checkpoint:
     """Raises Damaged when the manifest is missing or not what was written."""
-    values = _read_sealed(folder / MANIFEST)
+    values = read_sealed(folder / MANIFEST)
     return Checkpoint(folder, values["step"], values["facts"], values["files"])
 
 
@@ -200,33 +186,3 @@ def _tensors(part: Any) -> dict[str, Tensor]:
         names = part.param_groups[0]["param_names"]
         return {f"{names[i]}.{kind}": t for i, values in state["state"].items() for kind, t in values.items()}
     return {name: tensor.contiguous() for name, tensor in state.items()}
-
-
-def _folder(folder: Place, step: int) -> Place:
-    return folder / f"step_{step:08d}"
-
-
-def _steps(folder: Place) -> list[int]:
-    """Of the checkpoints in a folder, whole or not, rising."""
-    names = (child.name.removeprefix("step_") for child in children(folder) if child.name.startswith("step_"))
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def _write_sealed(target: Place, values: dict[str, Any]) -> None:
-    """JSON with its own digest."""
-    text = json.dumps(values, sort_keys=True)
-    write(target, json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "values": values}).encode())
-
-
-def _read_sealed(target: Place) -> dict[str, Any]:
-    try:
-        found = json.loads(target.read_bytes())
-        values: dict[str, Any] = found["values"]
-        text = json.dumps(values, sort_keys=True)
-    except FileNotFoundError:
-        raise Damaged(f"{target} is missing") from None
-    except (ValueError, KeyError, TypeError):
-        raise Damaged(f"{target} is no JSON of ours") from None
-    if hashlib.sha256(text.encode()).hexdigest() != found.get("sha256"):
-        raise Damaged(f"{target} is not what was written (sha256 differs)")
-    return values

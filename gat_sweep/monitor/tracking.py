@@ -33,7 +33,7 @@ from requests.exceptions import RequestException
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_no_credentials, without_credentials
 from gat_sweep.files.storage import Place, children, size_of, write
-from gat_sweep.journal import FILE, read_records
+from gat_sweep.run.journal import FILE, read_records
 
 for _name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
     os.environ.pop(_name, None)  # left by an outer run, they would win over what we set

@@ -18,20 +18,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from gat_sweep.checkpoint import Checkpoint, Damaged, check_data, resume, step_checkpoint
-from gat_sweep.collapse import Collapse
 from gat_sweep.config import Start
 from gat_sweep.data.dataset import check_dataset
-from gat_sweep.device import keep_freed_memory
-from gat_sweep.engine import Engine
 from gat_sweep.errors import UserError
-from gat_sweep.feed import Feed
 from gat_sweep.metrics.evaluator import Evaluator
 from gat_sweep.plan import iteration_flops
-from gat_sweep.recorder import GRID, Recorder, leave_note
-from gat_sweep.steer import stop_reason
-from gat_sweep.trial import Trial
-from gat_sweep.watch import Watch, take_over
+from gat_sweep.run.alive import take_over
+from gat_sweep.run.checkpoint import Checkpoint, check_data, resume, step_checkpoint
+from gat_sweep.run.saved import Damaged
+from gat_sweep.run.stop import stop_reason
+from gat_sweep.run.trial import Trial
+from gat_sweep.train.collapse import Collapse
+from gat_sweep.train.device import keep_freed_memory
+from gat_sweep.train.engine import Engine
+from gat_sweep.train.feed import Feed
+from gat_sweep.train.recorder import GRID, Recorder, leave_note
+from gat_sweep.train.watch import Watch
 
 
 @dataclass(frozen=True)

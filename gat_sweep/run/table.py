@@ -3,7 +3,6 @@
 One row per evaluation. `analysis` reads these files and nothing else of a run.
 """
 
-import json
 import math
 from datetime import UTC, datetime
 from typing import Any
@@ -11,10 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gat_sweep.config import TrialConfig
 from gat_sweep.files.storage import Place, write
-from gat_sweep.plan import model_info
-from gat_sweep.version import source_commit
 
 FINISHED = ("done", "diverged")  # a divergence is a result: running it again would only repeat it
 SCHEMA = pa.schema(
@@ -110,29 +106,3 @@ def final_status(path: Place, steps: int) -> str:
     last = read_rows(path)[-1]
     whole = last["step"] >= steps and last["value"] is not None and math.isfinite(last["value"])
     return "running" if last["status"] == "done" and not whole else str(last["status"])
-
-
-def trial_constants(run: str, sweep: str, trial: str, config: TrialConfig) -> dict[str, Any]:
-    """The columns that are the same on every row of a trial."""
-    info = model_info(config)
-    return {
-        "run": run,
-        "sweep": sweep,
-        "trial": trial,
-        "recipe": config.recipe,
-        "generator_size": config.model.generator,
-        "discriminator_size": config.model.discriminator,
-        "patch": config.model.patch,
-        "seed": config.seed,
-        "commit": source_commit(),
-        "config": json.dumps(config.identity(), sort_keys=True),
-        "config_hash": config.digest(),
-        "steps": config.train.steps,
-        "g_forward_flops": float(info["g_forward_flops"]),
-        "d_forward_flops": float(info["d_forward_flops"]),
-        "flops_per_image": json.dumps(info["iteration_flops"]),
-        "params_g": info["g_params"],
-        "params_d": info["d_params"],
-        "lr_g": config.lr_g,
-        "lr_d": config.lr_d,
-    }

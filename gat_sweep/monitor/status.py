@@ -7,28 +7,20 @@ from typing import Any
 
 from rich.table import Table
 
-from gat_sweep.budget import Amount, Meter, kept
-from gat_sweep.checkpoint import saved_step
-from gat_sweep.config import TrialConfig
-from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children
-from gat_sweep.journal import read_records
-from gat_sweep.run_table import read_rows
-from gat_sweep.steer import stop_reason
-from gat_sweep.sweep import read_run
-from gat_sweep.text import duration, human, nearest
-from gat_sweep.trial import Trial
-from gat_sweep.watch import BEAT, signs
+from gat_sweep.monitor.budget import Amount, Meter, kept
+from gat_sweep.run.alive import BEAT, signs
+from gat_sweep.run.journal import read_records
+from gat_sweep.run.record import run_trials
+from gat_sweep.run.saved import saved_step
+from gat_sweep.run.stop import stop_reason
+from gat_sweep.run.table import read_rows
+from gat_sweep.run.trial import Trial
+from gat_sweep.sweep import differences, said
+from gat_sweep.text import duration, human
 
 FRESH = 6 * BEAT  # seconds; a worker that was silent for longer is gone, or cut off
 POLL = 1.0  # seconds between two looks of `logs --follow`
-
-
-def run_trials(home: Place, name: str) -> list[Trial]:
-    """The trials of a run as they were recorded. Raises UserError when there is no such run."""
-    record = read_run(home, name)
-    configs = {trial: TrialConfig.model_validate(values) for trial, values in record["trials"].items()}
-    return [Trial(trial, name, record["sweep"], config, home) for trial, config in configs.items()]
 
 
 def run_status(home: Place, name: str) -> dict[str, Any]:
@@ -122,15 +114,6 @@ def runs_of(home: Place) -> list[dict[str, Any]]:
     return found
 
 
-def chosen_trials(home: Place, name: str, chosen: tuple[str, ...]) -> list[Trial]:
-    """Trials of a run by id, all unless any are given. Raises UserError for an unknown one."""
-    trials = {trial.id: trial for trial in run_trials(home, name)}
-    for trial in chosen:
-        if trial not in trials:
-            raise UserError(f"run '{name}' has no trial '{trial}'; {nearest(trial, trials)}")
-    return [trials[trial] for trial in chosen or trials]
-
-
 def log_records(trials: list[Trial], follow: bool) -> Iterator[dict[str, Any]]:
     """The journals' records, by time, each with its trial; follow: waits for more, for ever."""
     offsets = dict.fromkeys([trial.id for trial in trials], 0)
@@ -164,3 +147,33 @@ def _last_status(trial: Trial) -> dict[str, Any] | None:
     """The journal's last change of status."""
     changes = [record for _, record in read_records(trial.folder) if "status" in record]
     return changes[-1] if changes else None
+
+
+def results_table(trials: list[Trial]) -> Table:
+    """The last evaluation of every trial."""
+    table = Table(title="results", title_justify="left")
+    varied = differences({trial.id: trial.config for trial in trials})
+    for name in ["trial", "varies", "status", "step", "G params", "lr G", "lr D", "metric", "value", "N", "minutes"]:
+        text = name in ("trial", "varies", "status", "metric")
+        table.add_column(name, justify="left" if text else "right", no_wrap=name != "varies")
+    for trial in trials:
+        rows = read_rows(trial.table) if trial.table.exists() else []
+        if not rows:
+            table.add_row(trial.id, said(varied[trial.id]), "waiting")
+            continue
+        last = rows[-1]
+        value = "" if last["value"] is None else f"{last['value']:.1f}"
+        table.add_row(
+            trial.id,
+            said(varied[trial.id]),
+            f"{last['status']} {last['reason']}".strip(),
+            f"{last['step']}/{last['steps']}",
+            f"{last['params_g']:,}",
+            f"{last['lr_g']:.3g}",
+            f"{last['lr_d']:.3g}",
+            last["metric"],
+            value,
+            f"{last['n'] or ''}",
+            f"{(last['seconds'] or 0) / 60:.1f}",
+        )
+    return table

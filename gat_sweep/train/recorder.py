@@ -1,19 +1,23 @@
 """What a trial leaves behind beside its checkpoints: rows, journal, sample grids, its config."""
 
 import io
+import json
 from typing import Any
 
 from PIL import Image
 from torch import Tensor
 
-from gat_sweep.checkpoint import save_checkpoint
-from gat_sweep.collapse import Collapse
+from gat_sweep.config import TrialConfig
 from gat_sweep.files.storage import write
-from gat_sweep.journal import add_record
 from gat_sweep.metrics.evaluator import Evaluation
-from gat_sweep.run_table import RunTable, trial_constants
-from gat_sweep.trial import Trial
-from gat_sweep.watch import signs
+from gat_sweep.plan import model_info
+from gat_sweep.run.alive import signs
+from gat_sweep.run.checkpoint import save_checkpoint
+from gat_sweep.run.journal import add_record
+from gat_sweep.run.table import RunTable
+from gat_sweep.run.trial import Trial
+from gat_sweep.train.collapse import Collapse
+from gat_sweep.version import source_commit
 
 GRID = 8  # sample grids are GRID x GRID
 
@@ -100,3 +104,29 @@ def write_config(trial: Trial) -> None:
 
 def _columns(progress: dict[str, float]) -> dict[str, Any]:
     return {"images": progress["images"], "flops": float(progress["flops"]), "seconds": progress["seconds"]}
+
+
+def trial_constants(run: str, sweep: str, trial: str, config: TrialConfig) -> dict[str, Any]:
+    """The columns that are the same on every row of a trial."""
+    info = model_info(config)
+    return {
+        "run": run,
+        "sweep": sweep,
+        "trial": trial,
+        "recipe": config.recipe,
+        "generator_size": config.model.generator,
+        "discriminator_size": config.model.discriminator,
+        "patch": config.model.patch,
+        "seed": config.seed,
+        "commit": source_commit(),
+        "config": json.dumps(config.identity(), sort_keys=True),
+        "config_hash": config.digest(),
+        "steps": config.train.steps,
+        "g_forward_flops": float(info["g_forward_flops"]),
+        "d_forward_flops": float(info["d_forward_flops"]),
+        "flops_per_image": json.dumps(info["iteration_flops"]),
+        "params_g": info["g_params"],
+        "params_d": info["d_params"],
+        "lr_g": config.lr_g,
+        "lr_d": config.lr_d,
+    }

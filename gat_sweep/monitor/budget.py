@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gat_sweep.checkpoint import saved_step
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, write
-from gat_sweep.journal import read_records
 from gat_sweep.plan import iteration_flops
-from gat_sweep.steer import request_stop, stop_reason
+from gat_sweep.run.alive import signs
+from gat_sweep.run.journal import read_records
+from gat_sweep.run.saved import saved_step
+from gat_sweep.run.stop import request_stop, stop_reason
+from gat_sweep.run.trial import Trial
 from gat_sweep.text import human
-from gat_sweep.trial import Trial
-from gat_sweep.watch import signs
 
 
 @dataclass(frozen=True)

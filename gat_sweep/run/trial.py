@@ -5,7 +5,7 @@ from typing import Any
 
 from gat_sweep.config import TrialConfig
 from gat_sweep.files.storage import Place
-from gat_sweep.run_table import final_status
+from gat_sweep.run.table import final_status
 
 
 @dataclass(frozen=True)

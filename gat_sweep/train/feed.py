@@ -11,8 +11,8 @@ from torch import Tensor
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Dataset
 from gat_sweep.data.loader import Loader
-from gat_sweep.engine import draw
 from gat_sweep.gat.losses import Draws
+from gat_sweep.train.engine import draw
 from gat_sweep.vision.teacher import taught, teacher_tokens, trial_teacher
 
 Batch = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Draws, Draws]  # the arguments of Engine.iterate

@@ -1,0 +1,1 @@
+"""Whoever watches a run: reads its files, never the training."""

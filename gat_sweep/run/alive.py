@@ -1,0 +1,60 @@
+"""Signs of life of a trial's workers, and who owns the trial: alive/rank-*.json, owner.json."""
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from gat_sweep.files.storage import Place, children, write
+
+BEAT = 5.0  # seconds between two signs of life, at most
+
+
+OWNER = "owner.json"
+
+
+def take_over(trial: Place, say: Callable[[str], None]) -> str:
+    """Makes this process the only one that trains the trial; what Watch takes as its owner.
+
+    Waits until a worker that an earlier launch left behind, if it still runs, has noticed and ended.
+    """
+    folder, owner = trial / "alive", uuid.uuid4().hex
+    write(folder / OWNER, json.dumps({"owner": owner}).encode())
+    before = signs(folder).get(0)
+    while before and not before["ended"] and not _is_gone(before):
+        say(f"waiting for an earlier worker on {before['host']} (pid {before['pid']}) to end")
+        time.sleep(2 * BEAT)
+        now = signs(folder).get(0)
+        if now is None or now["count"] == before["count"]:
+            break
+        before = now
+    return owner
+
+
+def owner_of(folder: Place) -> str:
+    return str(json.loads((folder / OWNER).read_bytes())["owner"])
+
+
+def _is_gone(sign: dict[str, Any]) -> bool:
+    """Whether the process that wrote it is known to have ended: it was this one, or one of this machine's."""
+    if sign["host"] != socket.gethostname():
+        return False
+    if sign["pid"] == os.getpid():
+        return True
+    try:
+        os.kill(sign["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def signs(folder: Place) -> dict[int, dict[str, Any]]:
+    """The last sign of life of every worker of a trial, by rank."""
+    files = [file for file in children(folder) if file.name.startswith("rank-")]
+    found = (json.loads(file.read_bytes()) for file in files)
+    return {sign["rank"]: sign for sign in found}

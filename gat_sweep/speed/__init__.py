@@ -1,0 +1,1 @@
+"""What a step, a picture and a trial take on this machine."""

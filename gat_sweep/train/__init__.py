@@ -1,0 +1,1 @@
+"""Training one trial; imports neither Ray nor MLflow."""
