@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from rich.progress import track
 
 from analysis.style import STYLE
-from benchmarks.step import hardware, held_bytes, make_batch, matmul_ceiling, peak_above, timed
 from gat_sweep.config import TrialConfig
 from gat_sweep.gat import flops
 from gat_sweep.recipe import load_recipe, resolve
-from gat_sweep.train.device import keep_freed_memory
+from gat_sweep.speed.clock import held_bytes, make_batch, matmul_ceiling, peak_above, timed
+from gat_sweep.train.device import hardware, keep_freed_memory
 from gat_sweep.train.engine import Engine
 
 # One thing grows at a time from (width 64, depth 4, 8x8 latents in patches of 2: 16 tokens); heads of 32.

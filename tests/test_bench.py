@@ -9,10 +9,10 @@ import torch
 from click.testing import CliRunner
 from conftest import tiny_config
 
-from benchmarks.step import compare, straightforward_flops
-from benchmarks.straightforward import Straightforward
 from gat_sweep.cli import cli
 from gat_sweep.gat import flops
+from gat_sweep.speed.bench import compare, straightforward_flops
+from gat_sweep.speed.straightforward import Straightforward
 
 CPU = torch.device("cpu")
 

@@ -17,10 +17,10 @@ from scipy import stats
 from analysis.coordinates import Changes, fit_slope, fit_steps, log_slopes, plot_coordinates, report, slope_over_seeds
 from gat_sweep.commands.coordinates import coord_check
 from gat_sweep.config import TrialConfig
-from gat_sweep.coord_check import Options, check_widths, make_probe, make_trial, measure, rms, trained
 from gat_sweep.data.dataset import check_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.gat.scaling import adapted_learning_rate
+from gat_sweep.inspection.coord_check import Options, check_widths, make_probe, make_trial, measure, rms, trained
 from gat_sweep.run.checkpoint import open_checkpoint
 from gat_sweep.train.feed import Feed
 from gat_sweep.train.loop import train

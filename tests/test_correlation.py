@@ -11,7 +11,7 @@ from scipy import stats
 from analysis.correlation import correlate, plot_correlations, spearman, summary
 from analysis.reading import load_table
 from analysis.table import Table
-from gat_sweep import paper
+from gat_sweep.results import paper
 
 HEADER = "trial,generator_size,step,steps,flops,g_forward_flops,metric,value,patch,n"
 

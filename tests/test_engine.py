@@ -12,7 +12,6 @@ from conftest import tiny_config
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.straightforward import Straightforward
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.gat.discriminator import DiscriminatorBlock
@@ -21,6 +20,7 @@ from gat_sweep.gat.layers import rope_table
 from gat_sweep.gat.memory import Job, block_bytes
 from gat_sweep.gat.spec import GeneratorSpec
 from gat_sweep.recipe import load_recipe, resolve
+from gat_sweep.speed.straightforward import Straightforward
 from gat_sweep.train.engine import Engine, draw, worker_memory
 
 CPU = torch.device("cpu")

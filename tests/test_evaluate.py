@@ -21,6 +21,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from gat_sweep import text
+from gat_sweep.commands.evaluate import evaluation_table
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import dataset_decoder, load_dataset
 from gat_sweep.data.tokenizer import Pixels
@@ -31,7 +32,7 @@ from gat_sweep.metrics import picture_sets, reference
 from gat_sweep.metrics.distances import covariance_root, feature_statistics, frechet_distance, frechet_infinity
 from gat_sweep.metrics.evaluator import Evaluation, Evaluator, check_evaluation, measure_features
 from gat_sweep.metrics.reference import Reference, load_reference
-from gat_sweep.pretrained.evaluate import evaluate_command, evaluate_pictures, evaluation_table
+from gat_sweep.pretrained.evaluate import evaluate_command, evaluate_pictures
 from gat_sweep.recipe import load_recipe, resolve
 from gat_sweep.run.checkpoint import save_checkpoint
 from gat_sweep.vision.extractors import EfficientNetLite0

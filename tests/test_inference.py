@@ -9,11 +9,12 @@ from conftest import tiny_config
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks.inference import inference_command, measure_inference, show_inference
+from gat_sweep.commands.latency import show_inference
 from gat_sweep.data.tokenizer import Vae
 from gat_sweep.errors import UserError
 from gat_sweep.gat import flops
 from gat_sweep.gat.generator import Generator
+from gat_sweep.speed.latency import inference_command, measure_inference
 
 CPU = torch.device("cpu")
 

@@ -16,14 +16,15 @@ from conftest import encoded_latents, tiny_config, tiny_trial
 from rich.console import Console
 from torch import Tensor
 
+from gat_sweep.commands.inspect import inspection_table
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.data.tokenizer import Pixels, load_tokenizer
 from gat_sweep.errors import UserError
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
-from gat_sweep.inspect import COLUMNS, Options, inspect_command, inspection_table
+from gat_sweep.inspection.blocks import CHUNK, Findings, Subject, look, pca_maps, similarity
 from gat_sweep.inspection.cknna import cknna
-from gat_sweep.inspection.measures import CHUNK, Findings, Subject, look, pca_maps, similarity
+from gat_sweep.inspection.inspect import COLUMNS, Options, inspect_command
 from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens, without_block
 from gat_sweep.run.checkpoint import open_checkpoint, save_checkpoint
 from gat_sweep.train.loop import train

@@ -10,10 +10,10 @@ from conftest import tiny_config
 from rich.console import Console
 from test_cli import call
 
-from benchmarks import calibration
 from gat_sweep.commands.plan import plan_command, plan_table
 from gat_sweep.plan import Rate, rate_at, trial_plan
 from gat_sweep.recipe import load_recipe, resolve
+from gat_sweep.speed import calibration
 from gat_sweep.sweep import load_sweep, said
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"

@@ -13,7 +13,7 @@ from test_cli import call
 from analysis.law import fit_power_law, gflops
 from gat_sweep.errors import UserError
 from gat_sweep.plan import iteration_flops
-from gat_sweep.prediction import digest
+from gat_sweep.results.predict import digest
 from gat_sweep.run.journal import add_record
 from gat_sweep.run.record import open_run
 from gat_sweep.run.table import RunTable

@@ -50,7 +50,7 @@ def fit_law(
     as_json: bool,
 ) -> None:
     """Fit metric = a C^-b to a run, a table.parquet or a table.csv, check it, score what was predicted, and draw it."""
-    from gat_sweep.analyses import fit_law_command
+    from gat_sweep.results.fit_law import fit_law_command
 
     if paper + bool(source) + selftest != 1:
         raise UserError("give the name of a run, a .parquet or a .csv; or --paper or --selftest alone")
@@ -77,8 +77,8 @@ def predict(run: str, size: str, home: Any, as_json: bool) -> None:
 
     Hold the size back with `gat-sweep run ... --hold SIZE`, predict, and run again without --hold.
     """
-    from gat_sweep.analyses import log_to_mlflow, open_source
-    from gat_sweep.prediction import predict_command, prediction_text
+    from gat_sweep.results.predict import predict_command, prediction_text
+    from gat_sweep.results.study import log_to_mlflow, open_source
 
     if run.endswith((".csv", ".parquet")):
         raise UserError(f"{run}: a prediction is of a run, whose trials it knows; give the name of one")
@@ -105,7 +105,7 @@ def analysis_command(name: str) -> click.Command:
     @folder_option
     @json_option
     def command(source: str, metric: str, home: Any, out: Path | None, as_json: bool, **options: Any) -> None:
-        from gat_sweep.analyses import log_to_mlflow, open_source, run_analysis
+        from gat_sweep.results.study import log_to_mlflow, open_source, run_analysis
 
         opened = open_source(source, home, out, metric)
         found, text, files = run_analysis(opened, name, **options)
@@ -126,7 +126,7 @@ against(each_analysis["compare"])
 @folder_option
 def report(run: str, home: Any, out: Path | None) -> None:
     """Write one HTML file with all that a run says: analyses, figures, samples, what failed, every row."""
-    from gat_sweep.report import report_command
+    from gat_sweep.results.report import report_command
 
     path, warning = report_command(run, home, out, lambda text: click.echo(text, err=True))
     click.echo(str(path))

@@ -37,8 +37,9 @@ def evaluate(
     as_json: bool,
 ) -> None:
     """Measure a checkpoint, generated pictures (an npz with arr_0, or a folder), or what the tokenizer costs."""
+    from gat_sweep.commands.evaluate import evaluation_table
     from gat_sweep.files.storage import place
-    from gat_sweep.pretrained.evaluate import evaluate_command, evaluation_table
+    from gat_sweep.pretrained.evaluate import evaluate_command
     from gat_sweep.train.device import chosen_device
 
     if reconstruction == bool(target):
@@ -86,8 +87,9 @@ def inspect(
     as_json: bool,
 ) -> None:
     """What every block of a trial's networks does: influence, similarity, alignment, features (Fig. 4, 6b, 9)."""
+    from gat_sweep.commands.inspect import inspection_table
     from gat_sweep.files.storage import place
-    from gat_sweep.inspect import Options, inspect_command, inspection_table
+    from gat_sweep.inspection.inspect import Options, inspect_command
     from gat_sweep.train.device import chosen_device
 
     result, files = inspect_command(

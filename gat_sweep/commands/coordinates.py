@@ -48,7 +48,8 @@ def coord_check(
     as_json: bool,
 ) -> None:
     """Measure how much a training step changes the outputs at each width, with Eq. 4's rate and without (Eq. 11)."""
-    from gat_sweep.coord_check import Options, coord_check_command, coord_table
+    from gat_sweep.commands.coord_check import coord_table
+    from gat_sweep.inspection.coord_check import Options, coord_check_command
     from gat_sweep.train.device import chosen_device
 
     options = Options(_numbers(widths, "--widths"), _numbers(seeds, "--seeds"), steps, warmup)

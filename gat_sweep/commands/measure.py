@@ -94,7 +94,7 @@ def bench(
     Precision, compilation and everything else are config values: --set train.precision=float32,
     --set workers.compile=true.
     """
-    from benchmarks.step import show
+    from gat_sweep.commands.bench import show
     from gat_sweep.speed.bench import bench_command
 
     chosen: dict[str, Any] = {"workers.count": 1}
@@ -131,7 +131,8 @@ def latency(
     as_json: bool,
 ) -> None:
     """Time and memory of generating images (Table 6): G alone, with guidance, with the tokenizer's decoder."""
-    from benchmarks.inference import inference_command, show_inference
+    from gat_sweep.commands.latency import show_inference
+    from gat_sweep.speed.latency import inference_command
     from gat_sweep.train.device import chosen_device
 
     configs = [make_config(recipe, preset, settings, {"workers.count": 1}, both) for both in _both_networks(sizes)]

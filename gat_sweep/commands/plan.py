@@ -20,7 +20,7 @@ def plan_command(
     console: Console,
 ) -> dict[str, Any]:
     """What `plan --json` prints. peak: MFU and FLOP/s of a worker. Raises UserError as the calibration does."""
-    from benchmarks.calibration import calibrate
+    from gat_sweep.speed.calibration import calibrate
 
     configs = list(sweep.trials.values())
     rates: list[Rate | None] = [None] * len(configs)

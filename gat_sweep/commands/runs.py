@@ -23,7 +23,8 @@ from gat_sweep.commands.options import (
 @json_option
 def status(name: str | None, home: Any, as_json: bool) -> None:
     """Show the runs of a home, or the trials of one: where they are, what they spent, who works on them."""
-    from gat_sweep.monitor.status import run_status, runs_of, status_table
+    from gat_sweep.commands.status import status_table
+    from gat_sweep.monitor.status import run_status, runs_of
 
     if name is None:
         runs = runs_of(home)
@@ -73,7 +74,8 @@ def stop(name: str, trials: tuple[str, ...], home: Any, as_json: bool) -> None:
 @json_option
 def logs(name: str, trials: tuple[str, ...], lines: int, follow: bool, home: Any, as_json: bool) -> None:
     """Print the journals of a run's trials, or of some: losses, distances, notes, ends. JSON: one record a line."""
-    from gat_sweep.monitor.status import log_line, log_records
+    from gat_sweep.commands.logs import log_line
+    from gat_sweep.monitor.status import log_records
     from gat_sweep.run.record import chosen_trials
 
     chosen = chosen_trials(home, name, trials)
@@ -110,7 +112,8 @@ def doctor(
 
     Names the fix of whatever is wrong; exit code 1 when anything is.
     """
-    from gat_sweep.launch.doctor import examine, findings_table
+    from gat_sweep.commands.doctor import findings_table
+    from gat_sweep.launch.doctor import examine
 
     spec = make_sweep(sweep, recipe, preset, settings, seeds)
     findings = examine(spec, home, address, tracking_uri)

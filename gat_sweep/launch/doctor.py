@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.table import Table
 
 from gat_sweep import cluster
 from gat_sweep.config import TrialConfig
@@ -52,13 +51,6 @@ def examine(sweep: Sweep, home: Place, address: str | None, tracking_uri: str | 
     except UserError as error:
         findings.append(Finding("cluster", False, str(error)))
     return findings
-
-
-def findings_table(findings: list[Finding]) -> Table:
-    table = Table(show_header=False)
-    for finding in findings:
-        table.add_row(finding.check, "well" if finding.ok else "FIX", finding.found)
-    return table
 
 
 def _finding(check: str, examine_it: Callable[[], str]) -> Finding:

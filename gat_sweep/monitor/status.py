@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Any
 
 from rich.table import Table
@@ -17,7 +16,6 @@ from gat_sweep.run.stop import stop_reason
 from gat_sweep.run.table import read_rows
 from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import differences, said
-from gat_sweep.text import duration, human
 
 FRESH = 6 * BEAT  # seconds; a worker that was silent for longer is gone, or cut off
 POLL = 1.0  # seconds between two looks of `logs --follow`
@@ -76,32 +74,6 @@ def trial_status(trial: Trial) -> dict[str, Any]:
     }
 
 
-def status_table(status: dict[str, Any]) -> Table:
-    """For people."""
-    table = Table(title=f"{status['run']} in {status['home']}", title_justify="left")
-    for column in ["trial", "status", "step", "saved", "value", "FLOP", "GPU hours", "workers", "remarks"]:
-        table.add_column(column, justify="left" if column in ("trial", "status", "workers", "remarks") else "right")
-    for row in status["trials"]:
-        workers = ", ".join(f"{w['host']}:{w['pid']} {w['phase']} {duration(w['age'])} ago" for w in row["workers"])
-        table.add_row(
-            row["trial"],
-            row["status"],
-            f"{row['step']}/{row['steps']}",
-            str(row["saved"]),
-            "" if row["value"] is None else f"{row['value']:.1f}",
-            human(row["flops"]),
-            f"{row['gpu_hours']:.3g}",
-            workers,
-            "; ".join(text for text in (row["reason"], row["flags"]) if text),
-        )
-    caps = {name: value for name, value in status["budget"].items() if value is not None}
-    spent = f"spent {human(status['spent']['flops'])}FLOP, {status['spent']['gpu_hours']:.4g} GPU hours"
-    limits = "".join(f"; --{name.replace('_', '-')} {value:g}" for name, value in caps.items())
-    asked = f"; asked to stop: {status['stop']}" if status["stop"] else ""
-    table.caption = spent + limits + asked
-    return table
-
-
 def runs_of(home: Place) -> list[dict[str, Any]]:
     """The runs of a home, and how many of their trials have which status in their rows."""
     found = []
@@ -127,16 +99,6 @@ def log_records(trials: list[Trial], follow: bool) -> Iterator[dict[str, Any]]:
         if not follow:
             return
         time.sleep(POLL)
-
-
-def log_line(record: dict[str, Any]) -> str:
-    """A record for people."""
-    moment = datetime.fromtimestamp(record["time"]).isoformat(" ", "seconds")
-    if "metrics" in record:
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
-    else:
-        shown = record.get("note") or f"{record['status']} {record.get('reason', '')}".strip()
-    return f"{moment}  {record['trial']}  step {record['step']}  {shown}"
 
 
 def _signs(trial: Trial) -> list[dict[str, Any]]:

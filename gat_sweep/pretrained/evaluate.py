@@ -1,13 +1,11 @@
 """What the command `evaluate` measures: a checkpoint of a trial, or pictures that lie in files."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.table import Table
 
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset, dataset_decoder, load_dataset
@@ -140,17 +138,3 @@ def _measured(
         eta.add(len(batch))
     found = measure_features(torch.cat(features), reference, config.eval.extras)
     return make_evaluation(found, reference, count, make_protocol(extractor, reference, count) | about)
-
-
-def evaluation_table(evaluation: Evaluation) -> Table:
-    """What was measured, and the protocol."""
-    table = Table(show_header=False)
-    for name, value in evaluation.journal().items():
-        table.add_row(name, f"{value:.5g}")
-    if evaluation.split_half is not None:
-        table.add_row("halves of the real pictures", f"{evaluation.split_half:.5g}")
-    table.add_section()
-    for name, value in json.loads(evaluation.protocol).items():
-        if value is not None:
-            table.add_row(name, str(value))
-    return table

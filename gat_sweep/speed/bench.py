@@ -1,14 +1,31 @@
 """What `gat-sweep bench` does."""
 
+import gc
+import statistics
 import sys
+from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from gat_sweep.config import TrialConfig
+from gat_sweep.data.sampler import batch_indices
 from gat_sweep.errors import UserError
-from gat_sweep.train.device import chosen_device
+from gat_sweep.gat import flops
+from gat_sweep.gat.augment import AugmentDraws
+from gat_sweep.gat.discriminator import Discriminator
+from gat_sweep.gat.generator import Generator
+from gat_sweep.gat.losses import Draws
+from gat_sweep.speed.clock import held_bytes, make_batch, matmul_ceiling, peak_above, timed
+from gat_sweep.speed.straightforward import Straightforward
+from gat_sweep.train.device import chosen_device, hardware
+from gat_sweep.train.engine import Engine
+from gat_sweep.train.feed import Batch
 
 
 def bench_command(
@@ -18,7 +35,7 @@ def bench_command(
 
     Raises UserError when there is no such device, a config does not fit it, or the two steps disagree.
     """
-    from benchmarks.step import compare
+    pass
 
     if sys.platform != "linux":
         raise UserError("bench reads peak memory from /proc; run it on Linux")
@@ -36,3 +53,132 @@ def bench_command(
         except ValueError as error:
             raise UserError(str(error)) from None
     return results
+
+
+# The first step's losses of both, same weights and noise: rounding of the precision, through a network and the
+# 1/sigma^2 of the penalties.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+
+
+LOADER_IMAGES = 50_000  # held for the loader's measurement: more than any cache holds
+
+
+def compare(config: TrialConfig, device: torch.device, iterations: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Times `iterations` pairs of steps after untimed ones of each, for the losses, the memory and to warm up.
+
+    Returns what `show` prints, ready for JSON; `ratio` is over pairs of neighbours in time.
+    Raises ValueError when the two steps' losses differ by more than the rounding of the precision.
+    """
+    engine = Engine(config, device)
+    plain = Straightforward(config, engine.generator, engine.discriminator, device)
+    random = torch.Generator(device).manual_seed(0)
+    steps: dict[str, Callable[[Batch], dict[str, Tensor]]] = {
+        "engine": lambda batch: engine.iterate(*batch),
+        "straightforward": lambda batch: plain.step(*batch),
+    }
+
+    say("comparing losses on the same noise")
+    batch = make_batch(config, random)
+    first = {name: step(batch) for name, step in steps.items()}
+    difference = loss_difference(first["engine"], first["straightforward"])
+    precision = config.train.precision
+    if not difference <= TOLERANCE[precision]:
+        raise ValueError(f"losses differ by {difference:.1e} relative, more than the rounding of {precision}")
+    ceiling = matmul_ceiling(device, precision)
+
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    held = {"engine": held_bytes(engine.parts().values()), "straightforward": held_bytes(plain.parts())}
+    peaks = {name: held[name] + peak_above(lambda step=step: step(batch), device) for name, step in steps.items()}  # type: ignore[misc]
+    for i in range(-1, iterations):  # the first pair warms up
+        batch = make_batch(config, random)
+        gc.collect()
+        for name, step in steps.items():
+            elapsed = timed(lambda step=step, batch=batch: step(batch), device)  # type: ignore[misc]
+            if i >= 0:
+                seconds[name].append(elapsed)
+        if i >= 0:
+            say(f"{i + 1}/{iterations}: " + ", ".join(f"{name} {times[-1]:.3f} s" for name, times in seconds.items()))
+
+    counts = {
+        "engine": sum(flops.iteration(config.generator_spec, config.discriminator_spec).values()),
+        "straightforward": straightforward_flops(config),
+    }
+    pairs = [b / a for a, b in zip(seconds["engine"], seconds["straightforward"], strict=True)]
+    low, ratio, high = np.quantile(pairs, [0.25, 0.5, 0.75]).tolist()
+    size = config.train.batch
+    return {
+        "recipe": config.recipe,
+        "size": config.model.generator,
+        "patch": config.model.patch,
+        "batch": size,
+        "chunk": engine.memory.chunk,
+        "precision": precision,
+        "compiled": config.workers.compile,
+        "ceiling_flops_per_second": ceiling,
+        "loss_difference": difference,
+        **{name: _report(seconds[name], counts[name], size, ceiling, peaks[name]) for name in steps},
+        "ratio": ratio,
+        "ratio_low": low,  # quartiles
+        "ratio_high": high,
+        "loader_images_per_second": loader_rate(config, LOADER_IMAGES, device),
+        "hardware": hardware(device),
+    }
+
+
+def _report(seconds: list[float], flops_per_image: int, batch: int, ceiling: float, peak: int) -> dict[str, Any]:
+    median = statistics.median(seconds)
+    rate = flops_per_image * batch / median
+    return {
+        "seconds_median": median,
+        "seconds_min": min(seconds),
+        "seconds_max": max(seconds),
+        "images_per_second": batch / median,
+        "flops_per_image": flops_per_image,
+        "flops_per_second": rate,
+        "mfu": rate / ceiling,
+        "peak_bytes": peak,
+    }
+
+
+def loss_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Largest difference of an image's loss, relative to the mean loss."""
+    names = ["loss_d", "loss_g"]
+    return max(((a[n] - b[n]).abs().max() / b[n].abs().mean()).item() for n in names)
+
+
+def straightforward_flops(config: TrialConfig) -> int:
+    """FLOPs per image of the straightforward step, counted by torch on the meta device."""
+    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": "float32", "batch": 1})})
+    meta = torch.device("meta")
+    with meta:
+        networks = Generator(config.generator_spec), Discriminator(config.discriminator_spec)
+    plain = Straightforward(config, *networks, meta)
+    real, y, z, teacher, draws_d, draws_g = make_batch(config, torch.Generator())
+    inputs = [t if t is None else t.to(meta) for t in (real, y, z, teacher)]
+    with FlopCounterMode(display=False) as counter:
+        plain.steps(*inputs, *(_on_meta(draws) for draws in (draws_d, draws_g)))  # type: ignore[arg-type]
+    return counter.get_total_flops() // config.train.batch
+
+
+def _on_meta(draws: Draws) -> Draws:
+    assert draws.augment is not None
+    moved = AugmentDraws(**{f.name: getattr(draws.augment, f.name).to("meta") for f in fields(draws.augment)})
+    return Draws(draws.mng.to("meta"), None if draws.penalty is None else draws.penalty.to("meta"), moved)
+
+
+def loader_rate(config: TrialConfig, images: int, device: torch.device) -> float:
+    """Images per second of the sampler and the gather of latents, out of `images` held in the host's memory."""
+    spec, batch = config.generator_spec, config.train.batch
+    latents = (
+        torch.zeros(images, 1)
+        .expand(-1, spec.channels * spec.side**2)
+        .reshape(images, spec.channels, spec.side, spec.side)
+    )
+    steps = 20
+    batch_indices(images, batch, 0, 0)  # an epoch's order is made once
+
+    def load() -> None:
+        for step in range(steps):
+            latents[torch.from_numpy(batch_indices(images, batch, 0, step))].to(device)
+
+    return steps * batch / timed(load, device)

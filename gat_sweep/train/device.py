@@ -1,10 +1,14 @@
 """The device that a command works on."""
 
 import ctypes
+import platform
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from gat_sweep.errors import UserError
+from gat_sweep.version import source_commit
 
 
 def chosen_device(name: str | None) -> torch.device:
@@ -29,3 +33,19 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no allocation of its own mapping, however large
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+        name = models[0].split(":")[1].strip() if models else platform.processor()
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": source_commit(),
+    }

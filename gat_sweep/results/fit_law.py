@@ -1,104 +1,13 @@
-"""What the commands that read results do: a table in, a JSON with figures and a few sentences out.
+"""What `gat-sweep fit-law` does."""
 
-The analyses themselves are in analysis/, which knows nothing of runs; here are the tables of runs, the places where
-results go, and MLflow.
-"""
-
-import json
-import tempfile
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from analysis.catalogue import ANALYSES
-from analysis.reading import load_table
 from analysis.table import Table
-from gat_sweep import paper
-from gat_sweep.errors import UserError
-from gat_sweep.files.storage import Place, children, write
-from gat_sweep.run.record import read_run
-
-FOLDER = "analysis"  # of a run, and of its launch in MLflow
-
-
-@dataclass(frozen=True)
-class Source:
-    """A table, where what is said of it goes, and the run that it is of."""
-
-    table: Table
-    folder: Path
-    run: Place | None  # None: a file of the user's
-
-    @property
-    def name(self) -> str:
-        return self.run.name if self.run else self.table.path.stem
-
-
-def open_source(source: str, home: Place, out: Path | None, metric: str = "value") -> Source:
-    """A run's table by the run's name, or a .parquet or .csv by its path.
-
-    metric: the column to read values from. out: where results go instead of the run's own folder.
-    Raises UserError when there is no such run or file, or the table is at fault.
-    """
-    if source.endswith((".parquet", ".csv")):
-        path = Path(source)
-        return Source(_loaded(path, metric), out or path.with_suffix("").with_name(f"{path.stem}-{FOLDER}"), None)
-    read_run(home, source)
-    run = home / source
-    here = run / FOLDER if isinstance(run, Path) else Path(f"{source}-{FOLDER}")
-    return Source(_loaded(_table(run), metric), out or here, run)
-
-
-def analyse(
-    source: Source,
-    name: str,
-    analysis: Callable[[Table], Any],
-    plot: Callable[[Any, Path], list[Path]] | None,
-) -> tuple[dict[str, Any], list[Path]]:
-    """(the JSON of an analysis, the files written): <name>.json, and <name>.svg and .png where it is drawn.
-
-    Raises UserError when the table does not hold what the analysis needs; nothing is written then.
-    """
-    try:
-        found = analysis(source.table)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    report = {"source": source.name, **found.to_json()}
-    write(source.folder / f"{name}.json", json.dumps(report, indent=1, allow_nan=False).encode())
-    return report, [source.folder / f"{name}.json", *(plot(found, source.folder / name) if plot else [])]
-
-
-def log_to_mlflow(source: Source, files: Iterable[Place]) -> str:
-    """Puts files beside the launch that they are about; one line on what went wrong, or "".
-
-    A file of the user's, and a run without MLflow, have no record.
-    """
-    if source.run is None or not (source.run / "mlflow.json").exists():
-        return ""
-    from gat_sweep.monitor.tracking import log_artifacts
-
-    where = json.loads((source.run / "mlflow.json").read_text(encoding="utf-8"))
-    return log_artifacts(where["uri"], where["run_id"], files, FOLDER)
-
-
-def run_analysis(source: Source, command: str, **options: Any) -> tuple[dict[str, Any], str, list[Path]]:
-    """One of ANALYSES; (its JSON, a summary to print, the files).
-
-    options: of the analysis' function, beside the table.
-    Raises UserError as `analyse` does.
-    """
-    asked = ANALYSES[command]
-    module = import_module(f"analysis.{asked.module}")
-    place, _, name = asked.figure.partition(".")
-    plot = getattr(import_module(f"analysis.{place}"), name) if place else None
-    report, files = analyse(source, asked.module, partial(getattr(module, asked.function), **options), plot)
-    return report, module.summary(report), files
-
-
-# ---------------------------------------------------------------- fit-law
+from gat_sweep.files.storage import Place
+from gat_sweep.results import paper
+from gat_sweep.results.study import Source, _loaded, analyse, log_to_mlflow, open_source
 
 
 @dataclass(frozen=True)
@@ -123,7 +32,7 @@ def fit_law_command(
     from analysis.law import fit_law
     from analysis.law_figure import plot_law
     from analysis.scrutiny import scrutinise
-    from gat_sweep.prediction import scored
+    from gat_sweep.results.predict import scored
 
     if source is None:
         folder = out or Path("law-paper")
@@ -215,27 +124,3 @@ def _prediction_line(row: dict[str, Any]) -> str:
             f"; {held} [{row['seeds_low']:.4g}, {row['seeds_high']:.4g}], where only seeds would stray from the law"
         )
     return lines
-
-
-# ---------------------------------------------------------------- tables
-
-
-def _loaded(path: Path, metric: str) -> Table:
-    try:
-        return load_table(path, metric)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def _table(run: Place) -> Path:
-    """The folder of a run's rows; a copy when they lie in an object store."""
-    table = run / "table"
-    files = children(table)
-    if not files:
-        raise UserError(f"run '{run.name}' has no results yet; wait for its first evaluation")
-    if isinstance(table, Path):
-        return table
-    copy = Path(tempfile.mkdtemp(prefix=f"{run.name}-table-"))
-    for file in files:
-        write(copy / file.name, file.read_bytes())
-    return copy

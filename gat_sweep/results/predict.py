@@ -14,11 +14,11 @@ from typing import Any
 
 from analysis.law import CONFIDENCE, Law, fit_law, fit_power_law, gflops
 from analysis.table import Cell
-from gat_sweep.analyses import Source
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
 from gat_sweep.plan import iteration_flops
+from gat_sweep.results.study import Source
 from gat_sweep.run.journal import read_records
 from gat_sweep.run.record import read_run
 from gat_sweep.version import source_commit

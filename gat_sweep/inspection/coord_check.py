@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from analysis.coordinates import RULES, Changes, plot_coordinates, report
-from benchmarks.step import hardware
+from gat_sweep.commands.coord_check import _short
 from gat_sweep.config import Size, TrialConfig
 from gat_sweep.data.dataset import Dataset, check_dataset
 from gat_sweep.errors import UserError
@@ -28,6 +27,7 @@ from gat_sweep.files.storage import write
 from gat_sweep.gat.mng import make_perturb
 from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens
 from gat_sweep.text import duration
+from gat_sweep.train.device import hardware
 from gat_sweep.train.engine import Engine, draw
 from gat_sweep.train.feed import Feed
 from gat_sweep.vision.teacher import taught
@@ -230,30 +230,3 @@ def scored(engine: Engine, probe: Probe) -> dict[tuple[str, str], Tensor]:
 
 def rms(x: Tensor) -> float:
     return x.double().square().mean().sqrt().item()
-
-
-def coord_table(result: dict[str, Any]) -> Table:
-    """The slopes of a result's JSON."""
-    seeds, steps = len(result["seeds"]), (result["warmup"] + 1, result["warmup"] + result["steps"])
-    title = f"{result['recipe']}: slope of log change on log width, {seeds} seeds, steps {steps[0]} to {steps[1]}"
-    table = Table(title=title, title_justify="left")
-    for name in ["network", "layer", "rule", "slope", "95 % interval", "A.11", "relative", "output's size"]:
-        table.add_column(name, justify="left" if name in ("network", "layer", "rule") else "right", no_wrap=True)
-    for row in result["slopes"]:
-        low, high = row["change"]["low"], row["change"]["high"]
-        table.add_row(
-            row["network"],
-            row["layer"],
-            RULES[row["rule"]],
-            f"{row['change']['slope']:.2f}",
-            "one seed: none" if low is None else f"{low:.2f} to {high:.2f}",
-            f"{row['theory']:.0f}",
-            f"{row['relative']['slope']:.2f}",
-            f"{row['size']['slope']:.2f}",
-        )
-    return table
-
-
-def _short(values: np.ndarray) -> Any:
-    """Nested lists of numbers with six digits."""
-    return np.vectorize(lambda value: float(f"{value:.6g}"))(values).tolist()

@@ -10,10 +10,11 @@ from PIL import Image
 
 from analysis.catalogue import ANALYSES
 from analysis.report import Picture, Section, html_report
-from gat_sweep.analyses import Source, fit_law_command, law_summary, log_to_mlflow, open_source, run_analysis
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
+from gat_sweep.results.fit_law import fit_law_command, law_summary
+from gat_sweep.results.study import Source, log_to_mlflow, open_source, run_analysis
 from gat_sweep.run.record import read_run
 from gat_sweep.run.table import read_rows
 from gat_sweep.run.trial import Trial

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from gat_sweep.config import PLACES, TrialConfig
 from gat_sweep.data.dataset import dataset_decoder, load_dataset
@@ -21,7 +20,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
-from gat_sweep.inspection.measures import CHUNK, Findings, Row, Subject, look, pca_maps
+from gat_sweep.inspection.blocks import CHUNK, Findings, Row, Subject, look, pca_maps
 from gat_sweep.run.checkpoint import Checkpoint, read_network, read_trial
 from gat_sweep.vision.perceptual import Distance, FeatureDistance, Lpips
 from gat_sweep.vision.teacher import EFFICIENTNET, Teacher, load_teacher
@@ -112,33 +111,6 @@ def write_csv(path: Path, rows: list[Row]) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-
-
-def inspection_table(result: dict[str, Any]) -> Table:
-    """A line per block, for the terminal."""
-    columns = [
-        ("influence", "G", "fake", f"influence_{result['protocol']['distance']}"),
-        ("cos in, out", "G", "fake", "similarity_input_output"),
-        ("cos z, z'", "G", "fake", "similarity_other_z"),
-        ("CKNNA G", "G", "fake", "cknna_patches"),
-        ("D, real", "D", "real", "cknna_patches"),
-        ("D, fake", "D", "fake", "cknna_patches"),
-        (r"D \[cls], real", "D", "real", "cknna_cls"),
-        (r"D \[cls], fake", "D", "fake", "cknna_cls"),
-    ]
-    values = {(r["network"], r["block"], r["data"], r["measure"]): r["value"] for r in result["rows"]}
-    table = Table(title=f"{result['trial']}, step {result['step']}", title_justify="left")
-    for name in ["block", *(name for name, *_ in columns)]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for block in range(1, max(result["depth"].values()) + 1):
-        found = [values.get((network, block, data, measure)) for _, network, data, measure in columns]
-        table.add_row(str(block), *("" if value is None else f"{value:.4f}" for value in found))
-    protocol = result["protocol"]
-    table.caption = (
-        f"influence: {protocol['distance_label']}; CKNNA (k = {protocol['neighbours']}) with {protocol['teacher']}; "
-        f"{protocol['images']} images"
-    )
-    return table
 
 
 def _subject(config: TrialConfig, checkpoint: Checkpoint, device: torch.device) -> Subject:

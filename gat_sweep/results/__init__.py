@@ -1,0 +1,1 @@
+"""A run's table through analysis/, into the run and MLflow."""

@@ -1,0 +1,79 @@
+"""Clocks and gauges: time, memory and the peak of matrix products."""
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gat_sweep.config import TrialConfig
+from gat_sweep.train.engine import draw
+from gat_sweep.train.feed import Batch
+
+
+def make_batch(config: TrialConfig, random: torch.Generator) -> Batch:
+    """Gaussian images, classes, codes and teacher tokens of a config's shapes, and the draws of an iteration."""
+    spec, size, device = config.generator_spec, config.train.batch, random.device
+    real = torch.randn(size, spec.channels, spec.side, spec.side, generator=random, device=device)
+    y = torch.randint(0, spec.classes, (size,), generator=random, device=device) if spec.classes else None
+    z = torch.randn(size, spec.z_dim, generator=random, device=device)
+    width = config.discriminator_spec.teacher_width
+    teacher = torch.randn(size, 1 + spec.tokens, width, generator=random, device=device) if width else None
+    return real, y, z, teacher, draw(config, size, random, True), draw(config, size, random, False)
+
+
+def timed(step: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a step, with the device idle before and after."""
+    _wait(device)
+    start = time.perf_counter()
+    step()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def peak_above(step: Callable[[], object], device: torch.device) -> int:
+    """Bytes a step needs at its worst above what is held before it: by a GPU's allocator, or by the process."""
+    _wait(device)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        _wait(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = _status_bytes("VmRSS")
+    step()
+    return max(0, _status_bytes("VmHWM") - before)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _status_bytes(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
+
+
+def held_bytes(parts: Iterable[Any]) -> int:
+    """Bytes of the tensors in state dicts: weights, moments, averages."""
+    tensors = torch.utils._pytree.tree_leaves([part.state_dict() for part in parts])
+    return sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+
+
+def matmul_ceiling(device: torch.device, precision: str) -> float:
+    """The best rate, FLOP/s, that large square matrix products reach here; nothing can be faster than that."""
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    best = 0.0
+    for side in [1024, 2048] if device.type == "cpu" else [4096, 8192]:
+        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        for _ in range(8):
+            best = max(best, 2 * side**3 / timed(lambda a=a, b=b: a @ b, device))  # type: ignore[misc]
+    return best
