@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
-from analysis.law import CONFIDENCE, fit_power_law
+from analysis.law import fit_power_law
+from analysis.statistics import CONFIDENCE, aicc
 
 Points = NDArray[np.float64]
 # Where fits begin: exponents, and floors as shares of the smallest value.
@@ -147,15 +148,6 @@ def _profile_interval(
             inside, step = outside, step * 1.5
         ends.append(end)
     return ends[0], ends[1]
-
-
-def aicc(rss: float, n: int, parameters: int) -> float | None:
-    """Akaike's criterion for least squares, corrected for small n; sigma is a parameter, too. None: n too small."""
-    if n - parameters - 1 < 1:
-        return None
-    return (
-        n * math.log(max(rss, 1e-300) / n) + 2 * parameters + 2 * parameters * (parameters + 1) / (n - parameters - 1)
-    )
 
 
 def compare_floors(compute: ArrayLike, value: ArrayLike, pinned: float | None = None) -> dict[str, Any]:

@@ -14,21 +14,26 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis.table import Cell, Excluded, Protocol, Table, Trial, check_one_config, protocol_differences, strict
+from analysis.statistics import CONFIDENCE, Correlation, pearson, slope_t_quantile
+from analysis.table import (
+    UNIT,
+    Cell,
+    Excluded,
+    Protocol,
+    Table,
+    Trial,
+    check_one_config,
+    gflops,
+    one_protocol,
+    strict,
+)
 
-CONFIDENCE = 0.95
 MIN_SIZES = 3  # two points leave no degree of freedom
-UNIT = "GFLOPs (1e9 multiply-adds)"
 CONVENTIONS = (
     "C and the generator's forward cost are in GFLOPs as the paper and DiT count them: multiply-adds / 1e9. "
     "The run table's flops count 2 per multiply-add, so GFLOPs = flops / 2 / 1e9. "
     "C is training compute; a point is the mean over seeds of the last evaluation, at the mean C."
 )
-
-
-def gflops(flops: float) -> float:
-    """FLOP (2 per multiply-add) -> GFLOPs in the paper's convention (multiply-adds / 1e9)."""
-    return flops / 2 / 1e9
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class PowerLaw:
         """(low, high) of the 95 % prediction interval at each C, for the mean of so many new points like the fitted."""
         x = np.log(np.asarray(compute, dtype=np.float64))
         spread = np.sqrt(1 / of + 1 / self.n + (x - self.mean_log_compute) ** 2 / self.log_compute_ss)
-        half = _t_quantile(self.n) * self.residual_std * spread
+        half = slope_t_quantile(self.n) * self.residual_std * spread
         centre = self.mean_log_value - self.b * (x - self.mean_log_compute)
         with np.errstate(over="ignore"):  # one degree of freedom can make the upper end infinite
             return np.exp(centre - half), np.exp(centre + half)
@@ -80,41 +85,13 @@ def fit_power_law(compute: ArrayLike, value: ArrayLike) -> PowerLaw:
     residuals = y - intercept - slope * x
     residual_std = math.sqrt(float(residuals @ residuals) / (n - 2))
 
-    t = _t_quantile(n)
+    t = slope_t_quantile(n)
     half_b = t * residual_std / math.sqrt(ss)
     half_a = t * residual_std * math.sqrt(1 / n + float(x.mean()) ** 2 / ss)
     with np.errstate(over="ignore"):
         a, a_low, a_high = np.exp([intercept, intercept - half_a, intercept + half_a]).tolist()
     b = -slope
     return PowerLaw(a, a_low, a_high, b, b - half_b, b + half_b, n, residual_std, float(x.mean()), float(y.mean()), ss)
-
-
-def _t_quantile(n: int) -> float:
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 2))
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """r with its 95 % Fisher-z interval; None where undefined (a constant variable; an interval at n < 4)."""
-
-    r: float | None
-    low: float | None
-    high: float | None
-
-
-def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
-    """Pearson correlation of two variables [n]."""
-    u, v = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if np.ptp(u) == 0 or np.ptp(v) == 0:
-        return Correlation(None, None, None)
-    u, v = u - u.mean(), v - v.mean()
-    r = float(np.clip(u @ v / math.sqrt((u @ u) * (v @ v)), -1, 1))
-    if len(u) < 4:
-        return Correlation(r, None, None)
-    if abs(r) == 1:
-        return Correlation(r, r, r)
-    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) / math.sqrt(len(u) - 3)
-    return Correlation(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half))
 
 
 @dataclass(frozen=True)
@@ -212,18 +189,3 @@ def _point(cell: Cell, trials: list[Trial]) -> Point:
         trials=tuple(t.name for t in trials),
         values=values,
     )
-
-
-def one_protocol(trials: list[Trial]) -> Protocol | None:
-    """How the final values were measured (None without trials); ValueError when not all in the same way.
-
-    The bias of a Frechet distance depends on the number of images, the reference and the features, so a law
-    through a mixture would mean nothing.
-    """
-    example: dict[Protocol, str] = {}  # with the first trial measured so
-    for trial in trials:
-        for row in trial.final_rows():
-            example.setdefault(row.measured, trial.name)
-    if len(example) <= 1:
-        return next(iter(example), None)
-    raise ValueError(f"final evaluations mix protocols, fit them apart: {protocol_differences(example)}")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis.law import CONFIDENCE
+from analysis.statistics import CONFIDENCE
 
 
 @dataclass(frozen=True)

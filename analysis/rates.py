@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.coordinates import slope_over_seeds
-from analysis.law import CONFIDENCE, one_protocol
 from analysis.parabola import Exponent, Parabola, fit_exponent, fit_parabola
-from analysis.table import Cell, Excluded, Protocol, Table, Trial, strict
+from analysis.statistics import CONFIDENCE, mean_interval
+from analysis.table import Cell, Excluded, Protocol, Table, Trial, one_protocol, strict
 
 NETWORKS = ("G", "D")
 MIN_RATES = 4
@@ -117,7 +116,7 @@ def short_rate(rate: float) -> str:
 # ---------------------------------------------------------------- fits
 
 
-def fit_rates(table: Table) -> Transfer:
+def analyse(table: Table) -> Transfer:
     """Optimum per width, its slope on width, and Table 4, from the trials of a learning-rate sweep.
 
     A grid holds trials of one size in both networks, equal in all but the rate of one network and the seed. Diverged
@@ -168,8 +167,8 @@ def cross_check(table: Table) -> tuple[CrossCheck, ...]:
         for name in names if own else []:
             paired = [logs[name][seed] - logs[own][seed] for seed in logs[name] if seed in logs[own]]
             if name != own and paired:
-                mean = slope_over_seeds(paired)
-                ratios.append(Ratio(name, mean.slope, mean.low, mean.high))
+                mean = mean_interval(paired)
+                ratios.append(Ratio(name, mean.mean, mean.low, mean.high))
         rows.append(CrossCheck(cell.label, own, _best(columns), columns, tuple(ratios)))
     return tuple(rows)
 

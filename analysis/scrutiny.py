@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis.floor import compare_floors
-from analysis.law import CONFIDENCE, MIN_SIZES, Law, Point, PowerLaw, fit_power_law, gflops
-from analysis.table import Table, Trial
+from analysis.law import MIN_SIZES, Law, Point, PowerLaw, fit_power_law
+from analysis.statistics import CONFIDENCE
+from analysis.table import Table, Trial, gflops
 
 # What C may be said to hold, by how it is named in the output; items are those of the run table.
 G_ITEMS, D_ITEMS = ("g_forward", "g_backward"), ("d_step", "g_step_d")
@@ -215,3 +216,69 @@ def flagged(table: Table) -> list[dict[str, str]]:
 
 def _fit(points: Any) -> PowerLaw:
     return fit_power_law([p.gflops for p in points], [p.value for p in points])
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The law in words, for a terminal."""
+    metric = report["metric"]
+    lines = [
+        f"{metric} = {report['a']:.4g} C^-{report['b']:.4f}, C in {report['unit']}",
+        f"b = {report['b']:.4f}, 95 % interval {_interval(report)} (Student t, {report['n']} sizes)",
+        f"Pearson({metric}, G-forward GFLOPs) = {report['pearson_gflops']:.3f}"
+        if report["pearson_gflops"] is not None
+        else f"Pearson({metric}, G-forward GFLOPs) is undefined",
+        f"floor: {report['floor']['verdict']}",
+    ]
+    if fitted := report["floor"]["with_floor"]:
+        lines.append(
+            f"  with a floor: E = {fitted['floor']:.4g}, b = {fitted['b']:.4f} {_interval(fitted)}, "
+            f"{fitted['starts_agreeing']} of {len(fitted['starts'])} starts agree"
+        )
+    lines += [
+        f"  floor pinned at {row['floor']:.4g}: b = {row['b']:.4f} {_interval(row)}"
+        for row in report["floor"].get("pinned", [])
+    ]
+    if report["leave_one_size_out"]:
+        largest = report["leave_one_size_out"][-1]
+        lines.append(
+            f"largest size from the others: {largest['size']} {largest['value']:.4g}, predicted "
+            f"{largest['predicted']:.4g} {_interval(largest)}, {'inside' if largest['inside'] else 'OUTSIDE'}"
+        )
+    lines += [_prediction_line(row) for row in report.get("predictions", [])]
+    without = [row["b"] for row in report["without_run"] if row["b"] is not None]
+    if without:
+        lines.append(f"leaving out each run: b from {min(without):.4f} to {max(without):.4f}")
+    if clustered := report["checkpoints"]:
+        lines.append(
+            f"through all {clustered['checkpoints']} checkpoints of {clustered['runs']} runs: b = {clustered['b']:.4f} "
+            f"{_interval(clustered)} (clustered by run)"
+        )
+    lines += [f"b = {row['b']:.4f} {_interval(row)} with C of {row['counted']}" for row in report["itemisations"]]
+    lines += [f"b = {b:.4f} with C counted as {how}" for how, b in report.get("counts", {}).items()]
+    lines += [f"left out: {e['trial']}: {e['reason']}" for e in report["excluded"]]
+    lines += [f"flagged: {e['trial']} ({e['size']}): {e['flags']}" for e in report["flagged"]]
+    if "remark" in report:
+        lines.append(report["remark"])
+    return "\n".join(lines)
+
+
+def _interval(row: dict[str, Any]) -> str:
+    low, high = (row.get(key, row.get(f"b_{key}")) for key in ("low", "high"))
+    return f"[{'-inf' if low is None else f'{low:.4g}'}, {'inf' if high is None else f'{high:.4g}'}]"
+
+
+def _prediction_line(row: dict[str, Any]) -> str:
+    said = f"prediction of {row['size']} written {row['written']}: {row['predicted']:.4g} {_interval(row)}"
+    if not row["intact"]:
+        return f"{said}: ALTERED since, its digest does not fit; not scored"
+    if row["value"] is None:
+        return f"{said}: {row['size']} is not complete yet"
+    when = "before" if row["before"] else "AFTER"
+    where = "inside" if row["inside"] else "outside"
+    lines = f"{said}: {where}, it is {row['value']:.4g}; written {when} its first step"
+    if row["inside_seeds"] is not None:
+        held = "inside" if row["inside_seeds"] else "outside"
+        lines += (
+            f"; {held} [{row['seeds_low']:.4g}, {row['seeds_high']:.4g}], where only seeds would stray from the law"
+        )
+    return lines

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from scipy import stats
 
 from analysis.floor import fit_floor_law
@@ -109,21 +108,3 @@ def _checkpoints(sizes: int, seeds: int, checkpoints: int = 5) -> Draw:
         return found.b_low <= B <= found.b_high, True
 
     return draw
-
-
-def selftest_table(rows: list[dict[str, Any]]) -> Table:
-    """For people."""
-    table = Table(title="how often 95 % intervals hold a known truth", title_justify="left")
-    for name in ["interval", "draws", "held", "95 %", "without an end", "at the bar"]:
-        table.add_column(name, justify="left" if name == "interval" else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["interval"],
-            str(row["draws"]),
-            f"{row['coverage']:.1%}",
-            f"{row['low']:.1%} to {row['high']:.1%}",
-            str(row["unbounded"]),
-            "yes" if row["passes"] else "NO",
-        )
-    table.caption = f"the bar: {BAR[0]:.0%} to {BAR[1]:.0%}"
-    return table

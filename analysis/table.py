@@ -210,3 +210,26 @@ def _why_excluded(trial: Trial, column: str) -> str:
         return f"{column} was not measured at its last evaluation"
     progress = f"unfinished: step {last.step} of {trial.steps}"
     return f"{progress}, status {last.status}" if last.step == trial.steps else progress
+
+
+UNIT = "GFLOPs (1e9 multiply-adds)"
+
+
+def gflops(flops: float) -> float:
+    """FLOP (2 per multiply-add) -> GFLOPs in the paper's convention (multiply-adds / 1e9)."""
+    return flops / 2 / 1e9
+
+
+def one_protocol(trials: list[Trial]) -> Protocol | None:
+    """How the final values were measured (None without trials); ValueError when not all in the same way.
+
+    The bias of a Frechet distance depends on the number of images, the reference and the features, so a law
+    through a mixture would mean nothing.
+    """
+    example: dict[Protocol, str] = {}  # with the first trial measured so
+    for trial in trials:
+        for row in trial.final_rows():
+            example.setdefault(row.measured, trial.name)
+    if len(example) <= 1:
+        return next(iter(example), None)
+    raise ValueError(f"final evaluations mix protocols, fit them apart: {protocol_differences(example)}")

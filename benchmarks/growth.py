@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from analysis.style import STYLE
+from analysis.figures.style import STYLE
 from gat_sweep.config import TrialConfig
 from gat_sweep.gat import flops
 from gat_sweep.recipe import load_recipe, resolve

@@ -1,50 +1,83 @@
-"""The command line: its commands (commands/), and how errors end."""
+"""The command line: the table of commands by group, and how errors end."""
 
 import sys
 
 import click
 
-from gat_sweep.commands import analyses, checkpoints, coordinates, data, measure, networks, runs, sweeps
+from gat_sweep.commands import (
+    analyse,
+    bench,
+    coord_check,
+    doctor,
+    encode,
+    evaluate,
+    export,
+    export_official,
+    fit_law,
+    import_official,
+    inspect,
+    latency,
+    logs,
+    model_info,
+    parity,
+    plan,
+    predict,
+    report,
+    run,
+    sample,
+    status,
+    stop,
+    train,
+    ui,
+)
 from gat_sweep.errors import UserError
 
+GROUPS: dict[str, list[click.Command]] = {
+    "Sweep": [plan.plan, doctor.doctor, run.run, train.train],
+    "Watch": [status.status, logs.logs, stop.stop, ui.ui],
+    "Results": [fit_law.fit_law, predict.predict, *analyse.COMMANDS, report.report],
+    "Networks": [
+        evaluate.evaluate,
+        sample.sample,
+        inspect.inspect,
+        export.export,
+        import_official.import_official,
+        export_official.export_official,
+    ],
+    "Data": [encode.encode],
+    "Measure": [model_info.model_info, parity.parity, bench.bench, latency.latency, coord_check.coord_check],
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class GroupedHelp(click.Group):
+    """Lists the commands under the headings of GROUPS, each with the whole first line of its help."""
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        longest = max(len(command.name or "") for commands in GROUPS.values() for command in commands)
+        for heading, commands in GROUPS.items():
+            with formatter.section(heading):
+                rows = [(f"{command.name:{longest}}", first_line(command)) for command in commands]
+                formatter.write_dl(rows)
+
+
+def first_line(command: click.Command) -> str:
+    """The first line of a command's help."""
+    return (command.help or "").partition("\n")[0]
+
+
+@click.group(cls=GroupedHelp, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(package_name="gat-sweep")
 def cli() -> None:
-    """Scaling-law sweeps of transformer GANs (GAT)."""
+    """Scaling-law sweeps of transformer GANs (GAT). `gat-sweep COMMAND --help` has an example of each command."""
 
 
-for command in [
-    data.encode,
-    sweeps.plan,
-    sweeps.run,
-    sweeps.train,
-    runs.doctor,
-    runs.status,
-    runs.stop,
-    runs.logs,
-    analyses.fit_law,
-    analyses.predict,
-    *analyses.each_analysis.values(),
-    analyses.report,
-    sweeps.ui,
-    measure.model_info,
-    measure.parity,
-    measure.bench,
-    measure.latency,
-    coordinates.coord_check,
-    checkpoints.evaluate,
-    checkpoints.inspect,
-    networks.export,
-    networks.import_official,
-    networks.export_official,
-    networks.sample,
-]:
-    cli.add_command(command)
+for _commands in GROUPS.values():
+    for _command in _commands:
+        cli.add_command(_command)
 
 
 def main() -> None:
-    """Entry point: one line and exit 2 for what a user can mend, 130 for Ctrl-C."""
+    """Entry point: one line and exit code 2 for what a user can fix, 130 for Ctrl-C."""
     try:
         cli.main(standalone_mode=False)
     except UserError as error:

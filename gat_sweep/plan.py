@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
-
 from gat_sweep.config import TrialConfig
 from gat_sweep.gat import flops
-from gat_sweep.gat.discriminator import Discriminator
-from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.memory import Job, Memory
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec
+
+# Of the teachers in our recipes on one picture, as vision.teacher.forward_flops counts them.
+TEACHER_FLOPS = {"efficientnet_lite0": 767_815_104, "vit_base_patch14_dinov2.lvd142m": 46_322_454_528}
 
 
 def parameter_counts(config: TrialConfig) -> tuple[int, int]:
@@ -21,10 +20,23 @@ def parameter_counts(config: TrialConfig) -> tuple[int, int]:
 
 @cache  # a second for large networks; the trials of a sweep share a few
 def _counted(g: GeneratorSpec, d: DiscriminatorSpec) -> tuple[int, int]:
+    import torch  # seconds that commands which only read files do not pay
+
+    from gat_sweep.gat.discriminator import Discriminator
+    from gat_sweep.gat.generator import Generator
+
     with torch.device("meta"):
         networks = Generator(g), Discriminator(d)
     g_params, d_params = (sum(p.numel() for p in network.parameters()) for network in networks)
     return g_params, d_params
+
+
+def _teacher_flops(name: str) -> int:
+    if name in TEACHER_FLOPS:
+        return TEACHER_FLOPS[name]
+    from gat_sweep.vision.teacher import forward_flops  # timm takes two seconds to import
+
+    return forward_flops(name)
 
 
 def memory_job(config: TrialConfig, batch: int, plain_attention: bool) -> Job:
@@ -42,9 +54,7 @@ def iteration_flops(config: TrialConfig) -> dict[str, int]:
     """FLOPs per image of one training iteration, itemised; the teacher's only where it runs."""
     items = flops.iteration(config.generator_spec, config.discriminator_spec)
     if config.teacher and config.discriminator_spec.teacher_width and not config.teacher.cached:
-        from gat_sweep.vision.teacher import forward_flops  # timm takes two seconds to import
-
-        items["teacher_forward"] = forward_flops(config.teacher.name)
+        items["teacher_forward"] = _teacher_flops(config.teacher.name)
     return items
 
 

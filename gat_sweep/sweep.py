@@ -1,4 +1,4 @@
-"""A sweep file to its list of trials, and the record of a run.
+"""A sweep file becomes trials with stable ids.
 
 A sweep file says only what varies and how it is paired; the numbers live in the recipe:
 
@@ -75,6 +75,25 @@ class Sweep:
     about: str
     recipe: str
     trials: dict[str, TrialConfig]
+
+
+SHIPPED = (Path(__file__).parent / "sweeps", Path(__file__).parents[1] / "sweeps")  # of a wheel; of a clone
+
+
+def sweep_file(name: str) -> Path:
+    """The sweep file of that path; where there is none, the one of that name that ships with the package.
+
+    Raises UserError when there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for folder in SHIPPED for file in sorted(folder.glob("*.yaml"))}
+    if name in shipped:
+        return shipped[name]
+    if path.stem in shipped and path.suffix in ("", ".yaml"):
+        raise UserError(f"no sweep file {name} here; '{path.stem}' is one that ships with gat-sweep, give that name")
+    raise UserError(f"no sweep file {name}, and none of that name ships with gat-sweep; {nearest(path.stem, shipped)}")
 
 
 def load_sweep(
@@ -196,7 +215,7 @@ def _check_block(path: Path, lines: Lines, above: tuple[str, ...], block: Block)
         raise UserError(f"{path}:{line('zip')}: zipped lists differ in length: {lengths}")
 
 
-def said(varied: dict[str, Any]) -> str:
+def varied_text(varied: dict[str, Any]) -> str:
     """Config values in short, but those that a trial's id names."""
     known = {"model.generator", "model.discriminator", "model.patch", "seed", "start.step"}
     return ", ".join(

@@ -10,9 +10,10 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from analysis.ablation import compare, holm, summary
-from analysis.ablation_figure import plot_ablation
+from analysis.compare import analyse, summary
+from analysis.figures.compare import plot
 from analysis.reading import load_table
+from analysis.statistics import holm
 from analysis.table import Table
 
 HEADER = "trial,generator_size,seed,step,steps,flops,g_forward_flops,metric,value,mng.schedule,status"
@@ -32,7 +33,7 @@ def row(arm: str, seed: int, value: float, size: str = "S", step: int = 10, stat
 def test_the_papers_seeds(tmp_path: Path) -> None:
     """A.17: S/2 at 10 epochs, four seeds, FID-5K."""
     values = [30.085, 31.157, 28.907, 31.069]
-    (arm,) = compare(table_of(tmp_path, [row("exp", i, v) for i, v in enumerate(values)])).arms
+    (arm,) = analyse(table_of(tmp_path, [row("exp", i, v) for i, v in enumerate(values)])).arms
     assert (arm.label, arm.mean, arm.std) == (
         "S/2",
         pytest.approx(np.mean(values)),
@@ -46,7 +47,7 @@ def test_differences_are_paired_t_tests_with_holms_adjustment(tmp_path: Path) ->
     random = np.random.default_rng(0)
     values = {arm: list(20 * np.exp(random.normal(0, 0.1, 5))) for arm in ("exp", "none", "msg")}
     rows = [row(arm, seed, v) for arm, found in values.items() for seed, v in reversed(list(enumerate(found)))]
-    found = compare(table_of(tmp_path, rows))
+    found = analyse(table_of(tmp_path, rows))
     assert [arm.label for arm in found.arms] == ["schedule=none", "schedule=exp", "schedule=msg"]  # by compute
     raw = []
     for difference, arm in zip(found.differences, ("exp", "msg"), strict=True):
@@ -75,7 +76,7 @@ def test_a_planted_effect_is_covered(tmp_path: Path) -> None:
             replace(trial, rows=(replace(trial.last, value=float(value)),))
             for trial, value in zip(table.trials, values.ravel(), strict=True)
         ]
-        (found,) = compare(replace(table, trials=tuple(drawn))).differences
+        (found,) = analyse(replace(table, trials=tuple(drawn))).differences
         assert found.ratio_low is not None and found.ratio_high is not None
         covered += found.ratio_low <= 0.9 <= found.ratio_high
     assert 0.93 < covered / draws < 0.97
@@ -84,7 +85,7 @@ def test_a_planted_effect_is_covered(tmp_path: Path) -> None:
 def test_arms_are_compared_within_their_size(tmp_path: Path) -> None:
     rows = [row(arm, s, v * (1 + 0.01 * s), size) for size, arm, v in [
         ("S", "none", 50), ("S", "exp", 30), ("B", "none", 36), ("B", "exp", 24)] for s in range(3)]  # fmt: skip
-    found = compare(table_of(tmp_path, rows))
+    found = analyse(table_of(tmp_path, rows))
     assert {(d.arm, d.reference): d.ratio for d in found.differences} == {
         ("S/2, schedule=exp", "S/2, schedule=none"): pytest.approx(0.6),
         ("B/2, schedule=exp", "B/2, schedule=none"): pytest.approx(2 / 3),
@@ -95,7 +96,7 @@ def test_arms_are_compared_within_their_size(tmp_path: Path) -> None:
 def test_one_seed_has_no_interval_and_sizes_alone_are_arms(tmp_path: Path) -> None:
     rows = ["S-exp-0,S,0,10,10,1e9,1e9,fd,20,exp,done", "B-exp-0,B,0,10,10,4e9,4e9,fd,10,exp,done"]
     broken = "L-exp-0,L,0,4,10,9e9,9e9,fd,,exp,diverged"
-    found = compare(table_of(tmp_path, [*rows, broken]))
+    found = analyse(table_of(tmp_path, [*rows, broken]))
     (difference,) = found.differences
     assert (difference.arm, difference.reference, difference.ratio) == ("B/2", "S/2", pytest.approx(0.5))
     assert difference.low is difference.p is None and difference.verdict == "one seed: no interval"
@@ -105,22 +106,22 @@ def test_one_seed_has_no_interval_and_sizes_alone_are_arms(tmp_path: Path) -> No
 def test_curves_are_over_steps_that_all_seeds_have(tmp_path: Path) -> None:
     rows = [row("exp", s, v, step=step, status="running" if step < 10 else "done") for s, step, v in [
         (0, 2, 9.0), (0, 5, 6.0), (0, 10, 4.0), (1, 5, 8.0), (1, 10, 2.0)]]  # fmt: skip
-    found = compare(table_of(tmp_path, rows))
+    found = analyse(table_of(tmp_path, rows))
     assert found.arms[0].curve == ((5, 7, 6, 8), (10, 3, 2, 4))
     for name in "ab":
-        plot_ablation(found, tmp_path / name)
+        plot(found, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     twice = [row("exp", 0, 5.0), row("exp", 0, 6.0).replace("S-exp-0", "S-exp-again")]
     with pytest.raises(ValueError, match=r"two trials have one seed and nothing else.*S-exp-0, S-exp-again"):
-        compare(table_of(tmp_path, twice))
+        analyse(table_of(tmp_path, twice))
     with pytest.raises(ValueError, match="mix protocols"):
-        compare(table_of(tmp_path, [row("exp", 0, 5.0), row("exp", 1, 5.0).replace(",fd,", ",fid,")]))
+        analyse(table_of(tmp_path, [row("exp", 0, 5.0), row("exp", 1, 5.0).replace(",fd,", ",fid,")]))
     with pytest.raises(ValueError, match="no trial is complete"):
-        compare(table_of(tmp_path, [row("exp", 0, 5.0, step=4)]))
-    assert math.isfinite(compare(table_of(tmp_path, [row("exp", 0, 5.0)])).arms[0].mean)
+        analyse(table_of(tmp_path, [row("exp", 0, 5.0, step=4)]))
+    assert math.isfinite(analyse(table_of(tmp_path, [row("exp", 0, 5.0)])).arms[0].mean)
 
 
 def study(folder: Path, columns: str, rows: list[str]) -> Table:
@@ -147,7 +148,7 @@ def alignment(folder: Path) -> Table:
 
 
 def test_trials_that_go_on_are_one_arm_whatever_they_start_from(tmp_path: Path) -> None:
-    found = compare(alignment(tmp_path))
+    found = analyse(alignment(tmp_path))
     arms = ["align_weight=0", "align_weight=0, after=another", "align_weight=1", "align_weight=1, after=another"]
     assert [arm.label for arm in found.arms] == [f"{size}/2, {arm}" for size in "BS" for arm in arms]
     assert all(len(arm.values) == 3 for arm in found.arms)
@@ -156,33 +157,33 @@ def test_trials_that_go_on_are_one_arm_whatever_they_start_from(tmp_path: Path) 
 
 def test_a_reference_is_taken_at_every_size(tmp_path: Path) -> None:
     table = alignment(tmp_path)
-    found = compare(table, reference="S/2, align_weight=1, after=another")
+    found = analyse(table, reference="S/2, align_weight=1, after=another")
     assert {d.reference for d in found.differences} == {f"{size}/2, align_weight=1, after=another" for size in "SB"}
     assert all(d.arm[:3] == d.reference[:3] for d in found.differences) and len(found.differences) == 6
     removed = next(d for d in found.differences if d.arm == "B/2, align_weight=0, after=another")
     assert removed.ratio == pytest.approx(0.5 / 0.55) and removed.verdict == "better"
     with pytest.raises(ValueError, match="no arm is called 'kept'; use one of: B/2, align_weight=0; B/2, align"):
-        compare(table, reference="kept")
+        analyse(table, reference="kept")
     sizes = study(tmp_path, "n", [f"{size}{s},{size},{s},{9 + s},5" for size in "SBL" for s in (0, 1)])
-    assert {(d.arm, d.reference) for d in compare(sizes, "B/2").differences} == {("L/2", "B/2"), ("S/2", "B/2")}
+    assert {(d.arm, d.reference) for d in analyse(sizes, "B/2").differences} == {("L/2", "B/2"), ("S/2", "B/2")}
 
 
 def test_labels_name_what_varies_once(tmp_path: Path) -> None:
     """Not what follows from the size, nor from another setting, nor what most arms have."""
     rows = [f"{s}{b}{r},{s},0,9,{s},{b},{80 // b},{r}" for s in "SB" for b, r in [(4, "no"), (8, "no"), (4, "yes")]]
-    found = compare(study(tmp_path, "ladder.width,train.batch,train.epochs,train.rule", rows))
+    found = analyse(study(tmp_path, "ladder.width,train.batch,train.epochs,train.rule", rows))
     assert [arm.label for arm in found.arms if arm.cell.generator_size == "S"] == [
         "S/2",
         "S/2, batch=8",
         "S/2, rule=yes",
     ]
     two = study(tmp_path, "g.depth,d.depth", ["a,S,0,9,4,4", "b,S,0,8,4,8", "c,S,0,7,8,4", "d,S,0,7,8,8"])
-    assert compare(two).arms[1].label == "g.depth=4, d.depth=8"  # `depth` alone would be either
+    assert analyse(two).arms[1].label == "g.depth=4, d.depth=8"  # `depth` alone would be either
 
 
 def test_learning_rates_without_a_config_are_arms_too(tmp_path: Path) -> None:
     """Two rates with a seed each are no two seeds of one arm."""
-    found = compare(study(tmp_path, "lr_g", ["a,S,0,20,1e-4", "b,S,1,40,2e-4"]))
+    found = analyse(study(tmp_path, "lr_g", ["a,S,0,20,1e-4", "b,S,1,40,2e-4"]))
     assert [(arm.label, arm.std) for arm in found.arms] == [("lr_g=0.0001", None), ("lr_g=0.0002", None)]
     (difference,) = found.differences
     assert (difference.verdict, difference.seeds, difference.ratio) == ("no seed in common", (), pytest.approx(2))
@@ -191,7 +192,7 @@ def test_learning_rates_without_a_config_are_arms_too(tmp_path: Path) -> None:
 def test_an_arm_that_broke_altogether_is_listed_with_n_0(tmp_path: Path) -> None:
     rows = [row("exp", 0, 5.0), row("exp", 1, 6.0), "m,S,0,4,10,9e9,1e9,fd,,msg,diverged"]
     rows += ["e,S,2,4,10,9e9,1e9,fd,,exp,failed"]
-    found = compare(table_of(tmp_path, rows))
+    found = analyse(table_of(tmp_path, rows))
     report = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert [(arm["label"], arm["n"], arm["mean"]) for arm in report["arms"]] == [
         ("schedule=exp", 2, 5.5),
@@ -200,7 +201,7 @@ def test_an_arm_that_broke_altogether_is_listed_with_n_0(tmp_path: Path) -> None
     assert [(e["trial"], e["arm"]) for e in report["excluded"]] == [("m", "schedule=msg"), ("e", "schedule=exp")]
     assert set(report["arms"][0]) == set(report["arms"][1])
     assert "schedule=msg: no complete trial, n = 0" in summary(report) and "left out: e" in summary(report)
-    plot_ablation(found, tmp_path / "figure")
+    plot(found, tmp_path / "figure")
 
 
 def test_trials_of_other_lengths_are_no_replicates(tmp_path: Path) -> None:
@@ -209,13 +210,13 @@ def test_trials_of_other_lengths_are_no_replicates(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write("a,S,0,10,1e9,1e9,fd,20\nb,S,1,20,2e9,1e9,fd,40\n")
     with pytest.raises(ValueError, match=r"of S/2 end at different steps \(10, 20\) and are no replicates: a, b"):
-        compare(load_table(path))
+        analyse(load_table(path))
 
 
 def test_equal_arms_are_not_told_apart(tmp_path: Path) -> None:
     """Differences without any spread: none at all is no evidence, the same one in all seeds is not in doubt."""
     same, worse = ([row(arm, s, v * (10 + s)) for s in (0, 1, 2)] for arm, v in (("exp", 1), ("msg", 2)))
-    found = compare(table_of(tmp_path, [*same, *worse, *(row("none", s, 10 + s) for s in (0, 1, 2))]))
+    found = analyse(table_of(tmp_path, [*same, *worse, *(row("none", s, 10 + s) for s in (0, 1, 2))]))
     assert [(d.arm, d.p, d.verdict) for d in found.differences] == [
         ("schedule=exp", 1.0, "not told apart"),
         ("schedule=msg", 0.0, "worse"),

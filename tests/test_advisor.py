@@ -9,7 +9,7 @@ import pytest
 import statsmodels.api as sm
 from scipy import stats
 
-from analysis.advisor import advise, summary
+from analysis.advise import analyse, summary
 from analysis.law import fit_law
 from analysis.reading import load_table
 from analysis.table import Table
@@ -38,7 +38,7 @@ def width(x: np.ndarray, variance: np.ndarray, at: float) -> float:
 
 
 def test_widths_are_those_of_a_fit_with_the_cell_added(tmp_path: Path) -> None:
-    found = advise(table_of(tmp_path, seeds=3, between=0.3))
+    found = analyse(table_of(tmp_path, seeds=3, between=0.3))
     assert found.seeds is not None and found.between > 0
     x, at = np.log(list(SIZES.values())), math.log(1e7)
     between, seeds = found.between**2, found.seeds**2
@@ -58,7 +58,7 @@ def test_widths_are_those_of_a_fit_with_the_cell_added(tmp_path: Path) -> None:
 
 def test_a_cheap_size_is_worth_more_per_gflop_and_a_dear_one_more_in_all(tmp_path: Path) -> None:
     """A degree of freedom is what four sizes lack, and the cheapest brings one, too."""
-    report = advise(table_of(tmp_path, seeds=2, between=0.2)).to_json()
+    report = analyse(table_of(tmp_path, seeds=2, between=0.2)).to_json()
     assert report["candidates"][0]["what"].startswith("a size at half of S/2")
     assert report["largest_gain"].startswith("a size at twice XL/2")
     gains = [row["gain_per_gflop"] for row in report["candidates"]]
@@ -68,25 +68,25 @@ def test_a_cheap_size_is_worth_more_per_gflop_and_a_dear_one_more_in_all(tmp_pat
 
 
 def test_without_replicates_only_new_sizes_are_compared(tmp_path: Path) -> None:
-    found = advise(table_of(tmp_path, seeds=1))
+    found = analyse(table_of(tmp_path, seeds=1))
     assert found.seeds is None and not any("more seed" in candidate.what for candidate in found.candidates)
     assert any("no size has two seeds" in remark for remark in found.remarks)
 
 
 def test_what_gives_no_advice_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lie on a law exactly"):
-        advise(table_of(tmp_path, seeds=2, noise=0.0))
+        analyse(table_of(tmp_path, seeds=2, noise=0.0))
     path = tmp_path / "two.csv"
     path.write_text("\n".join((tmp_path / "t.csv").read_text().splitlines()[:4]))
     with pytest.raises(ValueError, match="needs at least 3 complete sizes"):
-        advise(load_table(path))
+        analyse(load_table(path))
 
 
 def test_one_seed_a_size_is_ordinary_least_squares_with_the_cell_on_the_line(tmp_path: Path) -> None:
     table = table_of(tmp_path, seeds=1)
     law, c = fit_law(table).fit, np.array(list(SIZES.values()))
     target, new = 1e8, 3e6
-    found = advise(table, target_gflops=target, candidates=[new])
+    found = analyse(table, target_gflops=target, candidates=[new])
     there = np.array([[1.0, math.log(target)]])
     values = [p.value for p in fit_law(table).points]
 
@@ -107,7 +107,7 @@ def test_one_seed_a_size_is_ordinary_least_squares_with_the_cell_on_the_line(tmp
 
 def test_an_end_is_worth_more_than_the_middle(tmp_path: Path) -> None:
     """At a target beyond all sizes, in all: what pins the slope is far from the mean."""
-    found = advise(table_of(tmp_path, seeds=1), target_gflops=1e8, candidates=[1e7, 3e5, 1e4])
+    found = analyse(table_of(tmp_path, seeds=1), target_gflops=1e8, candidates=[1e7, 3e5, 1e4])
     gain = {round(math.log10(candidate.gflops), 1): candidate.gain for candidate in found.candidates}
     assert gain[7.0] > gain[5.5] and gain[4.0] > gain[5.5]
     assert found.to_json()["largest_gain"] == "a size at 1e+07 GFLOPs, 1 seed"
@@ -117,7 +117,7 @@ def test_where_seeds_differ_in_number_the_fits_own_interval_is_said_too(tmp_path
     """fit-law weighs all sizes alike; one with a single seed among many has less to say."""
     table = table_of(tmp_path, seeds=6)
     lone = [trial for trial in table.trials if trial.cell.generator_size != "XL" or trial.last.seed == 0]
-    found = advise(Table(table.path, tuple(lone)))
+    found = analyse(Table(table.path, tuple(lone)))
     (remark,) = [remark for remark in found.remarks if "weighs all sizes alike" in remark]
     there = fit_law(Table(table.path, tuple(lone))).fit
     low, high = there.band(1e7, of=10**12)  # of so many new points that only the law's own is left
@@ -128,9 +128,9 @@ def test_where_seeds_differ_in_number_the_fits_own_interval_is_said_too(tmp_path
 def test_compute_is_positive(tmp_path: Path, wrong: float) -> None:
     table = table_of(tmp_path, seeds=1)
     with pytest.raises(ValueError, match="give positive numbers of GFLOPs"):
-        advise(table, target_gflops=wrong)
+        analyse(table, target_gflops=wrong)
     with pytest.raises(ValueError, match="give positive numbers of GFLOPs"):
-        advise(table, candidates=[1e5, wrong])
+        analyse(table, candidates=[1e5, wrong])
 
 
 def test_protocols_are_not_mixed(tmp_path: Path) -> None:
@@ -139,4 +139,4 @@ def test_protocols_are_not_mixed(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("B0,B,0,10,200000000000000.0,100000.0,fd", "B0,B,0,10,2e14,1e5,fid"))
     assert ",fid," in path.read_text()
     with pytest.raises(ValueError, match="mix protocols"):
-        advise(load_table(path))
+        analyse(load_table(path))

@@ -14,8 +14,10 @@ from conftest import tiny_config, tiny_trial
 from PIL import Image
 from scipy import stats
 
-from analysis.coordinates import Changes, fit_slope, fit_steps, log_slopes, plot_coordinates, report, slope_over_seeds
-from gat_sweep.commands.coordinates import coord_check
+from analysis.coord_check import Changes, fit_slope, fit_steps, log_slopes, report
+from analysis.figures.coord_check import plot
+from analysis.statistics import mean_interval
+from gat_sweep.commands.coord_check import coord_check
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset
 from gat_sweep.errors import UserError
@@ -50,9 +52,9 @@ def linear_model(rule: str, seeds: int = 4, steps: int = 3, probes: int = 50) ->
 @pytest.mark.parametrize(("rule", "theory"), [("eq4", 0.0), ("none", 1.0)])
 def test_a_linear_model_has_the_slopes_of_a11(rule: str, theory: float) -> None:
     slope = fit_slope(WIDTHS, linear_model(rule))
-    assert abs(slope.slope - theory) < 0.06  # E|x|^4 is C^2 + 2C: a little flatter than C at small widths
+    assert abs(slope.mean - theory) < 0.06  # E|x|^4 is C^2 + 2C: a little flatter than C at small widths
     assert slope.low is not None and slope.high is not None and slope.high - slope.low < 0.1
-    assert all(abs(step.slope - theory) < 0.08 for step in fit_steps(WIDTHS, linear_model(rule)))
+    assert all(abs(step.mean - theory) < 0.08 for step in fit_steps(WIDTHS, linear_model(rule)))
 
 
 def test_slopes_are_least_squares_in_logarithms() -> None:
@@ -67,13 +69,13 @@ def test_slopes_are_least_squares_in_logarithms() -> None:
     interval = stats.t.interval(0.95, 2, loc=np.mean(over_steps), scale=stats.sem(over_steps))
     assert (found.low, found.high) == pytest.approx(interval, rel=1e-12)
     alone = fit_slope(WIDTHS, values[:1])
-    assert (alone.low, alone.high) == (None, None) and alone.slope == pytest.approx(over_steps[0])
+    assert (alone.low, alone.high) == (None, None) and alone.mean == pytest.approx(over_steps[0])
 
 
 def test_the_interval_covers_the_true_slope() -> None:
     random, covered = np.random.default_rng(0), 0
     for _ in range(2000):
-        slope = slope_over_seeds(random.normal(0.5, 0.2, 3))
+        slope = mean_interval(random.normal(0.5, 0.2, 3))
         assert slope.low is not None and slope.high is not None
         covered += slope.low < 0.5 < slope.high
     assert 0.935 < covered / 2000 < 0.965
@@ -115,12 +117,12 @@ def test_what_has_no_logarithm_is_refused(bad: float) -> None:
 def test_the_figure_is_drawn_the_same_twice(tmp_path: Path) -> None:
     measured = planted({"eq4": 0.0, "none": 1.0})
     for name in "ab":
-        files = plot_coordinates(WIDTHS, measured, 1, tmp_path / name)
+        files = plot(WIDTHS, measured, 1, tmp_path / name)
         assert [file.suffix for file in files] == [".svg", ".png"]
     for suffix in ("svg", "png"):
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
     alone = [Changes(m.network, m.layer, m.rule, m.change[:1], m.size[:1]) for m in measured]
-    plot_coordinates(WIDTHS, alone, 101, tmp_path / "one")
+    plot(WIDTHS, alone, 101, tmp_path / "one")
     with Image.open(tmp_path / "one.png") as image:
         assert image.width > 1000
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.correlation import correlate, plot_correlations, spearman, summary
+from analysis.correlate import analyse, summary
+from analysis.figures.correlate import plot
 from analysis.reading import load_table
+from analysis.statistics import spearman
 from analysis.table import Table
 from gat_sweep.results import paper
 
@@ -25,7 +27,7 @@ def table_of(folder: Path, *lines: str) -> Table:
 def test_the_papers_four_sizes(tmp_path: Path) -> None:
     """At 50k iterations, though XL has a point at 100k: -0.918 with GFLOPs, -0.996 with their logarithm, -0.994."""
     paper.write_table(tmp_path / "paper.csv", paper.FORWARDS)
-    report = correlate(load_table(tmp_path / "paper.csv")).to_json()
+    report = analyse(load_table(tmp_path / "paper.csv")).to_json()
     assert report["step"] == 50_000 and [m["value"] for m in report["models"]] == [15.237, 9.534, 4.6, 4.021]
     found = [report[name]["r"] for name in ("pearson", "pearson_log_gflops", "pearson_log_log")]
     assert found == pytest.approx([-0.918, -0.996, -0.994], abs=1e-3)
@@ -53,7 +55,7 @@ def test_spearman_is_scipys_with_an_interval_that_covers() -> None:
 
 
 def test_seeds_are_averaged_and_patches_are_models(tmp_path: Path) -> None:
-    found = correlate(
+    found = analyse(
         table_of(
             tmp_path,
             *(f"S2{i},S,10,10,1e9,4e9,fd,{20 + i},2,5" for i in range(3)),
@@ -67,15 +69,15 @@ def test_seeds_are_averaged_and_patches_are_models(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [e.trial for e in found.excluded] == ["L2"] and found.pearson.low is None
     for name in ("a", "b"):
-        plot_correlations(found, tmp_path / name)
+        plot(found, tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     sizes = [f"{s},{s},10,10,1e9,{i}e9,fd,5,2,{{}}" for i, s in enumerate("SBL", 1)]
     with pytest.raises(ValueError, match=r"n is 5 \(as in S\) or 6 \(as in L\)"):
-        correlate(table_of(tmp_path, sizes[0].format(5), sizes[1].format(5), sizes[2].format(6)))
+        analyse(table_of(tmp_path, sizes[0].format(5), sizes[1].format(5), sizes[2].format(6)))
     with pytest.raises(ValueError, match="needs 3 sizes or patches, this table has 2"):
-        correlate(table_of(tmp_path, sizes[0].format(5), sizes[1].format(5)))
+        analyse(table_of(tmp_path, sizes[0].format(5), sizes[1].format(5)))
     with pytest.raises(ValueError, match="no step at which every complete trial"):
-        correlate(table_of(tmp_path, "S,S,10,10,1e9,1e9,fd,5,2,5", "B,B,20,20,1e9,2e9,fd,5,2,5"))
+        analyse(table_of(tmp_path, "S,S,10,10,1e9,1e9,fd,5,2,5", "B,B,20,20,1e9,2e9,fd,5,2,5"))

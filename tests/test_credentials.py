@@ -20,8 +20,8 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_config, check_no_credentials, without_credentials
 from gat_sweep.files.storage import place
 from gat_sweep.monitor.progress import Monitor
-from gat_sweep.monitor.tracking import Tracker, create_store, default_uri, log_artifacts
-from gat_sweep.monitor.ui import serve_ui
+from gat_sweep.monitor.tracking import Tracker, create_store, log_artifacts
+from gat_sweep.monitor.ui import default_uri, serve_ui
 from gat_sweep.recipe import flatten
 from gat_sweep.run.record import open_run
 from gat_sweep.sweep import Sweep, trial_id

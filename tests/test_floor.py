@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from analysis.floor import aicc, compare_floors, fit_floor_law
+from analysis.floor import compare_floors, fit_floor_law
 from analysis.law import fit_power_law
+from analysis.statistics import aicc
 
 C = np.geomspace(1e4, 1e8, 8)
 

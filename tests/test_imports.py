@@ -14,7 +14,7 @@ import pytest
         ("gat_sweep.encode.sources", ["torch"]),
         ("gat_sweep.cli", ["ray", "mlflow", "torch"]),
         ("gat_sweep.gat.losses", ["timm", "pydantic", "gat_sweep.config", "gat_sweep.train.loop"]),
-        ("analysis.law_figure", ["ray", "mlflow", "torch", "gat_sweep"]),
+        ("analysis.figures.law", ["ray", "mlflow", "torch", "gat_sweep"]),
     ],
 )
 def test_what_a_module_does_not_bring_along(module: str, absent: list[str]) -> None:

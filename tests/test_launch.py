@@ -22,7 +22,7 @@ from test_train import assert_same_state
 from gat_sweep.cluster import local_resources
 from gat_sweep.launch.driver import train_pack
 from gat_sweep.launch.packs import SHARE_BELOW, STEP_FLOPS, packs
-from gat_sweep.monitor.tracking import default_uri
+from gat_sweep.monitor.ui import default_uri
 from gat_sweep.run.table import read_rows
 from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import load_sweep

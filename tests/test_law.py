@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from analysis.law import fit_law, fit_power_law, pearson
+from analysis.law import fit_law, fit_power_law
 from analysis.reading import load_table
+from analysis.statistics import pearson
 from analysis.table import Cell, Protocol, Row, Table, Trial
 
 # The paper's models: FID-50K (S, B, L at 50k iterations, XL at 100k), forward FLOP of one sample (2 per MAC).

@@ -7,10 +7,10 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from analysis.figures.law import plot_law
+from analysis.figures.style import number_text, set_ticks
 from analysis.law import fit_law
-from analysis.law_figure import plot_law
 from analysis.reading import load_table
-from analysis.style import number_text, set_ticks
 from analysis.table import Table
 
 HEADER = "trial,generator_size,step,steps,flops,g_forward_flops,metric,value,n,status,reason"

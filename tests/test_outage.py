@@ -27,7 +27,8 @@ import pytest
 from mlflow import MlflowClient
 
 from gat_sweep.monitor import tracking
-from gat_sweep.monitor.tracking import PATIENCE_S, Tracker, behind, create_store, default_uri
+from gat_sweep.monitor.tracking import PATIENCE_S, Tracker, behind, create_store
+from gat_sweep.monitor.ui import default_uri
 from gat_sweep.run.journal import add_record
 
 pytestmark = pytest.mark.reliability

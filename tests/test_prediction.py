@@ -10,7 +10,8 @@ import pytest
 from conftest import TINY
 from test_cli import call
 
-from analysis.law import fit_power_law, gflops
+from analysis.law import fit_power_law
+from analysis.table import gflops
 from gat_sweep.errors import UserError
 from gat_sweep.plan import iteration_flops
 from gat_sweep.results.predict import digest

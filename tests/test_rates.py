@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from analysis.rates import Grid, Transfer, cross_check, fit_rates, summary
-from analysis.rates_figure import plot_rates
+from analysis.figures.rates import plot
+from analysis.rates import Grid, Transfer, analyse, cross_check, summary
 from analysis.reading import load_table
 from analysis.table import Cell, Facts, Protocol, Row, Table, Trial
 from gat_sweep.sweep import load_sweep
@@ -79,7 +79,7 @@ def only(transfer: Transfer) -> Grid:
 
 
 def test_a_minimum_inside_the_grid_is_an_optimum() -> None:
-    found = only(fit_rates(table(*grid("G", "S", bowl(5e-4, noise(0))))))
+    found = only(analyse(table(*grid("G", "S", bowl(5e-4, noise(0))))))
     assert (found.network, found.size, found.width, found.refusal) == ("G", "S/2", 384, None)
     assert found.optimum is not None and found.optimum.vertex_low is not None and found.optimum.vertex_high is not None
     assert found.optimum.vertex_low < 5e-4 < found.optimum.vertex_high
@@ -95,43 +95,43 @@ def test_a_minimum_inside_the_grid_is_an_optimum() -> None:
     ],
 )
 def test_an_optimum_at_an_edge_is_refused(optimum: float, said: str) -> None:
-    found = only(fit_rates(table(*grid("G", "S", bowl(optimum, noise(1, 0.001))))))
+    found = only(analyse(table(*grid("G", "S", bowl(optimum, noise(1, 0.001))))))
     assert found.refusal == said and found.optimum is None
     assert found.parabola is not None and found.parabola.curvature > 0
 
 
 def test_a_maximum_is_no_optimum() -> None:
     values = dict(zip(FACTORS, (9, 10.5, 8.9, 10.4, 9), strict=True))  # the best rate is in the middle, all the same
-    found = only(fit_rates(table(*grid("G", "S", lambda rate: values[round(rate / 4e-4, 2)] * (1 + 1e-3)))))
+    found = only(analyse(table(*grid("G", "S", lambda rate: values[round(rate / 4e-4, 2)] * (1 + 1e-3)))))
     assert found.refusal is not None and "not convex (curvature -0.0" in found.refusal
     assert "extend" not in found.refusal
 
 
 def test_a_flat_grid_is_no_optimum() -> None:
     values = dict(zip(FACTORS, (10.0, 10.6, 9.8, 10.1, 10.3), strict=True))
-    found = only(fit_rates(table(*grid("G", "S", lambda rate: values[round(rate / 4e-4, 2)], seeds=1))))
+    found = only(analyse(table(*grid("G", "S", lambda rate: values[round(rate / 4e-4, 2)], seeds=1))))
     assert found.refusal is not None and found.refusal.startswith("flat: not told apart from no curvature, [-")
     assert found.parabola is not None and found.parabola.curvature > 0 and found.parabola.vertex_low is None
 
 
 def test_three_rates_are_too_few() -> None:
-    found = only(fit_rates(table(*grid("G", "S", bowl(4e-4, noise(0)), FACTORS[1:4], seeds=1))))
+    found = only(analyse(table(*grid("G", "S", bowl(4e-4, noise(0)), FACTORS[1:4], seeds=1))))
     assert found.refusal == "3 rates have values, and any three lie on a parabola: an interval takes 4"
     assert found.parabola is not None and found.parabola.vertex == pytest.approx(4e-4, rel=0.2)
-    two = only(fit_rates(table(*grid("G", "S", bowl(4e-4), FACTORS[1:3]))))
+    two = only(analyse(table(*grid("G", "S", bowl(4e-4), FACTORS[1:3]))))
     assert two.parabola is None and "2 rates have values" in str(two.refusal)
 
 
 def test_diverged_rates_bracket_an_optimum() -> None:
     factors = (*FACTORS, 8.0)
     trials = grid("G", "S", bowl(1.4e-3, noise(3)), factors)
-    assert fit_rates(table(*trials)).grids[0].optimum is not None
+    assert analyse(table(*trials)).grids[0].optimum is not None
     cut = [t for t in trials if t.facts.config["train.rate_g"] <= 4]
-    assert "extend the grid upwards" in str(only(fit_rates(table(*cut))).refusal)
+    assert "extend the grid upwards" in str(only(analyse(table(*cut))).refusal)
     lost = grid("G", "S", bowl(1.4e-3), (8.0, 16.0), broken=(8.0, 16.0))
-    transfer = fit_rates(table(*cut, *lost))
+    transfer = analyse(table(*cut, *lost))
     found = only(transfer)
-    assert found.refusal is None and found.parabola == only(fit_rates(table(*cut))).parabola  # not in the fit
+    assert found.refusal is None and found.parabola == only(analyse(table(*cut))).parabola  # not in the fit
     assert found.rates[-1].diverged == ("G-S-16.0-0", "G-S-16.0-1") and found.rates[-1].mean is None
     assert ("G-S-8.0-0", "g_loss is nan at step 40") in [(e.trial, e.reason) for e in transfer.excluded]
 
@@ -139,7 +139,7 @@ def test_diverged_rates_bracket_an_optimum() -> None:
 def test_a_vertex_beyond_a_diverged_rate_is_refused() -> None:
     trials = grid("G", "S", bowl(2.2e-3, noise(3, 0.001)), FACTORS)
     lost = grid("G", "S", bowl(1.0), (4.5, 16.0), broken=(4.5, 16.0))
-    assert only(fit_rates(table(*trials, *lost))).refusal == (
+    assert only(analyse(table(*trials, *lost))).refusal == (
         "the vertex, 2.19e-3, is above 1.8e-3, the last rate that the grid speaks for"
     )
 
@@ -152,7 +152,7 @@ def test_a_rate_that_one_seed_survived_is_not_the_best() -> None:
         else t
         for t in trials
     ]
-    found = only(fit_rates(table(*half)))
+    found = only(analyse(table(*half)))
     survivor = found.rates[4]
     assert (survivor.trials, survivor.diverged, survivor.std) == (("G-S-4.0-0",), ("G-S-4.0-1",), None)
     assert min(seeds.mean for seeds in found.rates if seeds.mean) == survivor.mean
@@ -161,10 +161,10 @@ def test_a_rate_that_one_seed_survived_is_not_the_best() -> None:
 
 def test_where_everything_diverges_there_is_no_optimum() -> None:
     lost = grid("G", "S", bowl(1e-3), broken=FACTORS)
-    transfer = fit_rates(table(*lost, *grid("G", "B", bowl(1e-4, noise(1)))))
+    transfer = analyse(table(*lost, *grid("G", "B", bowl(1e-4, noise(1)))))
     assert [g.refusal for g in transfer.grids] == ["there is no rate at which no seed diverged", None]
     with pytest.raises(ValueError, match="with a complete trial"):
-        fit_rates(table(*lost))
+        analyse(table(*lost))
 
 
 # ---------------------------------------------------------------- the slope
@@ -184,7 +184,7 @@ def sweep(power: float, seed: int, networks: str = "GD", seeds: int = 2) -> list
 
 
 def test_optima_that_fall_with_the_width_are_found() -> None:
-    transfer = fit_rates(table(*sweep(-1, 0)))
+    transfer = analyse(table(*sweep(-1, 0)))
     assert [(g.network, g.width) for g in transfer.grids] == [(n, w) for n in "GD" for w in WIDTHS.values()]
     for exponent in transfer.exponents.values():
         assert exponent.low is not None and exponent.high is not None
@@ -194,7 +194,7 @@ def test_optima_that_fall_with_the_width_are_found() -> None:
 
 
 def test_one_rate_for_all_widths_differs_from_minus_one() -> None:
-    exponent = fit_rates(table(*sweep(0, 1))).exponents["D"]
+    exponent = analyse(table(*sweep(0, 1))).exponents["D"]
     assert exponent.verdict == "differs from -1, consistent with 0"
     assert (
         exponent.p_minus_one is not None and exponent.p_minus_one < 0.01 and exponent.slope == pytest.approx(0, abs=0.2)
@@ -203,7 +203,7 @@ def test_one_rate_for_all_widths_differs_from_minus_one() -> None:
 
 def test_without_two_optima_there_is_no_slope() -> None:
     flat = grid("G", "B", bowl(1.0, noise(0)))
-    transfer = fit_rates(table(*grid("G", "S", bowl(5e-4, noise(0))), *flat))
+    transfer = analyse(table(*grid("G", "S", bowl(5e-4, noise(0))), *flat))
     exponent = transfer.exponents["G"]
     assert exponent.verdict == "not identifiable: 1 of 2 widths have an optimum" and exponent.slope is None
     assert "D" not in transfer.exponents
@@ -225,8 +225,8 @@ def test_trials_of_other_kinds_are_no_part_of_a_grid() -> None:
         trial("batch", "S", 1.0, (2, 1), config={"train.batch": 64}),
         trial("failed", "S", 1.0, (2, 1), status="failed"),
     ]
-    transfer = fit_rates(table(*plain, *strangers))
-    assert transfer.grids == fit_rates(table(*plain)).grids and transfer.cross_check == ()
+    transfer = analyse(table(*plain, *strangers))
+    assert transfer.grids == analyse(table(*plain)).grids and transfer.cross_check == ()
     reasons = {e.trial: e.reason for e in transfer.excluded}
     unused = "part of no rate grid and no cross-check"
     assert reasons == {"both": unused, "of-b": unused, "batch": unused, "failed": "g_loss is nan at step 40"}
@@ -236,25 +236,25 @@ def test_two_grids_of_one_size_are_refused() -> None:
     plain = grid("G", "S", bowl(5e-4, noise(0)))
     other = grid("G", "S", bowl(5e-4, noise(0)), config={"train.batch": 64})
     with pytest.raises(ValueError) as error:
-        fit_rates(table(*plain, *other))
+        analyse(table(*plain, *other))
     assert str(error.value) == (
         "S/2 has a rate grid of G under several configs, fit them apart; what differs: train.batch"
     )
     deep = [Trial(t.name, (t.last.__class__(**{**vars(t.last), "cell": Cell("B", "B", 4)}),), t.facts) for t in plain]
     with pytest.raises(ValueError, match=r"rate grids of G have several patch sizes, fit them apart: \[2, 4\]"):
-        fit_rates(table(*plain, *deep))
+        analyse(table(*plain, *deep))
 
 
 def test_mixed_protocols_are_refused() -> None:
     mixed = [*grid("G", "S", bowl(5e-4)), *grid("G", "B", bowl(2e-4), measured=Protocol("fid", 50000, "ref", "v1"))]
-    for function in (fit_rates, cross_check):
+    for function in (analyse, cross_check):
         with pytest.raises(ValueError, match="mix protocols"):
             function(table(*mixed))
 
 
 def test_a_table_without_comparisons_is_refused() -> None:
     with pytest.raises(ValueError, match="neither a rate grid"):
-        fit_rates(table(trial("s", "S", 20), trial("b", "B", 15)))
+        analyse(table(trial("s", "S", 20), trial("b", "B", 15)))
 
 
 def test_a_grid_from_a_csv(tmp_path: Path) -> None:
@@ -266,13 +266,13 @@ def test_a_grid_from_a_csv(tmp_path: Path) -> None:
     lines.append("lost,S,7,1e14,1e9,fid,,0,diverged,3.2e-3,4e-4,384,too hot")  # and its steps are not known
     path = tmp_path / "grid.csv"
     path.write_text("\n".join(lines))
-    transfer = fit_rates(load_table(path))
+    transfer = analyse(load_table(path))
     found = only(transfer)
     assert found.optimum is not None and found.optimum.vertex == pytest.approx(5e-4, rel=0.1)
     assert found.rates[-1].diverged == ("lost",) and transfer.cross_check == ()
     path.write_text("\n".join(line.replace(",384", ",") for line in lines))
     with pytest.raises(ValueError, match="'t00' belongs to a rate grid; say its g_width"):
-        fit_rates(load_table(path))
+        analyse(load_table(path))
 
 
 def test_every_trial_of_the_sweep_has_a_place(tmp_path: Path) -> None:
@@ -291,7 +291,7 @@ def test_every_trial_of_the_sweep_has_a_place(tmp_path: Path) -> None:
             "lr_g": config.lr_g, "lr_d": config.lr_d, "config": json.dumps(config.identity()),
         })  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "runs.parquet")
-    transfer = fit_rates(load_table(tmp_path / "runs.parquet"))
+    transfer = analyse(load_table(tmp_path / "runs.parquet"))
     assert transfer.excluded == ()
     assert [(g.network, g.size, len(g.rates)) for g in transfer.grids] == [
         (network, f"{size}/2", 5) for network in "GD" for size in WIDTHS
@@ -321,7 +321,7 @@ def published(path: Path, columns: str, tell: Callable[[float], str]) -> Table:
 
 
 def test_the_published_table_4(tmp_path: Path) -> None:
-    transfer = fit_rates(published(tmp_path / "t4.csv", "lr_g,train.rate_of", lambda lr: f"{lr},{'SB'[lr < 3e-4]}"))
+    transfer = analyse(published(tmp_path / "t4.csv", "lr_g,train.rate_of", lambda lr: f"{lr},{'SB'[lr < 3e-4]}"))
     small, large = transfer.cross_check
     assert (small.size, small.own, small.best) == ("S/2", "S", "S") and (large.own, large.best) == ("B", "B")
     assert [(c.rate, c.mean, c.std) for c in small.columns] == [("S", 22.080, None), ("B", 26.410, None)]
@@ -362,7 +362,7 @@ def test_ratios_are_paired_by_seed() -> None:
     assert (ratio.low, ratio.high) == (pytest.approx(low), pytest.approx(high))
     of_s = next(seeds for seeds in row.columns if seeds.rate == "S")
     assert of_s.diverged == ("lost",) and of_s.std == pytest.approx(np.std(other, ddof=1))
-    assert "diverged: lost" in summary(fit_rates(table(*trials)).to_json())
+    assert "diverged: lost" in summary(analyse(table(*trials)).to_json())
 
 
 # ---------------------------------------------------------------- report and figure
@@ -377,7 +377,7 @@ def transfer() -> Transfer:
     edge = grid("G", "L", bowl(2e-3, noise(6)), tuple(f * 1.25 for f in FACTORS))
     kept = [t for t in trials.values() if t.cell.generator_size != "L"] + edge
     crossed = [trial("cost $5", "S", 26.4, rate_of="B"), trial("s-own", "S", 22.1), trial("b-own", "B", 15.6)]
-    return fit_rates(table(*kept, *crossed, trial("of-s", "B", 56.7, rate_of="S"), trial("x", "XL", 4, (2, 2))))
+    return analyse(table(*kept, *crossed, trial("of-s", "B", 56.7, rate_of="S"), trial("x", "XL", 4, (2, 2))))
 
 
 def test_json_is_strict_and_names_the_trials(transfer: Transfer) -> None:
@@ -393,27 +393,27 @@ def test_json_is_strict_and_names_the_trials(transfer: Transfer) -> None:
     assert {e["trial"] for e in report["excluded"]} == {"x", *(f"G-S-{f}-{s}" for f in (8.0, 16.0) for s in (0, 1))}
     assert [row["size"] for row in report["cross_check"]] == ["S/2", "B/2"]
     # A grid of equal values has no curvature, and so no vertex.
-    level = fit_rates(table(*grid("D", "S", lambda rate: 7.0))).to_json()
+    level = analyse(table(*grid("D", "S", lambda rate: 7.0))).to_json()
     assert json.dumps(level, allow_nan=False) and level["networks"]["G"] is None
     assert summary(level) and summary(report)
 
 
 def test_the_figure(transfer: Transfer, tmp_path: Path) -> None:
-    svg, png = plot_rates(transfer, tmp_path / "figures" / "rates.v1")
+    svg, png = plot(transfer, tmp_path / "figures" / "rates.v1")
     assert (svg.name, png.name) == ("rates.v1.svg", "rates.v1.png")
     text = svg.read_text()
     for said in ("learning rate of G", "learning rate of D", "width of D", "diverged", "L/2: no optimum", "rate of S"):
         assert said in text
-    again, _ = plot_rates(transfer, tmp_path / "again")
+    again, _ = plot(transfer, tmp_path / "again")
     assert again.read_bytes() == svg.read_bytes()
 
 
 def test_figures_of_one_half(transfer: Transfer, tmp_path: Path) -> None:
-    d_alone = fit_rates(table(*grid("D", "S", bowl(4e-4, noise(0)))))
-    text = plot_rates(d_alone, tmp_path / "d")[0].read_text()
+    d_alone = analyse(table(*grid("D", "S", bowl(4e-4, noise(0)))))
+    text = plot(d_alone, tmp_path / "d")[0].read_text()
     assert "learning rate of D" in text and "learning rate of G" not in text and "rate of S" not in text
-    crossed = fit_rates(table(trial("a", "S", 22.1), trial("b", "S", 26.4, rate_of="B")))
-    text = plot_rates(crossed, tmp_path / "crossed")[0].read_text()
+    crossed = analyse(table(trial("a", "S", 22.1), trial("b", "S", 26.4, rate_of="B")))
+    text = plot(crossed, tmp_path / "crossed")[0].read_text()
     assert "rate of B" in text and "learning rate of" not in text
-    lost = fit_rates(table(*grid("G", "S", bowl(1.0), broken=FACTORS), trial("a", "B", 1), trial("b", "B", 2, (2, 1))))
-    assert "not identifiable" in plot_rates(lost, tmp_path / "lost")[0].read_text()
+    lost = analyse(table(*grid("G", "S", bowl(1.0), broken=FACTORS), trial("a", "B", 1), trial("b", "B", 2, (2, 1))))
+    assert "not identifiable" in plot(lost, tmp_path / "lost")[0].read_text()

@@ -9,7 +9,7 @@ from PIL import Image
 from test_cli import call
 from test_prediction import finish, trials, value_of  # noqa: F401
 
-from analysis.report import Picture, Section, evidence, html_report
+from analysis.html import Picture, Section, evidence, html_report
 from gat_sweep.run.trial import Trial
 from gat_sweep.train.recorder import record_failure
 

@@ -13,8 +13,9 @@ import statsmodels.api as sm
 from analysis.law import fit_law, fit_power_law
 from analysis.reading import load_table
 from analysis.scrutiny import fit_clustered, scrutinise
-from analysis.selftest import run_selftest, selftest_table
+from analysis.selftest import run_selftest
 from analysis.table import Table
+from gat_sweep.commands.fit_law import selftest_table
 
 SIZES = {"S": 1e4, "B": 1e5, "L": 1e6, "XL": 1e7}  # GFLOPs
 ITEMS = {"g_forward": 1.0, "g_backward": 2.0, "d_step_real": 9.0, "g_step_d_real": 3.0, "teacher_forward": 5.0}
@@ -146,7 +147,7 @@ def test_the_selftest_measures_coverage(monkeypatch: pytest.MonkeyPatch) -> None
     rows = run_selftest(said.append)
     assert len(rows) == len(said) == 9 and all(row["passes"] for row in rows)
     assert selftest_table(rows).row_count == 9
-    quantile = law._t_quantile
-    monkeypatch.setattr(law, "_t_quantile", lambda n: quantile(n) / 3)
+    quantile = law.slope_t_quantile
+    monkeypatch.setattr(law, "slope_t_quantile", lambda n: quantile(n) / 3)
     narrow = [row for row in run_selftest(said.append) if "sizes (Student t)" in row["interval"]]
     assert len(narrow) == 3 and not any(row["passes"] for row in narrow)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
+from analysis.figures.split import plot
 from analysis.reading import load_table
-from analysis.surface import Surface, fit_surface, summary
-from analysis.surface_figure import plot_surface
+from analysis.split import Surface, analyse, summary
 from analysis.table import Cell, Facts, Protocol, Row, Table, Trial
 
 # Forward FLOP of one sample (2 per multiply-add) at patch 2.
@@ -75,7 +75,7 @@ def report_of(surface: Surface) -> dict[str, Any]:
 
 
 def test_planted_exponents_are_found_and_compute_is_split_by_forwards() -> None:
-    report = report_of(fit_surface(planted(0.2, 0.35)))
+    report = report_of(analyse(planted(0.2, 0.35)))
     assert report["first_order"]["b_g"]["estimate"] == pytest.approx(0.2, rel=1e-9)
     assert report["first_order"]["b_d"]["estimate"] == pytest.approx(0.35, rel=1e-9)
     assert report["first_order"]["log_a"]["estimate"] == pytest.approx(15, rel=1e-9)
@@ -87,10 +87,10 @@ def test_planted_exponents_are_found_and_compute_is_split_by_forwards() -> None:
 
 
 def test_estimates_equal_statsmodels() -> None:
-    surface = fit_surface(planted(0.2, 0.3, noise=0.1, seeds=2))
+    surface = analyse(planted(0.2, 0.3, noise=0.1, seeds=2))
     report = report_of(surface)
     x, y = np.array([log_compute(*cell) for cell in CELLS for _ in (0, 1)]).T
-    value = np.log([v for node in surface.nodes for v in node.values])
+    value = np.log([v for cell_mean in surface.cells for v in cell_mean.values])
     first = sm.OLS(value, np.stack([np.ones_like(x), x, y], 1)).fit()
     found = report["first_order"]
     for i, (key, sign) in enumerate([("log_a", 1), ("b_g", -1), ("b_d", -1)]):
@@ -122,7 +122,7 @@ def test_estimates_equal_statsmodels() -> None:
 def test_intervals_cover_and_equal_exponents_are_told_apart_in_one_of_twenty() -> None:
     draws, inside, verdicts, curved = 400, np.zeros(4), [], 0
     for draw in range(draws):
-        surface = fit_surface(planted(0.3, 0.3, noise=0.1, seeds=2, draw=draw))
+        surface = analyse(planted(0.3, 0.3, noise=0.1, seeds=2, draw=draw))
         report = surface.to_json()
         exponents = [report["first_order"][key] for key in ("b_g", "b_d")]
         compared = report["comparison"]
@@ -140,7 +140,7 @@ def test_intervals_cover_and_equal_exponents_are_told_apart_in_one_of_twenty() -
 
 def test_which_network_pays_more() -> None:
     def verdicts(b_g: float, b_d: float) -> tuple[str, str]:
-        compared = fit_surface(planted(b_g, b_d, noise=0.02)).to_json()["comparison"]
+        compared = analyse(planted(b_g, b_d, noise=0.02)).to_json()["comparison"]
         return compared["per_log_compute"]["verdict"], compared["per_flop"]["verdict"]
 
     # At equal sizes D has some five sixths of the compute: a FLOP in G pays more unless b_d is five times b_g.
@@ -150,21 +150,21 @@ def test_which_network_pays_more() -> None:
 
 
 def test_a_flop_pays_the_same_in_both_at_the_best_split() -> None:
-    share = fit_surface(planted(0.3, 0.3)).equal_share
+    share = analyse(planted(0.3, 0.3)).equal_share
     assert share == pytest.approx(1 / (1 + math.exp(np.mean([np.diff(log_compute(s, s)) for s in G_FORWARD]))))
     told = [
-        fit_surface(planted(share, 1 - share, noise=0.1, draw=draw)).to_json()["comparison"]["per_flop"]["verdict"]
+        analyse(planted(share, 1 - share, noise=0.1, draw=draw)).to_json()["comparison"]["per_flop"]["verdict"]
         for draw in range(300)
     ]
     assert 0.02 <= 1 - told.count("not told apart") / 300 <= 0.08
 
 
 def test_best_split_of_the_first_order_law_is_the_closed_form() -> None:
-    exact = fit_surface(planted(0.15, 0.35)).first_split
+    exact = analyse(planted(0.15, 0.35)).first_split
     assert exact.share == pytest.approx(0.3, abs=1e-6)
 
-    fit = fit_surface(planted(0.15, 0.35, noise=0.05)).first
-    split = fit_surface(planted(0.15, 0.35, noise=0.05)).first_split
+    fit = analyse(planted(0.15, 0.35, noise=0.05)).first
+    split = analyse(planted(0.15, 0.35, noise=0.05)).first_split
     _, g, d = -fit.coefficients
     assert split.share == pytest.approx(g / (g + d), abs=1e-6)
     # Fieller: (g - f (g + d))^2 = t^2 times its variance, a quadratic equation in f.
@@ -174,17 +174,17 @@ def test_best_split_of_the_first_order_law_is_the_closed_form() -> None:
 
 
 def test_no_split_of_exponents_that_may_be_zero() -> None:
-    split = fit_surface(planted(0.0, 0.4, noise=0.05, draw=1)).first_split
+    split = analyse(planted(0.0, 0.4, noise=0.05, draw=1)).first_split
     assert split.share is None and split.remark == "no best split: b_g not told from 0 or less"
-    both = fit_surface(planted(-0.3, -0.4, noise=0.02)).first_split
+    both = analyse(planted(-0.3, -0.4, noise=0.02)).first_split
     assert both.share is None and both.remark.startswith("no best split: b_g and b_d not")
 
 
 @pytest.mark.parametrize("share", [0.15, 0.25, 0.4])
 def test_a_planted_best_split_is_found_by_the_quadratic_surface(share: float) -> None:
-    surface = fit_surface(bowl(share))
+    surface = analyse(bowl(share))
     assert surface.quadratic_split.share == pytest.approx(share, abs=1e-6)
-    noisy = report_of(fit_surface(bowl(share, noise=0.02, seeds=2, draw=1)))
+    noisy = report_of(analyse(bowl(share, noise=0.02, seeds=2, draw=1)))
     split = noisy["best_split"]["quadratic"]
     assert split["low"] < share < split["high"] and split["high"] - split["low"] < 0.2
     assert noisy["aicc_verdict"].startswith("AICc prefers the quadratic surface by")
@@ -194,41 +194,41 @@ def test_a_planted_best_split_is_found_by_the_quadratic_surface(share: float) ->
 
 def test_the_interval_of_the_best_split_covers() -> None:
     draws = 400
-    splits = [fit_surface(bowl(0.25, noise=0.05, draw=draw)).quadratic_split for draw in range(draws)]
+    splits = [analyse(bowl(0.25, noise=0.05, draw=draw)).quadratic_split for draw in range(draws)]
     found = [s for s in splits if s.low is not None and s.high is not None]
     assert len(found) > 0.99 * draws
     assert 0.93 <= sum(s.low <= 0.25 <= s.high for s in found) / len(found) <= 0.97  # type: ignore[operator]
 
 
 def test_a_plane_is_not_called_curved() -> None:
-    said = [fit_surface(planted(0.2, 0.3, noise=0.1, draw=draw)).to_json()["aicc_verdict"] for draw in range(100)]
+    said = [analyse(planted(0.2, 0.3, noise=0.1, draw=draw)).to_json()["aicc_verdict"] for draw in range(100)]
     assert sum("prefers the first-order law" in verdict for verdict in said) >= 80
 
 
 def test_a_minimum_at_the_edge_is_no_optimum_and_the_edge_is_named() -> None:
     # b_g is so small that all compute should go to D, beyond the largest D trained.
-    to_d = fit_surface(planted(0.001, 0.4))
+    to_d = analyse(planted(0.001, 0.4))
     for split in (to_d.first_split, to_d.quadratic_split):
         assert (split.share, split.low, split.high) == (None, None, None)
         assert split.remark.startswith("no optimum: the best split is at the edge of the grid: G S, D ")
         assert split.remark.endswith("try smaller G or larger D)")
-    to_g = fit_surface(planted(0.4, 0.001))
+    to_g = analyse(planted(0.4, 0.001))
     assert "the edge of the grid: G XL, D" in to_g.quadratic_split.remark
     assert "try larger G or smaller D" in to_g.quadratic_split.remark
     assert to_g.quadratic_split.remark in summary(report_of(to_g))
     # A bowl whose bottom lies where even the largest G has too little compute at this total.
-    assert "the edge of the grid: G XL" in fit_surface(bowl(0.6)).quadratic_split.remark
+    assert "the edge of the grid: G XL" in analyse(bowl(0.6)).quadratic_split.remark
 
 
 def test_a_minimum_whose_interval_reaches_the_edge_does_not_count() -> None:
-    flat = [fit_surface(bowl(0.25, steepness=0.01, noise=0.3, draw=draw)).quadratic_split for draw in range(20)]
+    flat = [analyse(bowl(0.25, steepness=0.01, noise=0.3, draw=draw)).quadratic_split for draw in range(20)]
     remarks = {split.remark.split(":")[0] for split in flat if split.share is None}
     assert remarks == {"no optimum", "no optimum that counts"}
     assert all(split.low is None for split in flat if split.share is None)
 
 
 def test_too_few_cells_for_a_quadratic_surface() -> None:
-    four = report_of(fit_surface(planted(0.2, 0.3, noise=0.01, cells=[(g, d) for g in "SB" for d in "SB"])))
+    four = report_of(analyse(planted(0.2, 0.3, noise=0.01, cells=[(g, d) for g in "SB" for d in "SB"])))
     assert four["quadratic"] is None and four["best_split"]["quadratic"]["share"] is None
     assert four["aicc_verdict"] == "not identifiable: a quadratic surface takes 9 cells, this table has 4"
     assert four["first_order"]["aicc"] is None and four["first_order"]["degrees_of_freedom"] == 1
@@ -237,7 +237,7 @@ def test_too_few_cells_for_a_quadratic_surface() -> None:
     for i, name in enumerate(wide):  # two sizes of G cannot bend along C_G
         G_FORWARD.setdefault(name, 1e9), D_FORWARD.setdefault(name, 1e9 * 3**i)
     try:
-        ten = fit_surface(planted(0.2, 0.3, cells=[(g, d) for g in "SB" for d in wide]))
+        ten = analyse(planted(0.2, 0.3, cells=[(g, d) for g in "SB" for d in wide]))
     finally:
         for name in wide:
             del G_FORWARD[name], D_FORWARD[name]
@@ -255,7 +255,7 @@ def test_too_few_cells_for_a_quadratic_surface() -> None:
 )
 def test_cells_on_one_line_are_refused(cells: list[tuple[str, str]]) -> None:
     with pytest.raises(ValueError, match="at least 4 complete cells that are not on one line") as error:
-        fit_surface(planted(0.2, 0.3, cells=cells))
+        analyse(planted(0.2, 0.3, cells=cells))
     assert "train sizes of G against other sizes of D" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -263,18 +263,18 @@ def test_mixed_protocols_patches_and_compute_are_refused() -> None:
     trials = list(planted(0.2, 0.3).trials)
     other = trial("S", "S", 9.0, 7, measured=PROTOCOL._replace(n=50000))
     with pytest.raises(ValueError, match="mix protocols"):
-        fit_surface(table([*trials, other]))
+        analyse(table([*trials, other]))
     with pytest.raises(ValueError, match="of one patch, this table has 2, 4"):
-        fit_surface(table([*trials, trial("S", "S", 9.0, 7, cell=Cell("S", "S", 4))]))
+        analyse(table([*trials, trial("S", "S", 9.0, 7, cell=Cell("S", "S", 4))]))
     with pytest.raises(ValueError, match=r"differ in training compute \(S-S-0, S-S-7\)"):
-        fit_surface(table([*trials, trial("S", "S", 9.0, 7, flops=trials[0].last.flops * 2)]))
+        analyse(table([*trials, trial("S", "S", 9.0, 7, flops=trials[0].last.flops * 2)]))
 
 
 def test_broken_trials_are_left_out_and_listed() -> None:
     broken = trial("XL", "S", math.nan, 1, status="diverged", reason="g_loss is nan at step 90")
     whole = planted(0.2, 0.3, noise=0.1)
-    report = report_of(fit_surface(table([*whole.trials, broken])))
-    assert report["first_order"] == report_of(fit_surface(whole))["first_order"]
+    report = report_of(analyse(table([*whole.trials, broken])))
+    assert report["first_order"] == report_of(analyse(whole))["first_order"]
     sizes = {"size": "G XL, D S, /2", "generator_size": "XL", "discriminator_size": "S", "patch": 2}
     assert report["excluded"] == [
         {"trial": "XL-S-1", **sizes, "status": "diverged", "reason": "g_loss is nan at step 90"}
@@ -302,7 +302,7 @@ def test_compute_is_split_by_the_items_of_an_iteration(tmp_path: Path) -> None:
         own, other = {"g_forward": one, "g_backward": 2 * one}, {"d_step_real": 12 * two, "g_step_d_fake": 4 * two}
         return json.dumps(own | other | {"teacher_forward": 1e9})
 
-    report = report_of(fit_surface(write_csv(tmp_path / "runs.csv", {"flops_per_image": items})))
+    report = report_of(analyse(write_csv(tmp_path / "runs.csv", {"flops_per_image": items})))
     assert report["split_counted_from"] == "flops_per_image"
     for cell in report["cells"]:
         g, d = 3 * G_FORWARD[cell["generator_size"]], 16 * D_FORWARD[cell["discriminator_size"]] + 1e9
@@ -312,29 +312,29 @@ def test_compute_is_split_by_the_items_of_an_iteration(tmp_path: Path) -> None:
 
 def test_missing_columns_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="SS lacks d_forward_flops, and not all trials have flops_per_image"):
-        fit_surface(write_csv(tmp_path / "none.csv", {}))
+        analyse(write_csv(tmp_path / "none.csv", {}))
     only_g = {"flops_per_image": lambda g, d: '{"g_forward": 1e9}'}
     with pytest.raises(ValueError, match="SS's flops_per_image leave one of them none"):
-        fit_surface(write_csv(tmp_path / "half.csv", only_g))
+        analyse(write_csv(tmp_path / "half.csv", only_g))
 
 
 def test_trials_without_items_make_all_count_by_forwards() -> None:
     trials = list(planted(0.2, 0.3).trials)
     itemised = replace(trials[0], facts=replace(trials[0].facts, items={"g_forward": 1.0, "d_step_real": 1.0}))
-    assert report_of(fit_surface(table([itemised, *trials[1:]]))) == report_of(fit_surface(table(trials)))
+    assert report_of(analyse(table([itemised, *trials[1:]]))) == report_of(analyse(table(trials)))
 
 
 def test_equal_values_are_valid_json_and_can_be_drawn(tmp_path: Path) -> None:
-    surface = fit_surface(table([trial(g, d, 1.0, seed) for g, d in CELLS for seed in (0, 1)]))
+    surface = analyse(table([trial(g, d, 1.0, seed) for g, d in CELLS for seed in (0, 1)]))
     report = report_of(surface)
     assert report["comparison"]["per_log_compute"]["verdict"] == "not told apart"
     assert report["replicates"]["lack_of_fit_f"] is None  # nothing varies
     assert summary(report)
-    assert all(path.stat().st_size for path in plot_surface(surface, tmp_path / "flat"))
+    assert all(path.stat().st_size for path in plot(surface, tmp_path / "flat"))
 
 
 def test_the_summary_says_what_was_tested() -> None:
-    text = summary(report_of(fit_surface(planted(0.2, 0.4, noise=0.03, seeds=2))))
+    text = summary(report_of(analyse(planted(0.2, 0.4, noise=0.03, seeds=2))))
     assert "fd_lite = a * C_G^-b_g * C_D^-b_d, 32 trials of 16 cells" in text
     assert re.search(r"b_d - b_g = 0\.\d+ \[0\.\d+, 0\.\d+\]: scaling D pays more, per log unit of that network", text)
     assert re.search(r"first-order law: best split at C = \S+ GFLOPs: 3\d\.\d% to G \[", text)
@@ -343,14 +343,14 @@ def test_the_summary_says_what_was_tested() -> None:
 
 def test_the_figure_says_what_it_shows_and_is_reproducible(tmp_path: Path) -> None:
     trials = [t for t in planted(0.2, 0.35, noise=0.05, seeds=2).trials if t.name[:4] != "XL-S"]
-    surface = fit_surface(table(trials))
-    svg, png = plot_surface(surface, tmp_path / "surface")
+    surface = analyse(table(trials))
+    svg, png = plot(surface, tmp_path / "surface")
     assert (svg.name, png.name) == ("surface.svg", "surface.png")
     said = re.findall(r"<!-- (.*?) -->", svg.read_text(), flags=re.DOTALL)  # matplotlib's comment per text
-    for node in surface.nodes:
-        assert f"{np.mean(node.values):.4g}" in said
+    for cell_mean in surface.cells:
+        assert f"{np.mean(cell_mean.values):.4g}" in said
     assert {"none", "size of G", "size of D", "fd_lite, mean over seeds", "G XL", "D S"} <= set(said)
     assert any("per log unit of compute: scaling D pays more" in text for text in said)
     assert any("per FLOP: an added FLOP pays more in G" in text for text in said)
-    again = plot_surface(fit_surface(table(trials)), tmp_path / "again")
+    again = plot(analyse(table(trials)), tmp_path / "again")
     assert [path.read_bytes() for path in again] == [svg.read_bytes(), png.read_bytes()]

@@ -16,7 +16,8 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from gat_sweep.monitor import tracking
-from gat_sweep.monitor.tracking import Tracker, create_store, default_uri, log_artifacts
+from gat_sweep.monitor.tracking import Tracker, create_store, log_artifacts
+from gat_sweep.monitor.ui import default_uri
 
 TAGS = {"commit": "abc123", "config_hash": "00ff"}
 CONFIG = {"model": {"width": 192, "depth": 12}, "train": {"lr": 2e-4, "betas": [0.0, 0.99]}, "data": "digits"}
@@ -321,7 +322,8 @@ def test_one_bad_trial_does_not_hold_up_the_others(trial: Trial) -> None:
 
 
 def test_two_processes_create_one_store_quietly(tmp_path: Path) -> None:
-    code = "import sys; from gat_sweep.monitor.tracking import *; home = Path(sys.argv[1]); create_store(default_uri(home), home)"
+    code = "import sys; from gat_sweep.monitor.tracking import *; home = Path(sys.argv[1]); "
+    code += "create_store(default_uri(home), home)"
     environment = os.environ | {"MLFLOW_RUN_ID": "outer", "PYTHONPATH": str(Path(__file__).parents[1])}
     both = [
         subprocess.Popen(

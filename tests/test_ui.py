@@ -21,8 +21,7 @@ from test_tracking import Trial, home, trial  # noqa: F401
 
 from gat_sweep import cli
 from gat_sweep.monitor import ui as module
-from gat_sweep.monitor.tracking import default_uri
-from gat_sweep.monitor.ui import serve_ui
+from gat_sweep.monitor.ui import default_uri, serve_ui
 
 
 def test_ui_needs_a_store_and_a_free_port(home: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -1,1 +1,1 @@
-"""The commands of the command line, by what they are about: parse, print, dispatch; nothing else."""
+"""The commands: `gat-sweep X` is X.py, with its options, its one call and its table; work is imported when called."""

@@ -1,15 +1,27 @@
 """bench: the engine's step beside a straightforward one."""
 
+from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 
+from gat_sweep.commands.options import (
+    both_networks,
+    config_options,
+    device_option,
+    json_option,
+    make_config,
+    out_option,
+    print_results,
+    threads_option,
+)
 from gat_sweep.text import human
 
 
-def show(result: dict[str, Any], console: Console) -> None:
-    """A comparison's JSON as a table and three lines."""
+def bench_table(result: dict[str, Any], console: Console) -> None:
+    """Print a comparison as a table and three lines."""
     title = f"{result['recipe']} {result['size']}/{result['patch']}, batch {result['batch']}, {result['precision']}"
     title += ", compiled" if result["compiled"] else ""
     table = Table(title=title, title_justify="left")
@@ -32,3 +44,43 @@ def show(result: dict[str, Any], console: Console) -> None:
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+@click.command()
+@click.option("--size", "sizes", multiple=True, help="Size of both networks; repeat for several.")
+@click.option("--batch", type=int, default=None, help="Images per step; default: the recipe's.")
+@click.option("--iterations", type=click.IntRange(min=3), default=10, show_default=True, help="Timed pairs of steps.")
+@threads_option
+@device_option
+@out_option
+@config_options
+@json_option
+def bench(
+    sizes: tuple[str, ...],
+    batch: int | None,
+    iterations: int,
+    threads: int | None,
+    device: str | None,
+    out: Path | None,
+    recipe: str,
+    preset: str,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Time the training step beside a straightforward one.
+
+    Both take the same noise, and their losses must agree. Precision, compilation and everything else are config values.
+
+    \b
+    Example:
+      gat-sweep bench --recipe digits --size S --size XL
+      gat-sweep bench --size S --batch 4 --set train.precision=float32 --set workers.compile=true
+    """
+    from gat_sweep.speed.bench import bench_command
+
+    chosen: dict[str, Any] = {"workers.count": 1}
+    if batch is not None:
+        chosen["train.batch"] = batch
+    configs = [make_config(recipe, preset, settings, chosen, both) for both in both_networks(sizes)]
+    results = bench_command(configs, device, threads, iterations, Console(stderr=True))
+    print_results(results, bench_table, out, as_json)

@@ -1,15 +1,29 @@
 """coord-check: the change of the outputs in one step, against width (Eq. 11)."""
 
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import click
+from rich.console import Console
 from rich.table import Table
 
-from analysis.coordinates import RULES
+from gat_sweep.commands.options import (
+    config_options,
+    console,
+    device_option,
+    json_option,
+    make_config,
+    print_files,
+    print_json,
+    threads_option,
+)
+from gat_sweep.errors import UserError
 
 
 def coord_table(result: dict[str, Any]) -> Table:
     """The slopes of a result's JSON."""
+    from analysis.coord_check import RULES
+
     seeds, steps = len(result["seeds"]), (result["warmup"] + 1, result["warmup"] + result["steps"])
     title = f"{result['recipe']}: slope of log change on log width, {seeds} seeds, steps {steps[0]} to {steps[1]}"
     table = Table(title=title, title_justify="left")
@@ -30,6 +44,73 @@ def coord_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def _short(values: np.ndarray) -> Any:
-    """Nested lists of numbers with six digits."""
-    return np.vectorize(lambda value: float(f"{value:.6g}"))(values).tolist()
+@click.command("coord-check")
+@click.option("--widths", default="", help="Widths with commas; default: 1, 2, 4, 8 and 16 of the recipe's heads.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Seeds with commas; the interval is over them.")
+@click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Training steps measured.")
+@click.option(
+    "--warmup",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Training steps before the measured ones.",
+)
+@click.option("--batch", type=click.IntRange(min=2), help="Images per step; default: the recipe's.")
+@threads_option
+@device_option
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("."),
+    show_default=True,
+    help="Folder for coord-check.json, .svg and .png.",
+)
+@config_options
+@json_option
+def coord_check(
+    widths: str,
+    seeds: str,
+    steps: int,
+    warmup: int,
+    batch: int | None,
+    threads: int | None,
+    device: str | None,
+    out: Path,
+    recipe: str,
+    preset: str,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Measure a step's change of the outputs by width (Eq. 11).
+
+    With the learning rate of Eq. 4, and with one rate for all widths.
+
+    \b
+    Example:
+      gat-sweep coord-check --recipe digits --widths 8,16,32,64 --out coord
+    """
+    from gat_sweep.inspection.coord_check import CoordCheckOptions, coord_check_command
+    from gat_sweep.train.device import chosen_device
+
+    options = CoordCheckOptions(_numbers(widths, "--widths"), _numbers(seeds, "--seeds"), steps, warmup)
+    if not options.seeds:
+        raise UserError("--seeds is empty; give whole numbers with commas, such as 0,1,2")
+    config = make_config(recipe, preset, settings, {} if batch is None else {"train.batch": batch})
+    chosen = chosen_device(device)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    result, files = coord_check_command(config, options, chosen, out, Console(stderr=True))
+    if as_json:
+        print_json(result)
+        return
+    console().print(coord_table(result))
+    print_files(files)
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"{option} {text}: expected whole numbers with commas, such as 0,1,2")
+    return tuple(dict.fromkeys(int(part) for part in parts))

@@ -1,16 +1,31 @@
 """evaluate: distances of a checkpoint, of pictures, or of a tokenizer's reconstructions."""
 
 import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
+import click
+from rich.console import Console
 from rich.table import Table
 
-from gat_sweep.metrics.evaluator import (
-    Evaluation,
+from gat_sweep.commands.options import (
+    DEFAULT_RECIPE,
+    console,
+    device_option,
+    home_option,
+    json_option,
+    parse_settings,
+    print_json,
 )
+from gat_sweep.errors import UserError
+
+if TYPE_CHECKING:
+    from gat_sweep.files.storage import Place
+    from gat_sweep.metrics.evaluator import Evaluation
 
 
-def evaluation_table(evaluation: Evaluation) -> Table:
-    """What was measured, and the protocol."""
+def evaluation_table(evaluation: "Evaluation") -> Table:
+    """What was measured, and under which protocol."""
     table = Table(show_header=False)
     for name, value in evaluation.journal().items():
         table.add_row(name, f"{value:.5g}")
@@ -21,3 +36,54 @@ def evaluation_table(evaluation: Evaluation) -> Table:
         if value is not None:
             table.add_row(name, str(value))
     return table
+
+
+@click.command()
+@click.argument("target", required=False)
+@click.option("--reconstruction", is_flag=True, help="Measure real pictures, encoded and decoded, instead of a TARGET.")
+@click.option(
+    "--recipe", default=DEFAULT_RECIPE, show_default=True, help="Protocol and data; a checkpoint has its own."
+)
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override eval.* or data.path.")
+@home_option
+@device_option
+@json_option
+def evaluate(
+    target: str | None,
+    reconstruction: bool,
+    recipe: str,
+    settings: tuple[str, ...],
+    home: "Place",
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Measure FID, or another distance, of a checkpoint or pictures.
+
+    With --reconstruction, of a tokenizer's reconstructions. TARGET is a trial's checkpoint, or generated pictures:
+    an npz with arr_0, or a folder.
+
+    \b
+    Example:
+      gat-sweep evaluate runs/widths-digits/trials/L-p2-s0-db083bb0/checkpoints/step_00002000 --set eval.psi=0.9
+      gat-sweep evaluate samples/samples.npz --recipe digits
+      gat-sweep evaluate --reconstruction --set data.path=data/imagenet
+    """
+    from gat_sweep.files.storage import place
+    from gat_sweep.pretrained.evaluate import evaluate_command
+    from gat_sweep.train.device import chosen_device
+
+    if reconstruction == bool(target):
+        raise UserError("give a checkpoint, an npz or a folder of pictures; or --reconstruction alone")
+    progress = Console(stderr=True)
+    found = evaluate_command(
+        place(target, "TARGET") if target else None,
+        recipe,
+        parse_settings(settings),
+        home,
+        chosen_device(device),
+        lambda text: progress.print(text, highlight=False),
+    )
+    if as_json:
+        print_json(asdict(found))
+    else:
+        console().print(evaluation_table(found))

@@ -1,15 +1,27 @@
 """latency: seconds per image of a generator."""
 
+from pathlib import Path
 from typing import Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 
+from gat_sweep.commands.options import (
+    both_networks,
+    config_options,
+    device_option,
+    json_option,
+    make_config,
+    out_option,
+    print_results,
+    threads_option,
+)
 from gat_sweep.text import human
 
 
-def show_inference(result: dict[str, Any], console: Console) -> None:
-    """A measurement's JSON as a table and a line."""
+def latency_table(result: dict[str, Any], console: Console) -> None:
+    """Print a measurement as a table and a line."""
     title = f"{result['recipe']} {result['size']}/{result['patch']}: {result['images']} images, {result['precision']}"
     table = Table(title=title, title_justify="left")
     for name in ["", "batch", "s/image", "quartiles", "FLOP/s of G", "peak memory"]:
@@ -26,3 +38,53 @@ def show_inference(result: dict[str, Any], console: Console) -> None:
     )
     line += f"median of {result['repeats']}; " + "  ".join(f"{k} {v}" for k, v in result["hardware"].items())
     console.print(line, highlight=False, soft_wrap=True)
+
+
+@click.command()
+@click.option("--size", "sizes", multiple=True, help="Size of the generator; repeat for several.")
+@click.option(
+    "--images", type=click.IntRange(min=1), default=64, show_default=True, help="Images to generate; Table 6 has 64."
+)
+@click.option(
+    "--batch", "batches", type=click.IntRange(min=1), multiple=True, help="Images at once; repeat for several."
+)
+@click.option(
+    "--repeats", type=click.IntRange(min=3), default=10, show_default=True, help="How often the generation is timed."
+)
+@click.option("--tokenizer", help="A VAE (hub id or folder); its decoder is timed as well.")
+@threads_option
+@device_option
+@out_option
+@config_options
+@json_option
+def latency(
+    sizes: tuple[str, ...],
+    images: int,
+    batches: tuple[int, ...],
+    repeats: int,
+    tokenizer: str | None,
+    threads: int | None,
+    device: str | None,
+    out: Path | None,
+    recipe: str,
+    preset: str,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Time the generation of images and measure its memory (Table 6).
+
+    The generator alone, with truncation, with guidance, and with the tokenizer's decoder.
+
+    \b
+    Example:
+      gat-sweep latency --size XL --tokenizer stabilityai/sd-vae-ft-mse
+    """
+    from gat_sweep.speed.latency import latency_command
+    from gat_sweep.train.device import chosen_device
+
+    configs = [make_config(recipe, preset, settings, {"workers.count": 1}, both) for both in both_networks(sizes)]
+    at_once = sorted(set(batches or (1, images)))
+    results = latency_command(
+        configs, chosen_device(device), threads, images, at_once, repeats, tokenizer, Console(stderr=True)
+    )
+    print_results(results, latency_table, out, as_json)

@@ -5,40 +5,72 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
 from gat_sweep.errors import UserError
 
+if TYPE_CHECKING:  # half a second of pydantic and pyarrow that --help does not pay
+    from gat_sweep.config import TrialConfig
+    from gat_sweep.files.storage import Place
+    from gat_sweep.sweep import Sweep
+
 DEFAULT_RECIPE = "imagenet256"
+
+
+def _home(context: click.Context, option: click.Parameter, text: str) -> "Place":
+    from gat_sweep.files.storage import place
+
+    return place(text)
+
+
+def _with_folder(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"--out {path}: no such folder; make {path.parent} first")
+    return path
+
 
 home_option = click.option(
     "--home",
-    callback=lambda context, option, text: _place(text),
+    callback=_home,
     envvar="GAT_SWEEP_HOME",
     default="runs",
     show_default=True,
     help="Where runs live: a folder, or s3://bucket/prefix (or set GAT_SWEEP_HOME).",
 )
-device_option = click.option("--device", default=None, help="cpu, cuda, cuda:1; cuda when there is one, unless given.")
+device_option = click.option("--device", help="cpu, cuda or cuda:1; default: cuda where there is one.")
+threads_option = click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: all.")
 out_option = click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    callback=lambda context, option, path: _with_folder(path),
+    callback=_with_folder,
     help="Also write the JSON to this file.",
 )
+folder_option = click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results; default: the run's own."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+metric_option = click.option(
+    "--metric",
+    type=click.Choice(["value", "fd_infinity", "kernel_distance"]),
+    default="value",
+    show_default=True,
+    help="Column to read: the Frechet distance at N samples, or what eval.extras measured at the end.",
+)
+settings_option = click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Where a trial's data and tokenizer lie now."
+)
+address_option = click.option("--address", help="A running Ray cluster, such as auto; default: start Ray here.")
+tracking_option = click.option(
+    "--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow's address; default: sqlite below the home."
+)
+
+Command = Callable[..., Any]
 
 
-def _place(text: str) -> Any:
-    from gat_sweep.files.storage import place  # half a second of pyarrow that --help need not pay
-
-    return place(text)
-
-
-def config_options(command: Any) -> Any:
+def config_options(command: Command) -> Command:
     """--recipe, --preset and --set, which every command that builds a config takes."""
     for option in [
         click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a config value."),
@@ -49,56 +81,18 @@ def config_options(command: Any) -> Any:
     return command
 
 
-def sweep_options(command: Any) -> Any:
+def sweep_options(command: Command) -> Command:
+    """SWEEP and --seeds, and the options of a config."""
     for option in [
         click.option("--seeds", help="Seeds instead of the sweep file's, such as 0,1,2."),
-        click.argument("sweep", type=click.Path(dir_okay=False, path_type=Path)),
+        click.argument("sweep"),
     ]:
         command = option(command)
     return config_options(command)
 
 
-class user_errors:
-    """Errors of packages that know nothing of UserError, where a ValueError is about the user's input."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, ValueError) and not isinstance(error, UserError):
-            raise UserError(str(error)) from error
-
-
-def console() -> Console:
-    """Tables keep their width when piped; a terminal keeps its own."""
-    return Console() if sys.stdout.isatty() else Console(width=int(os.environ.get("COLUMNS", "200")))
-
-
-def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=1))
-
-
-def print_results(
-    results: list[dict[str, Any]], show: Callable[[dict[str, Any], Console], None], out: Path | None, as_json: bool
-) -> None:
-    """Results of a benchmark, to a file and for people or as JSON."""
-    if out is not None:
-        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    if as_json:
-        print_json(results)
-        return
-    for result in results:
-        show(result, console())
-
-
-def _with_folder(path: Path | None) -> Path | None:
-    if path is not None and not path.parent.is_dir():
-        raise UserError(f"--out {path}: no such folder; make {path.parent} first")
-    return path
-
-
-def make_config(recipe: str, preset: str, settings: tuple[str, ...], *more: dict[str, Any]) -> Any:
-    """One trial's config from the command line; `more` is put in before --set."""
+def make_config(recipe: str, preset: str, settings: tuple[str, ...], *more: dict[str, Any]) -> "TrialConfig":
+    """One trial's config from the command line; --set is applied after `more`."""
     from gat_sweep.recipe import PRESETS, load_recipe, resolve
 
     if preset not in PRESETS:
@@ -106,7 +100,23 @@ def make_config(recipe: str, preset: str, settings: tuple[str, ...], *more: dict
     return resolve(load_recipe(recipe), PRESETS[preset], *more, parse_settings(settings))
 
 
+def make_sweep(sweep: str, recipe: str, preset: str, settings: tuple[str, ...], seeds: str | None) -> "Sweep":
+    """A sweep's trials from the command line; a line says so when the file is one that ships with the package."""
+    from gat_sweep.sweep import load_sweep, sweep_file
+
+    numbers = None
+    if seeds is not None:
+        if not all(part.strip().isdigit() for part in seeds.split(",")):
+            raise UserError(f"--seeds {seeds}: expected whole numbers with commas, such as 0,1,2")
+        numbers = [int(part) for part in seeds.split(",")]
+    path = sweep_file(sweep)
+    if path != Path(sweep):
+        click.echo(f"sweep file {path}", err=True)
+    return load_sweep(path, recipe, preset, parse_settings(settings), numbers)
+
+
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """Values of --set by key. Raises UserError for an unknown key."""
     from gat_sweep.files.credentials import without_credentials
     from gat_sweep.files.yamlfile import parse_scalar
     from gat_sweep.recipe import check_key
@@ -121,17 +131,48 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
     return values
 
 
-def make_sweep(path: Path, recipe: str, preset: str, settings: tuple[str, ...], seeds: str | None) -> Any:
-    from gat_sweep.sweep import load_sweep
-
-    numbers = None
-    if seeds is not None:
-        if not all(part.strip().isdigit() for part in seeds.split(",")):
-            raise UserError(f"--seeds {seeds}: expected whole numbers with commas, such as 0,1,2")
-        numbers = [int(part) for part in seeds.split(",")]
-    return load_sweep(path, recipe, preset, parse_settings(settings), numbers)
+def both_networks(sizes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Config values for each size; those of the recipe's default when no size is given."""
+    return [{"model.generator": size, "model.discriminator": size} for size in sizes] or [{}]
 
 
 def check_name(name: str) -> None:
+    """Raises UserError unless a name is good for a folder."""
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise UserError(f"--name {name!r}: use letters, digits, '-', '_' and '.' only")
+
+
+def console() -> Console:
+    """A console for tables: as wide as the terminal, or 200 columns in a pipe."""
+    return Console() if sys.stdout.isatty() else Console(width=int(os.environ.get("COLUMNS", "200")))
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1))
+
+
+def print_report(report: dict[str, Any], text: str, files: list[Path], as_json: bool) -> None:
+    """A result as JSON, or in words with the files that were written."""
+    if as_json:
+        print_json(report)
+        return
+    click.echo(text)
+    print_files(files)
+
+
+def print_files(files: list[Path]) -> None:
+    for file in files:
+        click.echo(f"  {file}")
+
+
+def print_results(
+    results: list[dict[str, Any]], show: Callable[[dict[str, Any], Console], None], out: Path | None, as_json: bool
+) -> None:
+    """Results of a benchmark: to a file where asked, then as JSON or as tables."""
+    if out is not None:
+        out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if as_json:
+        print_json(results)
+        return
+    for result in results:
+        show(result, console())

@@ -1,14 +1,24 @@
 """status: the runs of a home, or the trials of one."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import click
 from rich.table import Table
 
+from gat_sweep.commands.options import (
+    console,
+    home_option,
+    json_option,
+    print_json,
+)
 from gat_sweep.text import duration, human
+
+if TYPE_CHECKING:
+    from gat_sweep.files.storage import Place
 
 
 def status_table(status: dict[str, Any]) -> Table:
-    """For people."""
+    """The trials of a run's status, with what was spent in the caption."""
     table = Table(title=f"{status['run']} in {status['home']}", title_justify="left")
     for column in ["trial", "status", "step", "saved", "value", "FLOP", "GPU hours", "workers", "remarks"]:
         table.add_column(column, justify="left" if column in ("trial", "status", "workers", "remarks") else "right")
@@ -31,3 +41,36 @@ def status_table(status: dict[str, Any]) -> Table:
     asked = f"; asked to stop: {status['stop']}" if status["stop"] else ""
     table.caption = spent + limits + asked
     return table
+
+
+@click.command()
+@click.argument("name", required=False)
+@home_option
+@json_option
+def status(name: str | None, home: "Place", as_json: bool) -> None:
+    """Show the runs of a home, or the trials of one run.
+
+    Of each trial: where it is, what it spent, who works on it.
+
+    \b
+    Example:
+      gat-sweep status
+      gat-sweep status widths-digits
+    """
+    from gat_sweep.monitor.status import run_status, runs_of
+
+    if name is None:
+        runs = runs_of(home)
+        if as_json:
+            print_json(runs)
+        for run in [] if as_json else runs:
+            counts = ", ".join(f"{count} {status}" for status, count in run["trials"].items())
+            click.echo(f"{run['run']}: {counts}")
+        if not runs and not as_json:
+            click.echo(f"no runs in {home}")
+        return
+    found = run_status(home, name)
+    if as_json:
+        print_json(found)
+    else:
+        console().print(status_table(found))

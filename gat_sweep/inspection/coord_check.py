@@ -18,8 +18,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from analysis.coordinates import RULES, Changes, plot_coordinates, report
-from gat_sweep.commands.coord_check import _short
+from analysis.coord_check import RULES, Changes, report
+from analysis.figures.coord_check import plot
 from gat_sweep.config import Size, TrialConfig
 from gat_sweep.data.dataset import Dataset, check_dataset
 from gat_sweep.errors import UserError
@@ -39,7 +39,7 @@ NAME = "coord-check"  # of the files written
 
 
 @dataclass(frozen=True)
-class Options:
+class CoordCheckOptions:
     """What the command line says beside the config."""
 
     widths: tuple[int, ...] = ()  # 1, 2, 4, 8, 16 heads unless given
@@ -49,7 +49,7 @@ class Options:
 
 
 def coord_check_command(
-    config: TrialConfig, options: Options, device: torch.device, out: Path, console: Console
+    config: TrialConfig, options: CoordCheckOptions, device: torch.device, out: Path, console: Console
 ) -> tuple[dict[str, Any], list[Path]]:
     """Trains, measures, fits and draws; (what coord-check.json holds, the files written into `out`).
 
@@ -110,11 +110,11 @@ def coord_check_command(
         "hardware": hardware(device),
     }
     write(out / f"{NAME}.json", (json.dumps(result) + "\n").encode())
-    files = plot_coordinates(widths, measured, options.warmup + 1, out / NAME)
+    files = plot(widths, measured, options.warmup + 1, out / NAME)
     return result, [out / f"{NAME}.json", *files]
 
 
-def check_widths(config: TrialConfig, options: Options) -> list[int]:
+def check_widths(config: TrialConfig, options: CoordCheckOptions) -> list[int]:
     """The widths to measure at, rising. Raises UserError, naming the fix, for those that networks cannot have."""
     head = head_width(config.ladder[config.model.generator])
     widths = sorted(set(options.widths)) or [head * 2**i for i in range(DOUBLINGS)]
@@ -230,3 +230,8 @@ def scored(engine: Engine, probe: Probe) -> dict[tuple[str, str], Tensor]:
 
 def rms(x: Tensor) -> float:
     return x.double().square().mean().sqrt().item()
+
+
+def _short(values: np.ndarray) -> Any:
+    """Nested lists of numbers with six digits."""
+    return np.vectorize(lambda value: float(f"{value:.6g}"))(values).tolist()

@@ -32,7 +32,7 @@ COLUMNS = [field.name for field in fields(Row)]
 
 
 @dataclass(frozen=True)
-class Options:
+class InspectOptions:
     """What the command line says beside the checkpoint."""
 
     images: int | None = None  # real and generated; IMAGES, or what the data set has, unless given
@@ -45,7 +45,7 @@ class Options:
 def inspect_command(
     checkpoint: Place,
     out: Path | None,
-    options: Options,
+    options: InspectOptions,
     settings: dict[str, Any],
     device: torch.device,
     console: Console,
@@ -124,7 +124,7 @@ def _subject(config: TrialConfig, checkpoint: Checkpoint, device: torch.device) 
     return Subject(config, generator, discriminator, dataset, tokenizer, device)
 
 
-def _teacher(config: TrialConfig, options: Options, device: torch.device) -> tuple[Teacher, str]:
+def _teacher(config: TrialConfig, options: InspectOptions, device: torch.device) -> tuple[Teacher, str]:
     name, checkpoint = options.teacher, options.teacher_checkpoint
     if name is None:
         name = config.teacher.name if config.teacher else EFFICIENTNET
@@ -145,7 +145,7 @@ def _measured(
 
 
 def _draw(result: dict[str, Any], found: Findings, folder: Path) -> list[Path]:
-    from analysis.inspection import plot_alignment, plot_features, plot_influence, plot_similarity
+    from analysis.figures.inspect import plot_alignment, plot_features, plot_influence, plot_similarity
 
     files = plot_influence(result, folder / "block_influence")
     files += plot_similarity(result, folder / "similarity")

@@ -17,6 +17,7 @@ from gat_sweep.metrics.reference import Reference, load_reference, reference_nam
 from gat_sweep.monitor.budget import Budget, Meter, admitted, check_caps, enforce, kept
 from gat_sweep.monitor.progress import Monitor
 from gat_sweep.monitor.status import results_table
+from gat_sweep.monitor.ui import default_uri
 from gat_sweep.run.record import open_run, sweep_trials
 from gat_sweep.run.stop import EXIT_STOPPED, clear_stop, stop_reason
 from gat_sweep.run.table import FINISHED
@@ -57,7 +58,7 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
     if how.address is None:
         launch.check_feasible(sweep.trials, local_resources())
     check_caps(trials, how.budget)
-    uri = how.tracking_uri or tracking.default_uri(home)
+    uri = how.tracking_uri or default_uri(home)
     check_no_credentials(uri, "--tracking-uri")
     check_writable(home)
     open_run(home, name, sweep, how.extend)

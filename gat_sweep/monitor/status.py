@@ -15,7 +15,7 @@ from gat_sweep.run.saved import saved_step
 from gat_sweep.run.stop import stop_reason
 from gat_sweep.run.table import read_rows
 from gat_sweep.run.trial import Trial
-from gat_sweep.sweep import differences, said
+from gat_sweep.sweep import differences, varied_text
 
 FRESH = 6 * BEAT  # seconds; a worker that was silent for longer is gone, or cut off
 POLL = 1.0  # seconds between two looks of `logs --follow`
@@ -121,13 +121,13 @@ def results_table(trials: list[Trial]) -> Table:
     for trial in trials:
         rows = read_rows(trial.table) if trial.table.exists() else []
         if not rows:
-            table.add_row(trial.id, said(varied[trial.id]), "waiting")
+            table.add_row(trial.id, varied_text(varied[trial.id]), "waiting")
             continue
         last = rows[-1]
         value = "" if last["value"] is None else f"{last['value']:.1f}"
         table.add_row(
             trial.id,
-            said(varied[trial.id]),
+            varied_text(varied[trial.id]),
             f"{last['status']} {last['reason']}".strip(),
             f"{last['step']}/{last['steps']}",
             f"{last['params_g']:,}",

@@ -30,7 +30,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import validation as limits
 from requests.exceptions import RequestException
 
-from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_no_credentials, without_credentials
 from gat_sweep.files.storage import Place, children, size_of, write
 from gat_sweep.run.journal import FILE, read_records
@@ -61,16 +60,6 @@ class Child:
     unchecked: list[str]  # keys that were in the store when we opened the run: it may be ahead of `highest`
 
 
-def default_uri(home: Place) -> str:
-    """sqlite below `home`; absolute, since MLflow resolves a relative path in each working directory anew.
-
-    Raises UserError when `home` is no folder of this machine.
-    """
-    if not isinstance(home, Path):
-        raise UserError(f"--home {home} cannot hold MLflow's database; give --tracking-uri, such as a server's address")
-    return f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
-
-
 def create_store(uri: str, home: Place) -> None:
     """Create the database behind a sqlite `uri`; does nothing if it exists or if `uri` is a server.
 
@@ -97,12 +86,12 @@ def behind(trial_dirs: Iterable[Place]) -> list[Place]:
     return [path for path in trial_dirs if size_of(path / FILE) > _shipped(path).get("offset", 0)]
 
 
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+def flat_params(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested config -> {"a.b.c": value}; everything but strings is written as JSON."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
+            flat |= flat_params(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value if isinstance(value, str) else json.dumps(value)
     return flat
@@ -239,7 +228,7 @@ class Tracker:
         if trial_dir not in self._children:
             if not (config := _read_json(trial_dir / "config.json")):
                 return  # not started yet
-            self._children[trial_dir] = self._open_child(client, trial_dir, flatten(config))
+            self._children[trial_dir] = self._open_child(client, trial_dir, flat_params(config))
         child = self._children[trial_dir]
         self._ship_journal(client, trial_dir, child)
         for png in children(trial_dir / "samples"):

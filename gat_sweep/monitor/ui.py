@@ -8,33 +8,45 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_no_credentials
+from gat_sweep.files.storage import Place
 
 HOST = "127.0.0.1"  # MLflow asks for no password: others reach it through ssh
 
 
-def serve_ui(uri: str, home: Path, port: int) -> None:
+def default_uri(home: Place) -> str:
+    """sqlite below `home`; absolute, since MLflow resolves a relative path in each working directory anew.
+
+    Raises UserError when `home` is no folder of this machine.
+    """
+    if not isinstance(home, Path):
+        raise UserError(f"--home {home} cannot hold MLflow's database; give --tracking-uri, such as a server's address")
+    return f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
+
+
+def serve_ui(uri: str, home: Place, port: int) -> None:
     """Run MLflow's UI for a sqlite store, on loopback, in the foreground until Ctrl-C or SIGTERM; main thread only.
 
-    Raises ValueError without a store or a free port, or if the server stops by itself.
+    Raises UserError without a store or a free port, or if the server stops by itself.
     """
     check_no_credentials(uri, "--tracking-uri")
     if not uri.startswith("sqlite:"):
-        raise ValueError(f"{uri} is a server already; open it in a browser")
+        raise UserError(f"{uri} is a server already; open it in a browser")
     database = Path(uri.removeprefix("sqlite:///"))
     if not database.exists():
-        raise ValueError(f"no MLflow store at {database}; run gat-sweep run first")
+        raise UserError(f"no MLflow store at {database}; run gat-sweep run first")
     try:
         socket.create_server((HOST, port)).close()
     except (OSError, OverflowError) as error:
-        raise ValueError(f"cannot listen on {HOST}:{port} ({error}); choose another port") from error
+        raise UserError(f"cannot listen on {HOST}:{port} ({error}); choose another port") from error
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
     command += ["--host", HOST, "--port", str(port), "--allowed-hosts", f"{HOST}:{port},localhost:{port}"]
     command += ["--uvicorn-opts", "--log-level warning", "--artifacts-destination", "mlartifacts"]
     environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its helpers outlive SIGTERM
     print(f"MLflow UI: http://{HOST}:{port} (up within half a minute; Ctrl-C stops it)", flush=True)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    server = subprocess.Popen(command, cwd=home, env=environment, start_new_session=True)
+    server = subprocess.Popen(command, cwd=str(home), env=environment, start_new_session=True)
     try:
         code = server.wait()
     except KeyboardInterrupt:
@@ -45,4 +57,4 @@ def serve_ui(uri: str, home: Path, port: int) -> None:
                 os.killpg(server.pid, sig)
                 server.wait(5)
         signal.signal(signal.SIGTERM, before)
-    raise ValueError(f"the MLflow server stopped with exit code {code}")
+    raise UserError(f"the MLflow server stopped with exit code {code}")

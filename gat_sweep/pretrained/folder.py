@@ -272,3 +272,8 @@ def _filled(kind: type[nn.Module], spec: NetworkSpec, tensors: dict[str, Tensor]
     network = kind(spec)
     network.load_state_dict(tensors)
     return network
+
+
+def shapes_text(generator: Generator) -> str:
+    """The shapes of a generator in one line."""
+    return ", ".join(f"{name} {value}" for name, value in asdict(generator.spec).items())

@@ -5,8 +5,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from analysis.law import fit_law, pearson
+from analysis.law import fit_law
 from analysis.reading import load_table
+from analysis.statistics import pearson
 from analysis.table import Table
 from gat_sweep.plan import model_info
 from gat_sweep.recipe import load_recipe, resolve

@@ -12,13 +12,14 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from analysis.law import CONFIDENCE, Law, fit_law, fit_power_law, gflops
-from analysis.table import Cell
+from analysis.law import Law, fit_law, fit_power_law
+from analysis.statistics import CONFIDENCE
+from analysis.table import Cell, gflops
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
 from gat_sweep.plan import iteration_flops
-from gat_sweep.results.study import Source
+from gat_sweep.results.study import Study
 from gat_sweep.run.journal import read_records
 from gat_sweep.run.record import read_run
 from gat_sweep.version import source_commit
@@ -26,24 +27,24 @@ from gat_sweep.version import source_commit
 FOLDER = "predictions"
 
 
-def predict_command(source: Source, size: str, home: Place) -> list[tuple[dict[str, Any], Place]]:
+def predict_command(study: Study, size: str, home: Place) -> list[tuple[dict[str, Any], Place]]:
     """Writes a prediction for every cell of that size in the run; each with its file.
 
     Raises UserError when the run has no such size, one of its trials has begun, or the others hold no law.
     """
-    assert source.run is not None
+    assert study.run is not None
     configs = {
-        name: TrialConfig.model_validate(values) for name, values in read_run(home, source.name)["trials"].items()
+        name: TrialConfig.model_validate(values) for name, values in read_run(home, study.name)["trials"].items()
     }
     chosen = {name: config for name, config in configs.items() if size in _sizes(config)}
     if not chosen:
         there = ", ".join(sorted({size for config in configs.values() for size in _sizes(config)}))
-        raise UserError(f"run '{source.name}' has no trial of size '{size}'; it has {there}")
+        raise UserError(f"run '{study.name}' has no trial of size '{size}'; it has {there}")
     for name in chosen:
-        if began(source.run, name) is not None:
+        if began(study.run, name) is not None:
             raise UserError(f"trial {name} of size {size} has begun already; a prediction is written before that")
     try:
-        law = fit_law(source.table)
+        law = fit_law(study.table)
     except ValueError as error:
         raise UserError(f"nothing to predict {size} from: {error}") from None
     cells: dict[Cell, list[str]] = {}
@@ -52,11 +53,11 @@ def predict_command(source: Source, size: str, home: Place) -> list[tuple[dict[s
     written = []
     for cell, names in cells.items():
         prediction = foretold(law, cell, [configs[name] for name in names])
-        prediction = {"run": source.name, "trials": names, **prediction, "commit": source_commit()}
+        prediction = {"run": study.name, "trials": names, **prediction, "commit": source_commit()}
         prediction |= {"written": datetime.now(UTC).isoformat(timespec="seconds")}
         prediction["digest"] = digest(prediction)
         label = f"G{cell.generator_size}-D{cell.discriminator_size}-p{cell.patch}"
-        place = source.run / FOLDER / f"{label}-{prediction['digest'][:12]}.json"
+        place = study.run / FOLDER / f"{label}-{prediction['digest'][:12]}.json"
         write(place, json.dumps(prediction, indent=1, allow_nan=False).encode())
         written.append((prediction, place))
     return written

@@ -9,16 +9,17 @@ from typing import Any
 from PIL import Image
 
 from analysis.catalogue import ANALYSES
-from analysis.report import Picture, Section, html_report
+from analysis.html import Picture, Section, html_report
+from analysis.scrutiny import summary
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
-from gat_sweep.results.fit_law import fit_law_command, law_summary
-from gat_sweep.results.study import Source, log_to_mlflow, open_source, run_analysis
+from gat_sweep.results.fit_law import fit_law_command
+from gat_sweep.results.study import Study, log_to_mlflow, open_study, run_analysis
 from gat_sweep.run.record import read_run
 from gat_sweep.run.table import read_rows
 from gat_sweep.run.trial import Trial
-from gat_sweep.sweep import differences, said
+from gat_sweep.sweep import differences, varied_text
 from gat_sweep.text import Say
 
 WIDEST = 768  # pixels of a sample grid in the report
@@ -36,11 +37,11 @@ def report_command(name: str, home: Place, out: Path | None, say: Say) -> tuple[
     record = read_run(home, name)
     configs = {trial: TrialConfig.model_validate(values) for trial, values in record["trials"].items()}
     trials = [Trial(trial, name, record["sweep"], config, home) for trial, config in configs.items()]
-    source = open_source(name, home, out)
+    study = open_study(name, home, out)
     rows = {trial.id: read_rows(trial.table) if trial.table.exists() else [] for trial in trials}
-    sections, not_said = _sections(source, name, home, out, say)
+    sections, not_said = _sections(study, name, home, out, say)
     varied = differences(configs)
-    results = {trial.id: _result(trial, rows[trial.id], said(varied[trial.id])) for trial in trials}
+    results = {trial.id: _result(trial, rows[trial.id], varied_text(varied[trial.id])) for trial in trials}
     text = html_report(
         title=f"{name}",
         about=_about(record, trials, rows),
@@ -50,27 +51,27 @@ def report_command(name: str, home: Place, out: Path | None, say: Say) -> tuple[
         not_said=not_said,
         pictures=_pictures(trials, results),
     )
-    path = source.folder / "report.html"
+    path = study.folder / "report.html"
     write(path, text.encode())
-    return path, log_to_mlflow(source, [path])
+    return path, log_to_mlflow(study, [path])
 
 
 def _sections(
-    source: Source, name: str, home: Place, out: Path | None, say: Say
+    study: Study, name: str, home: Place, out: Path | None, say: Say
 ) -> tuple[list[Section], list[tuple[str, str]]]:
     sections, not_said = [], []
     try:
         report, _, files = fit_law_command(name, "value", home, out, None)
-        sections.append(Section("Scaling law", law_summary(report), report, _svg(files)))
+        sections.append(Section("Scaling law", summary(report), report, _svg(files)))
         say("Scaling law: fitted")
     except UserError as reason:
         not_said.append(("Scaling law", str(reason)))
     for command, analysis in ANALYSES.items():
         try:
-            report, text, files = run_analysis(source, command)
+            report, text, files = run_analysis(study, command)
         except UserError as reason:
             # Where the table lies on this machine is nobody's business who gets the file.
-            not_said.append((analysis.title, str(reason).removeprefix(f"{source.table.path}: ")))
+            not_said.append((analysis.title, str(reason).removeprefix(f"{study.table.path}: ")))
             say(f"{analysis.title}: {reason}")
             continue
         sections.append(Section(analysis.title, text, report, _svg(files)))

@@ -24,7 +24,7 @@ FOLDER = "analysis"  # of a run, and of its launch in MLflow
 
 
 @dataclass(frozen=True)
-class Source:
+class Study:
     """A table, where what is said of it goes, and the run that it is of."""
 
     table: Table
@@ -36,7 +36,7 @@ class Source:
         return self.run.name if self.run else self.table.path.stem
 
 
-def open_source(source: str, home: Place, out: Path | None, metric: str = "value") -> Source:
+def open_study(source: str, home: Place, out: Path | None, metric: str = "value") -> Study:
     """A run's table by the run's name, or a .parquet or .csv by its path.
 
     metric: the column to read values from. out: where results go instead of the run's own folder.
@@ -44,15 +44,15 @@ def open_source(source: str, home: Place, out: Path | None, metric: str = "value
     """
     if source.endswith((".parquet", ".csv")):
         path = Path(source)
-        return Source(_loaded(path, metric), out or path.with_suffix("").with_name(f"{path.stem}-{FOLDER}"), None)
+        return Study(loaded_table(path, metric), out or path.with_suffix("").with_name(f"{path.stem}-{FOLDER}"), None)
     read_run(home, source)
     run = home / source
     here = run / FOLDER if isinstance(run, Path) else Path(f"{source}-{FOLDER}")
-    return Source(_loaded(_table(run), metric), out or here, run)
+    return Study(loaded_table(_table(run), metric), out or here, run)
 
 
 def analyse(
-    source: Source,
+    study: Study,
     name: str,
     analysis: Callable[[Table], Any],
     plot: Callable[[Any, Path], list[Path]] | None,
@@ -62,48 +62,43 @@ def analyse(
     Raises UserError when the table does not hold what the analysis needs; nothing is written then.
     """
     try:
-        found = analysis(source.table)
+        found = analysis(study.table)
     except ValueError as error:
         raise UserError(str(error)) from None
-    report = {"source": source.name, **found.to_json()}
-    write(source.folder / f"{name}.json", json.dumps(report, indent=1, allow_nan=False).encode())
-    return report, [source.folder / f"{name}.json", *(plot(found, source.folder / name) if plot else [])]
+    report = {"source": study.name, **found.to_json()}
+    write(study.folder / f"{name}.json", json.dumps(report, indent=1, allow_nan=False).encode())
+    return report, [study.folder / f"{name}.json", *(plot(found, study.folder / name) if plot else [])]
 
 
-def log_to_mlflow(source: Source, files: Iterable[Place]) -> str:
+def log_to_mlflow(study: Study, files: Iterable[Place]) -> str:
     """Puts files beside the launch that they are about; one line on what went wrong, or "".
 
     A file of the user's, and a run without MLflow, have no record.
     """
-    if source.run is None or not (source.run / "mlflow.json").exists():
+    if study.run is None or not (study.run / "mlflow.json").exists():
         return ""
     from gat_sweep.monitor.tracking import log_artifacts
 
-    where = json.loads((source.run / "mlflow.json").read_text(encoding="utf-8"))
+    where = json.loads((study.run / "mlflow.json").read_text(encoding="utf-8"))
     return log_artifacts(where["uri"], where["run_id"], files, FOLDER)
 
 
-def run_analysis(source: Source, command: str, **options: Any) -> tuple[dict[str, Any], str, list[Path]]:
+def run_analysis(study: Study, command: str, **options: Any) -> tuple[dict[str, Any], str, list[Path]]:
     """One of ANALYSES; (its JSON, a summary to print, the files).
 
     options: of the analysis' function, beside the table.
     Raises UserError as `analyse` does.
     """
-    asked = ANALYSES[command]
-    module = import_module(f"analysis.{asked.module}")
-    place, _, name = asked.figure.partition(".")
-    plot = getattr(import_module(f"analysis.{place}"), name) if place else None
-    report, files = analyse(source, asked.module, partial(getattr(module, asked.function), **options), plot)
+    module = import_module(f"analysis.{command}")
+    plot = import_module(f"analysis.figures.{command}").plot if ANALYSES[command].drawn else None
+    report, files = analyse(study, command, partial(module.analyse, **options), plot)
     return report, module.summary(report), files
-
-
-# ---------------------------------------------------------------- fit-law
 
 
 # ---------------------------------------------------------------- tables
 
 
-def _loaded(path: Path, metric: str) -> Table:
+def loaded_table(path: Path, metric: str) -> Table:
     try:
         return load_table(path, metric)
     except ValueError as error:

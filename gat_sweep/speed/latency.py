@@ -22,7 +22,7 @@ IMAGES = 64  # the paper's
 PSI, GUIDANCE = 0.7, 1.5  # any values but 1 cost the same
 
 
-def measure_inference(
+def measure_latency(
     config: TrialConfig,
     device: torch.device,
     images: int,
@@ -33,9 +33,9 @@ def measure_inference(
 ) -> dict[str, Any]:
     """Generates `images` images `repeats` times for every batch size, after one untimed batch each.
 
-    The weights are random: neither time nor memory depends on them. Returns what `show_inference` prints, ready for
-    JSON. `seconds_per_image` are the median and the quartiles over the repeats. `peak_bytes` are the weights and what
-    one batch needs above what is held before it: of a GPU's allocator, or of the process on CPU.
+    The weights are random: neither time nor memory depends on them. Returns what `gat-sweep latency
+    --json` prints. `seconds_per_image` are the median and the quartiles over the repeats. `peak_bytes` are the
+    weights and what one batch needs above what is held before it: of a GPU's allocator, or of the process on CPU.
     Raises UserError when the tokenizer's latents are not G's.
     """
     spec = config.generator_spec
@@ -87,7 +87,7 @@ def measure_inference(
     }
 
 
-def inference_command(
+def latency_command(
     configs: list[TrialConfig],
     device: torch.device,
     threads: int | None,
@@ -113,7 +113,7 @@ def inference_command(
         def say(text: str, size: str = config.model.generator) -> None:
             console.print(f"{size}: {text}", highlight=False)
 
-        results.append(measure_inference(config, device, images, batches, repeats, decoder, say))
+        results.append(measure_latency(config, device, images, batches, repeats, decoder, say))
     return results
 
 

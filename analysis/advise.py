@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from analysis.law import CONFIDENCE, UNIT, Point, PowerLaw, fit_law
+from analysis.law import Point, PowerLaw, fit_law
 from analysis.scrutiny import seed_spread
-from analysis.table import Table
+from analysis.statistics import CONFIDENCE
+from analysis.table import UNIT, Table
 
 SHOWN = 5
 ROUNDING = 1e-9  # of ln value: what points on a law exactly stray by
@@ -65,7 +66,7 @@ class Advice:
         }
 
 
-def advise(table: Table, target_gflops: float | None = None, candidates: Sequence[float] | None = None) -> Advice:
+def analyse(table: Table, target_gflops: float | None = None, candidates: Sequence[float] | None = None) -> Advice:
     """Compare one more seed of each size, sizes between neighbours, and one below and one above all.
 
     target_gflops: training compute at which the law is to be known, the largest size's unless given. candidates:

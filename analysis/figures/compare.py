@@ -9,19 +9,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.ablation import Ablation
-from analysis.style import COLOURS, LINES, MARKERS, STYLE, plain, save_figure, set_ticks
+from analysis.compare import Comparison
+from analysis.figures.style import COLOURS, LINES, MARKERS, STYLE, plain, save_figure, set_ticks
 
 LABEL = 36  # characters beside the ratios
 IN_AXES = 6  # arms whose legend fits among the curves
 
 
-def plot_ablation(ablation: Ablation, path_without_suffix: Path) -> list[Path]:
+def plot(comparison: Comparison, path_without_suffix: Path) -> list[Path]:
     """Draw means over seeds against training steps, with all that seeds cover, and ratios with their 95 % intervals, as
     .svg and .png; return the paths. Equal input gives equal bytes.
     """
-    differences = ablation.differences
-    arms = len(ablation.arms)
+    differences = comparison.differences
+    arms = len(comparison.arms)
     below = 0.55  # inches of axis labels below the axes
     legend = 0.0 if arms <= IN_AXES else 0.19 * -(-arms // 2) + 0.1
     inner = max(2.3, 0.24 * len(differences))
@@ -31,14 +31,14 @@ def plot_ablation(ablation: Ablation, path_without_suffix: Path) -> list[Path]:
         figure = Figure(figsize=(9.6, height))
         bottom, high = (below + legend) / height, inner / height
         left = figure.add_axes((0.08, bottom, 0.37, high), yscale="log")
-        _draw_curves(left, ablation)
+        _draw_curves(left, comparison)
         place: Any = (
             {"loc": "best"} if arms <= IN_AXES else {"loc": "upper left", "bbox_to_anchor": (0, -below / inner)}
         )
         left.legend(handlelength=3, ncols=1 if arms <= IN_AXES else 2, **place)
         if differences:
             right = figure.add_axes((0.71, bottom, 0.27, high), xscale="log")
-            _draw_ratios(right, ablation)
+            _draw_ratios(right, comparison)
         return save_figure(figure, Path(path_without_suffix))
 
 
@@ -46,46 +46,46 @@ def _look(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % 6], "marker": MARKERS[(i + i // 6) % 6], "linestyle": LINES[i % 6]}
 
 
-def _draw_curves(axes: Axes, ablation: Ablation) -> None:
+def _draw_curves(axes: Axes, comparison: Comparison) -> None:
     values = []
-    for i, arm in enumerate(ablation.arms):
+    for i, arm in enumerate(comparison.arms):
         step, mean, least, most = np.array(arm.curve).T
         axes.plot(
             step,
             mean,
-            label=plain(arm.label if len(ablation.arms) > IN_AXES else _short(arm.label)),
+            label=plain(arm.label if len(comparison.arms) > IN_AXES else _short(arm.label)),
             markersize=4,
             linewidth=1.2,
             **_look(i),
         )
         axes.fill_between(step, least, most, color=COLOURS[i % 6], alpha=0.12, linewidth=0)
         values += [*least, *most]
-    axes.set(xlabel="training step", ylabel=plain(ablation.measured.metric))
+    axes.set(xlabel="training step", ylabel=plain(comparison.measured.metric))
     axes.set_title("mean over seeds, and all that they cover")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     axes.grid(which="major")
     set_ticks(axes.yaxis, *axes.get_ylim())
 
 
-def _draw_ratios(axes: Axes, ablation: Ablation) -> None:
-    labels = [arm.label for arm in ablation.arms]
-    for y, found in enumerate(ablation.differences):
+def _draw_ratios(axes: Axes, comparison: Comparison) -> None:
+    labels = [arm.label for arm in comparison.arms]
+    for y, found in enumerate(comparison.differences):
         look = _look(labels.index(found.arm)) | {"linestyle": "none", "markersize": 6, "markeredgecolor": "black"}
         if found.ratio_low is not None and found.ratio_high is not None:
             bars = [[found.ratio - found.ratio_low], [found.ratio_high - found.ratio]]
             axes.errorbar(found.ratio, y, xerr=bars, ecolor="black", elinewidth=1, capsize=3, **look)
         else:
             axes.plot(found.ratio, y, **look)
-    ends = [[d.ratio_low or d.ratio, d.ratio_high or d.ratio] for d in ablation.differences]
+    ends = [[d.ratio_low or d.ratio, d.ratio_high or d.ratio] for d in comparison.differences]
     # An interval over two seeds may span decades; it runs out of the figure then.
     low, high = (max(0.2, min(min(e) for e in ends) / 1.1), min(5.0, max(max(e) for e in ends) * 1.1))
     axes.set_xlim(min(low, 0.8), max(high, 1.25))
     axes.axvline(1, color="0.45", linestyle=":", linewidth=1.2)
     axes.set_yticks(
-        range(len(ablation.differences)), [plain(_short(d.arm)) for d in ablation.differences], fontsize=7.5
+        range(len(comparison.differences)), [plain(_short(d.arm)) for d in comparison.differences], fontsize=7.5
     )
-    axes.set_ylim(len(ablation.differences) - 0.5, -0.5)
-    bases = {found.reference for found in ablation.differences}
+    axes.set_ylim(len(comparison.differences) - 0.5, -0.5)
+    bases = {found.reference for found in comparison.differences}
     axes.set_title(
         f"ratio to {plain(_short(bases.pop()))}" if len(bases) == 1 else "ratio to the reference of its size"
     )

@@ -1,31 +1,43 @@
-"""Data on disk: encode."""
+"""encode: pictures, or latents that exist, as shards to train from."""
 
 from pathlib import Path
 
 import click
 
-from gat_sweep.commands.options import console
+from gat_sweep.commands.options import address_option, console
 
 
 @click.command()
-@click.option("--images", help="Folder of class folders of pictures, CIFAR's, or parquet: a file, a folder, a glob.")
-@click.option("--latents", help="Instead of encoding: latents in edm2's or REPA's layout (dataset.json, *.npy).")
+@click.option(
+    "--images", help="Pictures: a folder of class folders, CIFAR's folder, or parquet (a file, a folder, a glob)."
+)
+@click.option("--latents", help="Latents in edm2's or REPA's layout (dataset.json, *.npy), instead of --images.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
 @click.option(
     "--tokenizer", required=True, help="A VAE (hub id or folder of diffusers' AutoencoderKL), pixels, or dct4."
 )
 @click.option("--teacher", help="Also store this teacher's tokens, for small sets: efficientnet_lite0, or timm's name.")
-@click.option("--teacher-checkpoint", help="Its weights, as a local file.")
-@click.option("--teacher-grid", type=click.IntRange(min=1), help="Its tokens per side; half the latent's unless given.")
+@click.option("--teacher-checkpoint", help="Local file of the teacher's weights.")
+@click.option(
+    "--teacher-grid",
+    type=click.IntRange(min=1),
+    help="The teacher's tokens per side; default: half of the latent's side.",
+)
 @click.option("--store-images", is_flag=True, help="Also keep the pictures, lossless, for teacher and references.")
 @click.option("--size", type=click.IntRange(min=8), default=256, show_default=True, help="Side of the cropped squares.")
-@click.option("--label-column", help="Of parquet files; found by itself where there is one only.")
+@click.option("--label-column", help="Column of labels in parquet files; default: the only one there is.")
 @click.option(
-    "--max-bad", type=click.IntRange(min=0), default=100, show_default=True, help="Pictures allowed to be bad."
+    "--max-bad",
+    type=click.IntRange(min=0),
+    default=100,
+    show_default=True,
+    help="Stop when more than this many pictures are unusable.",
 )
 @click.option("--shard-size", type=click.IntRange(min=1), default=1024, show_default=True, help="Pictures per shard.")
-@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Pictures at once in the VAE.")
-@click.option("--address", help="A running Ray cluster, such as auto; starts Ray here unless given.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Pictures that the VAE encodes at once."
+)
+@address_option
 def encode(
     images: str | None,
     latents: str | None,
@@ -42,9 +54,16 @@ def encode(
     batch: int,
     address: str | None,
 ) -> None:
-    """Crop pictures, encode them with a VAE and write shards to train from.
+    """Encode pictures with a VAE into shards to train from.
 
-    The same command again goes on where it was stopped.
+    Crops as ADM does, and samples no posterior: shards hold its mean and standard deviation.
+
+    The same command again continues where it stopped.
+
+    \b
+    Example:
+      gat-sweep encode --images imagenet/train --out data/imagenet --tokenizer stabilityai/sd-vae-ft-mse --store-images
+      gat-sweep encode --images cifar-10-batches-py --out data/cifar10 --tokenizer pixels --size 32
     """
     from gat_sweep.encode.job import EncodeJob
     from gat_sweep.encode.job import encode as run

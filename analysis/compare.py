@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis.coordinates import slope_over_seeds
-from analysis.law import CONFIDENCE, gflops, one_protocol
-from analysis.table import Cell, Excluded, Protocol, Table, Trial, strict
+from analysis.statistics import CONFIDENCE, holm, mean_interval
+from analysis.table import Cell, Excluded, Protocol, Table, Trial, gflops, one_protocol, strict
 
 # What a cell or a replicate names already, and whom a trial goes on from: that it does is said instead.
 NAMED = (
@@ -65,7 +64,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Comparison:
     """What a study's arms came to."""
 
     measured: Protocol
@@ -100,7 +99,7 @@ class Ablation:
         }
 
 
-def compare(table: Table, reference: str | None = None) -> Ablation:
+def analyse(table: Table, reference: str | None = None) -> Comparison:
     """The arms of a table's complete trials, and each against a reference (Fig. 5a, 5c; one arm alone is A.17).
 
     reference: label of an arm; at other sizes the arm with the same settings is meant. Without it, and at sizes that
@@ -131,7 +130,7 @@ def compare(table: Table, reference: str | None = None) -> Ablation:
         base = asked if asked in among else [*like, *among][0]
         pairs += [(arm, base) for arm in among if arm is not base]
     excluded = tuple(table.excluded())
-    return Ablation(measured, tuple(arms), _differences(pairs), excluded, tuple(labels[e.trial] for e in excluded))
+    return Comparison(measured, tuple(arms), _differences(pairs), excluded, tuple(labels[e.trial] for e in excluded))
 
 
 def _told_by(trial: Trial) -> dict[str, Any]:
@@ -193,7 +192,7 @@ def _arm(label: str, trials: list[Trial], settings: dict[str, Any], measured: Pr
             f"trials of {label} end at different steps ({', '.join(map(str, ends))}) and are no replicates: {names}; "
             "give the table a column with what varies, such as train.steps"
         )
-    found = slope_over_seeds(list(values.values()))
+    found = mean_interval(list(values.values()))
     return Arm(
         label=label,
         cell=trials[0].cell,
@@ -201,7 +200,7 @@ def _arm(label: str, trials: list[Trial], settings: dict[str, Any], measured: Pr
         values=values,
         trials=tuple(trial.name for trial in trials),
         gflops=gflops(fmean(trial.last.flops for trial in trials)),
-        mean=found.slope,
+        mean=found.mean,
         std=stdev(values.values()) if len(values) > 1 else None,
         low=found.low,
         high=found.high,
@@ -244,11 +243,11 @@ def _paired(arm: Arm, reference: Arm) -> dict[str, Any]:
     ours, theirs = (np.array([side.values[seed] for seed in seeds]) for side in (arm, reference))
     if not seeds:  # means are all that can be compared
         ours, theirs = np.array([arm.mean]), np.array([reference.mean])
-    logs, plain = slope_over_seeds(np.log(ours / theirs)), slope_over_seeds(ours - theirs)
+    logs, plain = mean_interval(np.log(ours / theirs)), mean_interval(ours - theirs)
     return {
         "seeds": seeds,
-        **dict(zip(("ratio", "ratio_low", "ratio_high"), map(_exp, (logs.slope, logs.low, logs.high)), strict=True)),
-        **dict(zip(("difference", "low", "high"), (plain.slope, plain.low, plain.high), strict=True)),
+        **dict(zip(("ratio", "ratio_low", "ratio_high"), map(_exp, (logs.mean, logs.low, logs.high)), strict=True)),
+        **dict(zip(("difference", "low", "high"), (plain.mean, plain.low, plain.high), strict=True)),
         "p": _p(np.array(logs.by_seed)),
     }
 
@@ -264,17 +263,6 @@ def _p(logs: NDArray[np.float64]) -> float | None:
     error = float(logs.std(ddof=1)) / math.sqrt(len(logs))
     t = abs(float(logs.mean())) / error if error else (math.inf if logs.any() else 0.0)
     return float(2 * stats.t.sf(t, len(logs) - 1))
-
-
-def holm(p: list[float | None]) -> list[float | None]:
-    """Holm's adjustment for several tests; None stays None."""
-    order = sorted((value, i) for i, value in enumerate(p) if value is not None)
-    adjusted: list[float | None] = [None] * len(p)
-    highest = 0.0
-    for rank, (value, i) in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * value))
-        adjusted[i] = highest
-    return adjusted
 
 
 def summary(report: dict[str, Any]) -> str:

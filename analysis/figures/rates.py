@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from analysis.figures.style import COLOURS, LINES, MARKERS, STYLE, plain, save_figure, set_ticks
 from analysis.parabola import Exponent, Parabola
 from analysis.rates import CrossCheck, Grid, Transfer, short_rate
-from analysis.style import COLOURS, LINES, MARKERS, STYLE, plain, save_figure, set_ticks
 
 SEED: dict[str, Any] = {"linestyle": "none", "markersize": 3, "alpha": 0.55}
 MEAN: dict[str, Any] = {"linestyle": "none", "markersize": 6.5, "markeredgecolor": "black", "zorder": 3}
@@ -24,7 +24,7 @@ STAR: dict[str, Any] = {
 }  # fmt: skip
 
 
-def plot_rates(transfer: Transfer, path_without_suffix: Path) -> list[Path]:
+def plot(transfer: Transfer, path_without_suffix: Path) -> list[Path]:
     """Draw each network's grids and its optima against width, and Table 4 below, as .svg and .png; return the paths.
 
     A small mark is a trial, a large one the mean over seeds; a star is an optimum with its interval, a cross a rate at

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from analysis.law import Law, gflops
-from analysis.style import COLOURS, LINES, MARKERS, STYLE, number_text, plain, save_figure, set_ticks
-from analysis.table import BROKEN, Cell, Table
+from analysis.figures.style import COLOURS, LINES, MARKERS, STYLE, number_text, plain, save_figure, set_ticks
+from analysis.law import Law
+from analysis.table import BROKEN, Cell, Table, gflops
 
 LEFT_OUT: dict[str, Any] = {"color": "0.6", "linestyle": (0, (4, 2.5)), "linewidth": 0.9}
 PREDICTED: dict[str, Any] = {

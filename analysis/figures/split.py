@@ -13,11 +13,11 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.style import MARKERS, STYLE, plain, save_figure, set_ticks
-from analysis.surface import EXPONENTS, Surface, estimate, sizes_of
+from analysis.figures.style import MARKERS, STYLE, plain, save_figure, set_ticks
+from analysis.split import EXPONENTS, Surface, estimate, sizes_of
 
 
-def plot_surface(surface: Surface, path_without_suffix: Path) -> list[Path]:
+def plot(surface: Surface, path_without_suffix: Path) -> list[Path]:
     """Draw the metric over sizes of G and D, and against training compute, as .svg and .png; return the paths.
 
     Numbers and large marks are means over seeds; C is in GFLOPs (multiply-adds / 1e9). Equal input gives equal bytes.
@@ -31,11 +31,11 @@ def plot_surface(surface: Surface, path_without_suffix: Path) -> list[Path]:
 
 
 def _draw_grid(axes: Axes, surface: Surface) -> None:
-    sizes_g, sizes_d = sizes_of(surface.nodes)
+    sizes_g, sizes_d = sizes_of(surface.cells)
     value = np.full((len(sizes_d), len(sizes_g)), np.nan)
-    for node in surface.nodes:
-        place = sizes_d.index(node.cell.discriminator_size), sizes_g.index(node.cell.generator_size)
-        value[place] = fmean(node.values)
+    for cell_mean in surface.cells:
+        place = sizes_d.index(cell_mean.cell.discriminator_size), sizes_g.index(cell_mean.cell.generator_size)
+        value[place] = fmean(cell_mean.values)
     low, high = float(np.nanmin(value)), float(np.nanmax(value))
     norm = LogNorm(low, max(high, low * 1.01))
     mesh = axes.pcolormesh(np.ma.masked_invalid(value), cmap="cividis", norm=norm, edgecolor="white", linewidth=1.5)
@@ -54,14 +54,14 @@ def _draw_grid(axes: Axes, surface: Surface) -> None:
 
 def _draw_compute(axes: Axes, surface: Surface) -> None:
     """A line and a marker for each size of D; along the line G grows, and darkens. Dashes are seeds."""
-    sizes_g, sizes_d = sizes_of(surface.nodes)
+    sizes_g, sizes_d = sizes_of(surface.cells)
     shades = dict(zip(sizes_g, map(str, np.linspace(0.95, 0.1, len(sizes_g)).tolist()), strict=True))
     markers = {size: MARKERS[i % len(MARKERS)] for i, size in enumerate(sizes_d)}
     look: Any = {"linestyle": "none", "markeredgecolor": "black", "markersize": 8}
     for size in sizes_d:
-        nodes = [node for node in surface.nodes if node.cell.discriminator_size == size]
-        axes.plot([n.gflops for n in nodes], [fmean(n.values) for n in nodes], color="0.6", linewidth=0.9, zorder=2)
-        for n in nodes:
+        cells = [cell_mean for cell_mean in surface.cells if cell_mean.cell.discriminator_size == size]
+        axes.plot([n.gflops for n in cells], [fmean(n.values) for n in cells], color="0.6", linewidth=0.9, zorder=2)
+        for n in cells:
             axes.plot([n.gflops] * len(n.values), n.values, "_", color="0.4", markersize=12, zorder=3)
             shade = shades[n.cell.generator_size]
             axes.plot(n.gflops, fmean(n.values), marker=markers[size], color=shade, zorder=4, **look)

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.style import COLOURS, STYLE, save_figure
+from analysis.figures.style import COLOURS, STYLE, save_figure
 
 NAMES = {"real": "real images", "fake": "generated images"}
 

@@ -1,21 +1,14 @@
 """Metric against the generator's forward GFLOPs over sizes (the paper's Fig. 3c), with what so few points can say."""
 
-import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from numpy.typing import ArrayLike
-from scipy import stats
 
-from analysis.law import CONFIDENCE, Correlation, gflops, one_protocol, pearson
-from analysis.style import COLOURS, MARKERS, STYLE, plain, save_figure, set_ticks
-from analysis.table import Cell, Excluded, Protocol, Row, Table, check_one_config
+from analysis.statistics import CONFIDENCE, Correlation, pearson, spearman
+from analysis.table import Cell, Excluded, Protocol, Row, Table, check_one_config, gflops, one_protocol
 
 MIN_POINTS = 3
 
@@ -59,20 +52,7 @@ class Correlations:
         }
 
 
-def spearman(x: ArrayLike, y: ArrayLike) -> Correlation:
-    """Rank correlation of two variables [n]; the interval is Fisher's z with the variance of Bonett and Wright (2000).
-
-    At n = 4 it holds almost everything, which is the point of showing it.
-    """
-    ranks = pearson(stats.rankdata(x), stats.rankdata(y))
-    n = len(np.asarray(x))
-    if ranks.r is None or n < 4 or abs(ranks.r) == 1:
-        return Correlation(ranks.r, None, None)
-    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((1 + ranks.r**2 / 2) / (n - 3))
-    return Correlation(ranks.r, math.tanh(math.atanh(ranks.r) - half), math.tanh(math.atanh(ranks.r) + half))
-
-
-def correlate(table: Table) -> Correlations:
+def analyse(table: Table) -> Correlations:
     """The table's sizes and patches, at the last step at which every complete trial was evaluated.
 
     Raises ValueError, in one line, for fewer than three models, mixed protocols, or no step in common.
@@ -134,41 +114,3 @@ def summary(report: dict[str, Any]) -> str:
     lines += [f"  {name}: {said(Correlation(**report[key]))}" for key, name in names.items()]
     lines += [f"left out: {e['trial']} ({e['size']}): {e['reason']}" for e in report["excluded"]]
     return "\n".join(lines)
-
-
-def plot_correlations(found: Correlations, path_without_suffix: Path) -> list[Path]:
-    """Draw the metric against forward GFLOPs, a marker for each patch size, as .svg and .png; return the paths.
-
-    Equal input gives equal bytes.
-    """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.8, 3.6), layout="constrained")
-        axes = figure.add_subplot(xscale="log")
-        patches = sorted({model.cell.patch for model in found.models})
-        for i, patch in enumerate(patches):
-            models = [model for model in found.models if model.cell.patch == patch]
-            look: Any = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": "none"}
-            x, y = [m.g_forward_gflops for m in models], [m.value for m in models]
-            axes.plot(x, y, markersize=8, markeredgecolor="black", label=f"patch {patch}", zorder=3, **look)
-            for model in models:
-                axes.annotate(
-                    plain(model.cell.label),
-                    (model.g_forward_gflops, model.value),
-                    xytext=(7, 5),
-                    textcoords="offset points",
-                    fontsize=8,
-                )
-        low, high = axes.get_xlim()
-        axes.set_xlim(low, high * (high / low) ** 0.12)  # room for the last label
-        axes.margins(y=0.15)
-        axes.set_xlabel("forward of G   (GFLOPs = $10^9$ multiply-adds)")
-        axes.set_ylabel(f"{plain(found.measured.metric)} at step {found.step:,}")
-        axes.set_title(
-            f"with GFLOPs: r = {said(found.pearson)}\nwith log GFLOPs: r = {said(found.pearson_log_gflops)}",
-            linespacing=1.4,
-        )
-        axes.grid(which="major")
-        set_ticks(axes.xaxis, *axes.get_xlim())
-        if len(patches) > 1:
-            axes.legend(loc="best")
-        return save_figure(figure, Path(path_without_suffix))

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from analysis.floor import aicc
-from analysis.law import CONFIDENCE, UNIT, gflops, one_protocol
-from analysis.table import Cell, Excluded, Protocol, Table, Trial, check_one_config, strict
+from analysis.statistics import CONFIDENCE, aicc
+from analysis.table import UNIT, Cell, Excluded, Protocol, Table, Trial, check_one_config, gflops, one_protocol, strict
 
 Array = NDArray[np.float64]
 MIN_CELLS = 4
@@ -44,7 +43,7 @@ CONVENTIONS = (
 
 
 @dataclass(frozen=True)
-class Node:
+class CellMean:
     """One size of G with one of D: its complete trials, which are replicates, and their mean training GFLOPs."""
 
     cell: Cell
@@ -133,7 +132,7 @@ class Surface:
 
     measured: Protocol
     counted: str  # the columns that split compute
-    nodes: tuple[Node, ...]  # by size of G, then of D, cheapest first
+    cells: tuple[CellMean, ...]  # by size of G, then of D, cheapest first
     excluded: tuple[Excluded, ...]
     centre: Array  # [2]: mean over cells of ln C_G and ln C_D
     first: Fit
@@ -145,7 +144,7 @@ class Surface:
     @property
     def equal_share(self) -> float:
         """G's share of compute with both networks of one size (of all cells where there is none), at the mean ratio."""
-        equal = [n for n in self.nodes if n.cell.generator_size == n.cell.discriminator_size] or self.nodes
+        equal = [n for n in self.cells if n.cell.generator_size == n.cell.discriminator_size] or self.cells
         return 1 / (1 + math.exp(fmean(math.log(n.gflops_d / n.gflops_g) for n in equal)))
 
     def per_log(self) -> dict[str, Any]:
@@ -178,13 +177,13 @@ class Surface:
                     "per_flop": self.per_flop(),
                 },
                 "best_split": {
-                    "gflops": _mean_gflops(self.nodes),
+                    "gflops": _mean_gflops(self.cells),
                     "method": METHOD,
                     "first_order": asdict(self.first_split),
                     "quadratic": asdict(self.quadratic_split),
                 },
                 "replicates": self._replicates(),
-                "cells": [node.to_json() for node in self.nodes],
+                "cells": [cell_mean.to_json() for cell_mean in self.cells],
                 "excluded": [trial.to_json() for trial in self.excluded],
             }
         )
@@ -198,10 +197,10 @@ class Surface:
 
     def _replicates(self) -> dict[str, Any] | None:
         """Spread within cells, and whether the first-order law misses their means by more than that explains."""
-        cells, n = len(self.nodes), self.first.n
+        cells, n = len(self.cells), self.first.n
         if n == cells:
             return None
-        error = sum(float(np.var(np.log(node.values)) * len(node.values)) for node in self.nodes)
+        error = sum(float(np.var(np.log(cell_mean.values)) * len(cell_mean.values)) for cell_mean in self.cells)
         lack, variance = max(self.first.rss - error, 0.0) / (cells - 3), error / (n - cells)
         ratio = lack / variance if variance > 0 else math.inf
         p = float(special.fdtrc(cells - 3, n - cells, ratio))
@@ -215,7 +214,7 @@ class Surface:
 # ---------------------------------------------------------------- fit
 
 
-def fit_surface(table: Table) -> Surface:
+def analyse(table: Table) -> Surface:
     """Fit a table in which sizes of G and of D vary apart (the paper's Fig. 6a); a complete trial is an observation.
 
     Compute is in GFLOPs (multiply-adds / 1e9), split between the networks as CONVENTIONS says.
@@ -228,30 +227,30 @@ def fit_surface(table: Table) -> Surface:
     if len(patches := sorted({trial.cell.patch for trial in trials})) > 1:
         raise ValueError(f"a surface is of one patch, this table has {', '.join(map(str, patches))}; fit them apart")
     shares, counted = _shares(trials)
-    nodes = _nodes(trials, shares)
-    points = np.log([[n.gflops_g, n.gflops_d] for n in nodes]).reshape(-1, 2)
-    if measured is None or len(nodes) < MIN_CELLS or _on_one_line(points):
-        found = "; ".join(node.name for node in nodes) or "none"
+    cells = _cell_means(trials, shares)
+    points = np.log([[n.gflops_g, n.gflops_d] for n in cells]).reshape(-1, 2)
+    if measured is None or len(cells) < MIN_CELLS or _on_one_line(points):
+        found = "; ".join(cell_mean.name for cell_mean in cells) or "none"
         left_out = "; ".join(f"{e.trial}: {e.reason}" for e in excluded) or "none"
         raise ValueError(
             f"a surface needs at least {MIN_CELLS} complete cells that are not on one line in (ln C_G, ln C_D), this "
             f"table has: {found}; train sizes of G against other sizes of D; left out: {left_out}"
         )
     centre = points.mean(axis=0)
-    counts = [len(node.values) for node in nodes]
-    value = np.log([v for node in nodes for v in node.values])
+    counts = [len(cell_mean.values) for cell_mean in cells]
+    value = np.log([v for cell_mean in cells for v in cell_mean.values])
     design = _design(*(points - centre).T)  # [cells, 6]
     first, over_means, quadratic = _fit(np.repeat(design[:, :3], counts, axis=0), value), None, None
-    if len(value) > len(nodes):
-        over_means = _fit(design[:, :3], np.array([np.log(node.values).mean() for node in nodes]))
-    first_split, second_split = _best_split(first, nodes, centre), Split(remark=_why_no_quadratic(points))
+    if len(value) > len(cells):
+        over_means = _fit(design[:, :3], np.array([np.log(cell_mean.values).mean() for cell_mean in cells]))
+    first_split, second_split = _best_split(first, cells, centre), Split(remark=_why_no_quadratic(points))
     if weak := [name for name, weights in EXPONENTS.items() if first.contrast(weights).low <= 0]:
         first_split = Split(remark=f"no best split: {' and '.join(weak)} not told from 0 or less")
     if not second_split.remark:
         quadratic = _fit(np.repeat(design, counts, axis=0), value)
-        second_split = _best_split(quadratic, nodes, centre)
+        second_split = _best_split(quadratic, cells, centre)
     fits, splits = (first, over_means, quadratic), (first_split, second_split)
-    return Surface(measured, counted, nodes, tuple(excluded), centre, *fits, *splits)
+    return Surface(measured, counted, cells, tuple(excluded), centre, *fits, *splits)
 
 
 def _shares(trials: list[Trial]) -> tuple[Array, str]:
@@ -278,34 +277,34 @@ def _shares(trials: list[Trial]) -> tuple[Array, str]:
     return np.array(g) / (np.array(g) + np.array(d)), counted
 
 
-def _nodes(trials: list[Trial], shares: Array) -> tuple[Node, ...]:
+def _cell_means(trials: list[Trial], shares: Array) -> tuple[CellMean, ...]:
     members: dict[Cell, list[int]] = defaultdict(list)
     for i, trial in enumerate(trials):
         members[trial.cell].append(i)
-    nodes = []
+    cells = []
     for cell, found in members.items():
         names = tuple(trials[i].name for i in found)
         compute = np.array([gflops(trials[i].last.flops) for i in found])
         if np.ptp(np.log(compute)) > REPLICATE:
             raise ValueError(f"trials of one cell differ in training compute ({', '.join(names)}); fit them apart")
         g = float((compute * shares[found]).mean())
-        nodes.append(Node(cell, g, float(compute.mean()) - g, names, tuple(trials[i].last.value for i in found)))
-    sizes_g, sizes_d = sizes_of(nodes)
+        cells.append(CellMean(cell, g, float(compute.mean()) - g, names, tuple(trials[i].last.value for i in found)))
+    sizes_g, sizes_d = sizes_of(cells)
     return tuple(
-        sorted(nodes, key=lambda n: (sizes_g.index(n.cell.generator_size), sizes_d.index(n.cell.discriminator_size)))
+        sorted(cells, key=lambda n: (sizes_g.index(n.cell.generator_size), sizes_d.index(n.cell.discriminator_size)))
     )
 
 
-def sizes_of(nodes: list[Node] | tuple[Node, ...]) -> tuple[list[str], list[str]]:
+def sizes_of(cells: list[CellMean] | tuple[CellMean, ...]) -> tuple[list[str], list[str]]:
     """Sizes of G and of D, cheapest first."""
-    g = {node.cell.generator_size: node.gflops_g for node in nodes}
-    d = {node.cell.discriminator_size: node.gflops_d for node in nodes}
+    g = {cell_mean.cell.generator_size: cell_mean.gflops_g for cell_mean in cells}
+    d = {cell_mean.cell.discriminator_size: cell_mean.gflops_d for cell_mean in cells}
     return sorted(g, key=lambda size: g[size]), sorted(d, key=lambda size: d[size])
 
 
-def _mean_gflops(nodes: tuple[Node, ...]) -> float:
+def _mean_gflops(cells: tuple[CellMean, ...]) -> float:
     """Geometric mean over cells of C: where the best split is looked for."""
-    return math.exp(fmean(math.log(node.gflops) for node in nodes))
+    return math.exp(fmean(math.log(cell_mean.gflops) for cell_mean in cells))
 
 
 def _on_one_line(points: Array) -> bool:
@@ -334,15 +333,15 @@ def _fit(design: Array, value: Array) -> Fit:
     return Fit(np.asarray(coefficients, dtype=np.float64), np.asarray(covariance, dtype=np.float64), rss, n)
 
 
-def _best_split(fit: Fit, nodes: tuple[Node, ...], centre: Array) -> Split:
+def _best_split(fit: Fit, cells: tuple[CellMean, ...], centre: Array) -> Split:
     """The least value along C_G + C_D = C at the cells' geometric mean C, over the splits that the grid holds.
 
     Those are within its smallest and largest C_G, C_D and ratio. The slope of ln value by ln(C_G / C_D) is linear in
     the coefficients, so that its sign is tested exactly at each split (METHOD). For the first-order law it is 0 where
     G's share is b_g / (b_g + b_d), at every C.
     """
-    points = np.log([[n.gflops_g, n.gflops_d] for n in nodes])
-    total, terms = math.log(_mean_gflops(nodes)), len(fit.coefficients)
+    points = np.log([[n.gflops_g, n.gflops_d] for n in cells])
+    total, terms = math.log(_mean_gflops(cells)), len(fit.coefficients)
     ratios = points[:, 0] - points[:, 1]
     ratio = np.linspace(ratios.min(), ratios.max(), SPLITS)
     path = total - np.logaddexp(0, np.stack([-ratio, ratio], axis=1))  # ln C_G, ln C_D
@@ -357,7 +356,7 @@ def _best_split(fit: Fit, nodes: tuple[Node, ...], centre: Array) -> Split:
     best = int(np.argmin(_design(x, y)[:, :terms] @ fit.coefficients))
 
     def edge(i: int) -> str:
-        nearest = nodes[int(np.argmin(((points - path[i]) ** 2).sum(axis=1)))]
+        nearest = cells[int(np.argmin(((points - path[i]) ** 2).sum(axis=1)))]
         beyond = "smaller G or larger D" if i == 0 else "larger G or smaller D"
         return f"the edge of the grid: {nearest.name} ({share[i]:.1%} of compute to G; try {beyond})"
 

@@ -1,0 +1,1 @@
+"""Figures: what each analysis looks like."""

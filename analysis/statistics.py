@@ -1,0 +1,91 @@
+"""Intervals, correlations, and corrections that several analyses share."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+CONFIDENCE = 0.95
+
+
+def slope_t_quantile(n: int) -> float:
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 2))
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """r with its 95 % Fisher-z interval; None where undefined (a constant variable; an interval at n < 4)."""
+
+    r: float | None
+    low: float | None
+    high: float | None
+
+
+def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
+    """Pearson correlation of two variables [n]."""
+    u, v = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if np.ptp(u) == 0 or np.ptp(v) == 0:
+        return Correlation(None, None, None)
+    u, v = u - u.mean(), v - v.mean()
+    r = float(np.clip(u @ v / math.sqrt((u @ u) * (v @ v)), -1, 1))
+    if len(u) < 4:
+        return Correlation(r, None, None)
+    if abs(r) == 1:
+        return Correlation(r, r, r)
+    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) / math.sqrt(len(u) - 3)
+    return Correlation(r, math.tanh(math.atanh(r) - half), math.tanh(math.atanh(r) + half))
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> Correlation:
+    """Rank correlation of two variables [n]; the interval is Fisher's z with the variance of Bonett and Wright (2000).
+
+    At n = 4 it holds almost everything, which is the point of showing it.
+    """
+    ranks = pearson(stats.rankdata(x), stats.rankdata(y))
+    n = len(np.asarray(x))
+    if ranks.r is None or n < 4 or abs(ranks.r) == 1:
+        return Correlation(ranks.r, None, None)
+    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((1 + ranks.r**2 / 2) / (n - 3))
+    return Correlation(ranks.r, math.tanh(math.atanh(ranks.r) - half), math.tanh(math.atanh(ranks.r) + half))
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean over seeds with its 95 % Student-t interval; None for one seed, which has none."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    by_seed: tuple[float, ...]
+
+
+def mean_interval(by_seed: ArrayLike) -> Interval:
+    """Mean of one value per seed, and its interval."""
+    slopes = np.asarray(by_seed, dtype=np.float64)
+    n, mean = len(slopes), float(slopes.mean())
+    if n < 2:
+        return Interval(mean, None, None, tuple(slopes.tolist()))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * slopes.std(ddof=1) / np.sqrt(n))
+    return Interval(mean, mean - half, mean + half, tuple(slopes.tolist()))
+
+
+def aicc(rss: float, n: int, parameters: int) -> float | None:
+    """Akaike's criterion for least squares, corrected for small n; sigma is a parameter, too. None: n too small."""
+    if n - parameters - 1 < 1:
+        return None
+    return (
+        n * math.log(max(rss, 1e-300) / n) + 2 * parameters + 2 * parameters * (parameters + 1) / (n - parameters - 1)
+    )
+
+
+def holm(p: list[float | None]) -> list[float | None]:
+    """Holm's adjustment for several tests; None stays None."""
+    order = sorted((value, i) for i, value in enumerate(p) if value is not None)
+    adjusted: list[float | None] = [None] * len(p)
+    highest = 0.0
+    for rank, (value, i) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * value))
+        adjusted[i] = highest
+    return adjusted

@@ -1,0 +1,54 @@
+"""correlate, split, rates, compare, advise: a command for each of ANALYSES."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from analysis.catalogue import ANALYSES
+from gat_sweep.commands.options import folder_option, home_option, json_option, metric_option, print_report
+
+if TYPE_CHECKING:
+    from gat_sweep.files.storage import Place
+
+HELP = """{about}
+
+SOURCE is the name of a run, a .parquet or a .csv. Leaves {name}.json{figure} in the run and in MLflow.
+
+\b
+Example:
+  gat-sweep {name} {example}"""
+EXAMPLES = {
+    "correlate": "widths-digits",
+    "split": "decoupled-digits",
+    "rates": "lr_transfer-digits",
+    "compare": "mng-digits",
+    "advise": "widths-digits",
+}
+
+
+def _command(name: str) -> click.Command:
+    figure = ", .svg and .png" if ANALYSES[name].drawn else ""
+    text = HELP.format(about=ANALYSES[name].about, name=name, figure=figure, example=EXAMPLES[name])
+
+    @click.command(name, help=text)
+    @click.argument("source")
+    @metric_option
+    @home_option
+    @folder_option
+    @json_option
+    def command(source: str, metric: str, home: "Place", out: Path | None, as_json: bool, **options: Any) -> None:
+        from gat_sweep.results.study import log_to_mlflow, open_study, run_analysis
+
+        study = open_study(source, home, out, metric)
+        report, text, files = run_analysis(study, name, **options)
+        warning = log_to_mlflow(study, files)
+        print_report(report, text + (f"\n{warning}" if warning else ""), files, as_json)
+
+    return command
+
+
+_commands = {name: _command(name) for name in ANALYSES}
+_against = click.option("--against", "reference", help="Label of the arm to compare with; default: the cheapest.")
+_against(_commands["compare"])
+COMMANDS = list(_commands.values())

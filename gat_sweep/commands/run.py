@@ -1,0 +1,72 @@
+"""run: a sweep on Ray."""
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from gat_sweep.commands.options import (
+    address_option,
+    check_name,
+    console,
+    home_option,
+    make_sweep,
+    sweep_options,
+    tracking_option,
+)
+
+if TYPE_CHECKING:
+    from gat_sweep.files.storage import Place
+
+
+@click.command()
+@sweep_options
+@home_option
+@click.option("--name", help="Name of the run; default: <sweep>-<recipe>.")
+@address_option
+@tracking_option
+@click.option("--retry", type=click.Choice(["failed"]), help="Also retry the trials that failed before.")
+@click.option("--hold", multiple=True, metavar="SIZE", help="Skip trials of this size for now, so as to predict them.")
+@click.option("--extend", is_flag=True, help="Train trials further that were recorded with fewer steps.")
+@click.option("--max-gpu-hours", type=click.FloatRange(min=0), help="Cap on GPU hours of the run, over all launches.")
+@click.option("--max-flops", type=click.FloatRange(min=0), help="Cap on training FLOP of the run (2 per multiply-add).")
+def run(
+    sweep: str,
+    recipe: str,
+    preset: str,
+    settings: tuple[str, ...],
+    seeds: str | None,
+    home: "Place",
+    name: str | None,
+    address: str | None,
+    tracking_uri: str | None,
+    retry: str | None,
+    hold: tuple[str, ...],
+    extend: bool,
+    max_gpu_hours: float | None,
+    max_flops: float | None,
+) -> None:
+    """Run a sweep; run it again to continue it.
+
+    The same command again runs what is not finished. SWEEP is a sweep file, or the name of one that ships with
+    gat-sweep.
+
+    \b
+    Exit codes:
+      0   every trial is done or diverged
+      1   some trials are not
+      75  stopped on request, with everything saved
+
+    \b
+    Example:
+      gat-sweep run widths --recipe digits
+      gat-sweep run widths --recipe digits --seeds 0,1,2 --name widths-3 --set train.steps=500
+    """
+    from gat_sweep.launch.run import Launch, run_command
+    from gat_sweep.monitor.budget import Budget
+
+    spec = make_sweep(sweep, recipe, preset, settings, seeds)
+    name = name or f"{spec.name}-{spec.recipe}"
+    check_name(name)
+    how = Launch(address, tracking_uri, retry is not None, extend, Budget(max_flops, max_gpu_hours), hold)
+    sys.exit(run_command(spec, home, name, how, console()))

@@ -1,0 +1,120 @@
+"""sample: pictures of a trained generator."""
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from gat_sweep.commands.options import (
+    device_option,
+    json_option,
+    parse_settings,
+    print_files,
+    print_json,
+    settings_option,
+)
+from gat_sweep.errors import UserError
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="New folder for the files."
+)
+@click.option("--count", type=int, help="Pictures; default: 64.")
+@click.option("--classes", help="Classes of the pictures in turn, such as 1,2,3, or all; default: drawn at random.")
+@click.option("--psi", type=float, default=1.0, show_default=True, help="Truncation towards the mean style; 1 is off.")
+@click.option(
+    "--guidance", type=float, default=1.0, show_default=True, help="Guidance away from the mean over classes; 1 is off."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the latent codes.")
+@click.option("--batch", type=int, default=32, show_default=True, help="Pictures at once.")
+@click.option("--grid", metavar="ROWSxCOLUMNS", help="Shape of grid.png, which shows the first pictures; default: 8x8.")
+@click.option("--npz/--no-npz", default=True, show_default=True, help="Write samples.npz for evaluators.")
+@click.option(
+    "--interpolate", type=click.Choice(["intra", "inter"]), help="Rows between two latent codes, or two classes."
+)
+@click.option("--steps", type=int, help="Pictures of each row of --interpolate, ends included; default: 8.")
+@click.option("--rows", type=int, help="Rows of --interpolate; default: 8.")
+@click.option("--tokenizer", help="Where the tokenizer lies now; default: where it was.")
+@settings_option
+@device_option
+@json_option
+def sample(
+    source: str,
+    out: Path,
+    count: int | None,
+    classes: str | None,
+    psi: float,
+    guidance: float,
+    seed: int,
+    batch: int,
+    grid: str | None,
+    npz: bool,
+    interpolate: str | None,
+    steps: int | None,
+    rows: int | None,
+    tokenizer: str | None,
+    settings: tuple[str, ...],
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Generate pictures from a checkpoint or a folder of networks.
+
+    Writes samples.npz, grid.png and sampling.json. Picture i depends on the seed and i alone. The released code's
+    --truncation-psi t is --psi 1-t here.
+
+    \b
+    Example:
+      gat-sweep sample gat-l --out samples --count 100 --classes all --grid 10x10
+      gat-sweep sample gat-l --out rows --interpolate inter --classes 1,7
+    """
+    from gat_sweep.files.storage import place
+    from gat_sweep.pretrained.sample import Request, sample_command
+    from gat_sweep.train.device import chosen_device
+
+    if interpolate is None and (steps is not None or rows is not None):
+        raise UserError("--steps and --rows need --interpolate intra or inter; add it, or use --count and --grid")
+    if interpolate is not None and (count is not None or grid is not None):
+        raise UserError("--interpolate makes --rows rows of --steps pictures; use these instead of --count and --grid")
+    shape = (8 if rows is None else rows, 8 if steps is None else steps) if interpolate else _grid(grid or "8x8")
+    request = Request(
+        count=64 if count is None else count,
+        classes=_classes(classes),
+        psi=psi,
+        guidance=guidance,
+        seed=seed,
+        batch=batch,
+        grid=shape,
+        npz=npz,
+        interpolate=interpolate,
+    )
+    progress = Console(stderr=True)
+    result, files = sample_command(
+        place(source, "SOURCE"),
+        out,
+        request,
+        parse_settings(settings),
+        tokenizer,
+        chosen_device(device),
+        lambda text: progress.print(text, highlight=False),
+    )
+    if as_json:
+        print_json(result)
+        return
+    print_files(files)
+
+
+def _classes(text: str | None) -> tuple[int, ...] | str | None:
+    if text is None or text == "all":
+        return text
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise UserError(f"--classes {text}: expected class numbers with commas, such as 1,2,3, or all")
+    return tuple(int(part) for part in text.split(","))
+
+
+def _grid(text: str) -> tuple[int, int]:
+    rows, _, columns = text.partition("x")
+    if not (rows.isdecimal() and columns.isdecimal()):
+        raise UserError(f"--grid {text}: expected ROWSxCOLUMNS, such as 4x8")
+    return int(rows), int(columns)
