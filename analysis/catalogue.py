@@ -32,7 +32,7 @@ ANALYSES = {
     ),
     "compare": Analysis(
         "Arms compared",
-        "Compare the arms of a study, seed by seed (Fig. 5a, 5c, A.17).",
+        "Compare the arms of a study, seed by seed (Fig. 5a, 5c).",
     ),
     "advise": Analysis(
         "Next cell",

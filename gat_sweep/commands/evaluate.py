@@ -57,7 +57,7 @@ def evaluate(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure FID, or another distance, of a checkpoint or pictures.
+    """Measure FID or another distance of a checkpoint or pictures.
 
     With --reconstruction, of a tokenizer's reconstructions. TARGET is a trial's checkpoint, or generated pictures:
     an npz with arr_0, or a folder.

@@ -12,7 +12,7 @@ from gat_sweep.commands.options import parse_settings, settings_option
 @click.argument("file", type=click.Path(path_type=Path))
 @settings_option
 def export_official(source: str, file: Path, settings: tuple[str, ...]) -> None:
-    """Write networks as a .pt for the authors' released code.
+    """Write networks as a .pt that the authors' code reads.
 
     SOURCE is a folder of export, or a trial's checkpoint.
 

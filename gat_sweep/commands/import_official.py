@@ -10,7 +10,7 @@ import click
 @click.argument("out")
 @click.option("--tokenizer", help="The VAE of the latents, which the file does not name; `sample` needs it.")
 def import_official(file: Path, out: str, tokenizer: str | None) -> None:
-    """Read a .pt of the authors' released code into such a folder.
+    """Read a .pt of the authors' code into a folder like export's.
 
     \b
     Example:

@@ -73,7 +73,7 @@ def inspect(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure what each block of the networks does (Fig. 4, 6b, 9).
+    """Measure what each block of a trial does (Fig. 4, 6b, 9).
 
     Influence of the block, similarity of its tokens, alignment with a teacher, and its features.
 

@@ -71,7 +71,7 @@ def latency(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Time the generation of images and measure its memory (Table 6).
+    """Time the generation of images, and its memory (Table 6).
 
     The generator alone, with truncation, with guidance, and with the tokenizer's decoder.
 

@@ -59,7 +59,7 @@ def sample(
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Generate pictures from a checkpoint or a folder of networks.
+    """Generate pictures from a checkpoint or an exported folder.
 
     Writes samples.npz, grid.png and sampling.json. Picture i depends on the seed and i alone. The released code's
     --truncation-psi t is --psi 1-t here.
