@@ -11,7 +11,7 @@ from conftest import REFERENCE
 
 from gat_sweep import cli
 
-WIDTHS = Path(__file__).parents[1] / "sweeps" / "widths.yaml"
+WIDTHS = Path(__file__).parents[2] / "sweeps" / "widths.yaml"
 
 
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: object) -> tuple[int, str, str]:

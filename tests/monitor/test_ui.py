@@ -62,7 +62,7 @@ def test_the_ui_is_for_this_machine_alone(
     assert options["--allowed-hosts"] == f"127.0.0.1:{port},localhost:{port}"
     assert list(inspect.signature(serve_ui).parameters) == ["uri", "home", "port"]
     assert [option.name for option in cli.cli.commands["ui"].params] == ["home", "port"]
-    files = list((Path(__file__).parents[1] / "gat_sweep").rglob("*.py"))
+    files = list((Path(__file__).parents[2] / "gat_sweep").rglob("*.py"))
     everywhere = [
         path.name for path in files for address in ("0.0.0.0", '"::"', '(("",') if address in path.read_text()
     ]
@@ -83,7 +83,7 @@ def port() -> int:
 def ui(home: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:  # noqa: F811
     """`serve_ui` in a process of its own, not yet answering."""
     code = f"from gat_sweep.monitor.ui import *; serve_ui({default_uri(home)!r}, Path({str(home)!r}), {port})"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, preexec_fn=mind_ctrl_c)
     yield process
     process.send_signal(signal.SIGTERM)

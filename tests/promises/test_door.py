@@ -42,7 +42,7 @@ from gat_sweep.vision.perceptual import Lpips
 from gat_sweep.vision.teacher import load_teacher
 
 pytestmark = pytest.mark.reliability
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 Figures = Callable[..., None]
 
 

@@ -244,7 +244,7 @@ def test_analysis_needs_neither_torch_nor_ray_nor_the_training_code() -> None:
         "import sys, analysis.law_figure; "
         "print([m for m in ('torch', 'ray', 'gat_sweep', 'mlflow', 'matplotlib.pyplot') if m in sys.modules])"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

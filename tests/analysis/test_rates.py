@@ -16,7 +16,7 @@ from analysis.reading import load_table
 from analysis.table import Cell, Facts, Protocol, Row, Table, Trial
 from gat_sweep.sweep import load_sweep
 
-SWEEP = Path(__file__).parents[1] / "sweeps" / "lr_transfer.yaml"
+SWEEP = Path(__file__).parents[2] / "sweeps" / "lr_transfer.yaml"
 WIDTHS = {"S": 384, "B": 768, "L": 1280, "XL": 1536}
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 FID = Protocol("fid", 5000, "ref", "v1")

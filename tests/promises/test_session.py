@@ -20,7 +20,7 @@ import yaml
 from gat_sweep import cluster
 from gat_sweep.errors import UserError
 
-AWS = Path(__file__).parent.parent / "cluster.yaml"
+AWS = Path(__file__).parents[2] / "cluster.yaml"
 Figures = Callable[..., None]
 
 
