@@ -1,6 +1,6 @@
 """The paper "Scalable GANs with Transformers" as code: networks, objective, augmentation, EMA, scaling rule.
 
-Imports torch and itself only.
+This package imports only torch and itself.
 
 Shape suffixes used throughout this package:
     B batch   K image levels (1 = noisiest)   T tokens   D width   H heads   E head dimension

@@ -1,4 +1,4 @@
-"""Differentiable augmentation of latents (Zhao et al. 2020; A.1), for all levels and passes in one go."""
+"""Differentiable augmentation of latents (Zhao et al. 2020; A.1), for all levels and passes in one call."""
 
 from dataclasses import dataclass, fields
 
@@ -11,7 +11,7 @@ from gat_sweep.gat.spec import Augmentation
 
 @dataclass(frozen=True)
 class AugmentDraws:
-    """What was drawn for every image, [S, B] each (S: real, fake): all levels and passes share it."""
+    """Random parameters of every image, [S, B] each (S: real, fake); all levels and passes share them."""
 
     colored: Tensor  # bool
     brightness: Tensor  # added
@@ -28,7 +28,7 @@ class AugmentDraws:
         return AugmentDraws(**{field.name: getattr(self, field.name)[:, images] for field in fields(self)})
 
     def of_real(self) -> "AugmentDraws":
-        """Those of the real images, [B] each."""
+        """The draws of the real images, [B] each."""
         return AugmentDraws(**{field.name: getattr(self, field.name)[0] for field in fields(self)})
 
 
@@ -42,12 +42,12 @@ def draw_augmentation(
         return torch.rand(shape, generator=generator, device=device)
 
     def integer(low: int, high: int) -> Tensor:
-        """From low to high, both included."""
+        """Random integers from low to high, both included."""
         return torch.randint(low, high + 1, shape, generator=generator, device=device)
 
     shift = int(side * config.translation + 0.5)
     cut = int(side * config.cutout + 0.5)
-    # The square's centre is uniform over the image, so squares hang over the edge as in DiffAugment.
+    # The centre of the square is uniform over the image, so squares may cross the edge, as in DiffAugment.
     first, last = -(cut // 2), side - cut % 2 - cut // 2
     return AugmentDraws(
         colored=uniform() < config.color,
@@ -63,17 +63,17 @@ def draw_augmentation(
 
 
 def augment(x: Tensor, config: Augmentation, draws: AugmentDraws) -> Tensor:
-    """Applies the draws to x [P, S, K, B, C, Y, X]; every pass and level of an image changes alike.
+    """Applies the draws to x [P, S, K, B, C, Y, X]: every pass and level of an image changes in the same way.
 
-    The means that saturation and contrast refer to are those of the clean pass's final level, so that the
-    transform is one fixed affine map per image, whatever the level.
+    Saturation and contrast use the means of the clean pass's final level, so the transform is one fixed
+    affine map per image, at every level.
     """
     side = x.shape[-1]
     color = _color_map(x[0, :, -1], draws)
     gain, offset = (t.unsqueeze(1) for t in color)  # over levels
     x = x * gain + offset
 
-    # Translation and flip are one gather; what lies outside, and the cutout, are one mask.
+    # Translation and flip are one gather; the area outside the image and the cutout are one mask.
     index, inside = _moved(draws, side)
     index = index.flatten(2)[None, :, None, :, None]  # [1, S, 1, B, 1, Y*X]
     x = x.flatten(-2).gather(-1, index.expand(*x.shape[:-2], -1)).unflatten(-1, (side, side))
@@ -86,7 +86,7 @@ def augment(x: Tensor, config: Augmentation, draws: AugmentDraws) -> Tensor:
 
 
 def move(pictures: Tensor, draws: AugmentDraws, scale: int) -> Tensor:
-    """Translates and flips pictures [B, C, Y, X] as the draws [B] did latents whose side is `scale` times smaller."""
+    """Translates and flips pictures [B, C, Y, X] with the draws [B] of latents whose side is `scale` times smaller."""
     side = pictures.shape[-1]
     index, inside = _moved(draws, side, scale)
     index = index.flatten(1)[:, None].expand(-1, pictures.shape[1], -1)
@@ -95,10 +95,10 @@ def move(pictures: Tensor, draws: AugmentDraws, scale: int) -> Tensor:
 
 
 def move_tokens(tokens: Tensor, draws: AugmentDraws, patch: int) -> Tensor:
-    """The same for a teacher's tokens [B, 1+T, W] ([cls] first, which stays), T a square grid of patches.
+    """Translates and flips a teacher's tokens [B, 1+T, W] ([cls] first, unchanged); T is a square grid of patches.
 
-    Shifts that are no whole number of patches interpolate between tokens; what comes in from outside is 0, which
-    has no direction for the student to follow.
+    A shift that is not a whole number of patches interpolates between tokens. Tokens from outside the picture
+    are 0, which gives the student no direction to follow.
     """
     grid = int((tokens.shape[1] - 1) ** 0.5)
     map_BWYX = tokens[:, 1:].transpose(1, 2).unflatten(2, (grid, grid))
@@ -115,7 +115,7 @@ def move_tokens(tokens: Tensor, draws: AugmentDraws, patch: int) -> Tensor:
 
 
 def _moved(draws: AugmentDraws, side: int, scale: int = 1) -> tuple[Tensor, Tensor]:
-    """Where each pixel comes from: its flat index there [..., Y, X], and whether that lies inside the image."""
+    """Source of each pixel: its flat index [..., Y, X], and whether it lies inside the image."""
     position = torch.arange(side, device=draws.shift_y.device)
     row = position.view(-1, 1) + scale * draws.shift_y[..., None, None]  # [..., Y, 1]
     column = position + scale * draws.shift_x[..., None, None]  # [..., 1, X]
@@ -125,9 +125,9 @@ def _moved(draws: AugmentDraws, side: int, scale: int = 1) -> tuple[Tensor, Tens
 
 
 def _color_map(final: Tensor, draws: AugmentDraws) -> tuple[Tensor, Tensor]:
-    """Brightness, then saturation, then contrast, as x -> gain x + offset; final [S, B, C, Y, X].
+    """Gain and offset of brightness, then saturation, then contrast (x -> gain x + offset); final [S, B, C, Y, X].
 
-    With m the mean over channels, M the mean over the image, b, s, c the draws:
+    m is the mean over channels, M the mean over the image; b, s, c are the draws:
     c (s (x - m) + m - M) + M + b = (c s) x + c (1 - s) m + (1 - c) M + b.
     """
     b, s, c = (t[..., None, None, None] for t in (draws.brightness, draws.saturation, draws.contrast))

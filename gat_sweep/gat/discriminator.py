@@ -32,14 +32,14 @@ class DiscriminatorBlock(nn.Module):
         self.scale2 = nn.Parameter(torch.full((width,), LAYER_SCALE))
 
     def forward(self, x_BTD: Tensor, rope: Tensor, readers: int | None = None) -> Tensor:
-        """readers: how many leading tokens to return, all unless given."""
+        """Tokens [B, T, D], or [B, readers, D]. readers: how many leading tokens to return (default: all)."""
         h_BTD = self.attention(rms_norm(x_BTD) * self.norm1.weight, rope, readers)
         x_BTD = x_BTD[:, :readers] + self.scale1 * h_BTD
         return x_BTD + self.scale2 * self.ffn(rms_norm(x_BTD) * self.norm2.weight)
 
 
 class Discriminator(nn.Module):
-    """K perturbed image levels and a class to one logit; optionally its tokens projected for alignment."""
+    """Maps K perturbed image levels and a class to one logit; it can also project its tokens for alignment."""
 
     position: Tensor
     rope: Tensor
@@ -88,7 +88,7 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, y_B: Tensor | None, align_first: int = 0) -> tuple[Tensor, Tensor | None]:
         """Logits and projected tokens.
 
-        x: [N, K*C, Y, X]. y_B: classes; when N is a multiple of B the same classes serve every group of B.
+        x: [N, K*C, Y, X]. y_B: classes; when N is a multiple of B, every group of B has the same classes.
         align_first: how many leading samples have their tokens projected for the alignment loss.
         Returns logits [N] in float32, and tokens [align_first, 1+T, teacher_width] ([cls] first) or None.
         """
@@ -96,7 +96,7 @@ class Discriminator(nn.Module):
         x_NTD = torch.cat([self.cls_token.expand(len(x_NTD), -1, -1).to(x_NTD.dtype), x_NTD], dim=1)
         for block in self.blocks[:-1]:
             x_NTD = block(x_NTD, self.rope)
-        # Of the last block's tokens only [cls] is read, but for the samples that are aligned.
+        # Only [cls] is read from the last block, except for the samples that are aligned.
         last, aligned_NTD = self.blocks[-1], x_NTD[:align_first]
         cls_ND = last(x_NTD[align_first:], self.rope, readers=1)[:, 0]
         if align_first:

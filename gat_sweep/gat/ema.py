@@ -1,4 +1,4 @@
-"""Running averages: of G's weights (EMA), and of the styles w per class (for truncation)."""
+"""Running averages of G's weights (EMA), and of the styles w per class (for truncation)."""
 
 import torch
 import torch.distributed as dist
@@ -9,7 +9,7 @@ from gat_sweep.gat.generator import STYLE_MEAN_DECAY, Generator
 
 @torch.no_grad()
 def update_ema(ema: Generator, generator: Generator, decay: float) -> None:
-    """ema <- decay ema + (1 - decay) generator, in one fused pass; the style mean is copied (A.1)."""
+    """Updates the EMA, ema <- decay ema + (1 - decay) generator, in one fused pass; copies the style mean (A.1)."""
     torch._foreach_lerp_(list(ema.parameters()), list(generator.parameters()), 1 - decay)
     ema.style_mean.copy_(generator.style_mean)
 
@@ -18,7 +18,7 @@ def update_ema(ema: Generator, generator: Generator, decay: float) -> None:
 def update_style_mean(generator: Generator, w_BD: Tensor, y_B: Tensor | None) -> None:
     """Moves the running mean of every class seen in the batch towards that class's mean style.
 
-    One vectorised update over the batches of all ranks, so that the mean is the same everywhere.
+    One vectorised update uses the batches of all ranks, so the mean is the same on every rank.
     """
     mean_CD = generator.style_mean
     if y_B is None:

@@ -1,7 +1,7 @@
 """FLOPs in closed form: 2 per multiply-add, matrix products only, one sample.
 
-The counts equal torch's FlopCounterMode on meta tensors (tests/test_flops.py). Elementwise work and the
-recomputation inside fused attention's backward are not counted: they are cost, not compute.
+The counts equal those of torch's FlopCounterMode on meta tensors (tested). Elementwise work is not counted, nor is
+the recomputation inside the backward pass of fused attention.
 """
 
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, ffn_width
@@ -14,7 +14,7 @@ def _block(width: int, tokens: int) -> tuple[int, int]:
 
 
 def generator_forward(spec: GeneratorSpec) -> int:
-    """One forward of G: mapping, blocks with their modulation, K outputs."""
+    """FLOPs of one forward of G: mapping, blocks with their modulation, K outputs."""
     d, tokens = spec.width, spec.tokens
     mapping = 2 * d * ((2 if spec.classes else 1) * spec.z_dim + d)
     blocks = spec.depth * (sum(_block(d, tokens)) + 2 * d * 4 * d)
@@ -23,9 +23,9 @@ def generator_forward(spec: GeneratorSpec) -> int:
 
 
 def discriminator_parts(spec: DiscriminatorSpec) -> dict[str, int]:
-    """One forward of D, in parts that an iteration uses a different number of times.
+    """FLOPs of one forward of D, split into parts that an iteration uses a different number of times.
 
-    `unread_*` is what the last block spends on tokens other than [cls], which only the alignment loss reads:
+    `unread_*` is the part of the last block for tokens other than [cls], which only the alignment loss reads:
     their queries, attention outputs and FFN.
     """
     d, tokens, cw, pw = spec.width, spec.tokens, spec.class_width, spec.projector_width
@@ -42,16 +42,16 @@ def discriminator_parts(spec: DiscriminatorSpec) -> dict[str, int]:
 
 
 def discriminator_forward(spec: DiscriminatorSpec) -> int:
-    """One forward of D with all its tokens, alignment projector included."""
+    """FLOPs of one forward of D with all its tokens and the alignment projector."""
     return sum(count for name, count in discriminator_parts(spec).items() if not name.startswith("unread"))
 
 
 def iteration(generator: GeneratorSpec, discriminator: DiscriminatorSpec) -> dict[str, int]:
     """FLOPs per image of one training iteration (one D step and one G step) as the engine runs it, itemised.
 
-    One G forward serves both steps. A backward costs twice a forward, save that the D step needs no gradient
-    of its images; the input gradient of the G step costs a forward in the linear layers and twice a forward
-    in attention, whose weights it has none of. The class vector is computed once per call and label.
+    Both steps use one forward of G. A backward costs twice a forward, but the D step needs no gradient of its
+    images. The input gradient of the G step costs one forward in the linear layers and two in attention, which
+    has no weights. The class vector is computed once per call and label.
     """
     g = generator_forward(generator)
     part = discriminator_parts(discriminator)
@@ -76,12 +76,12 @@ def iteration(generator: GeneratorSpec, discriminator: DiscriminatorSpec) -> dic
 
 
 def round_counts(generator: GeneratorSpec, discriminator: DiscriminatorSpec) -> dict[str, int]:
-    """FLOPs per image of an iteration in whole forwards, a backward counted as two.
+    """FLOPs per image of an iteration, in whole forwards; a backward counts as two.
 
-    straightforward, 5 G + 20 D: fakes generated for either step (1 + 3), every block computed again (+ 1); in the
-    D step four inputs (3 each) computed again (+ 4), in the G step real (1), fake (1), its
-    input gradient (1) and again (+ 1).
-    shared, 3 G + 15 D: the same without anything done twice.
+    straightforward, 5 G + 20 D: each step generates its own fakes (1 + 3) and recomputes every block of G (+ 1).
+    The D step scores four inputs (3 each) and recomputes them (+ 4). The G step scores real (1) and fake (1),
+    needs the input gradient (1) and recomputes (+ 1).
+    shared, 3 G + 15 D: nothing is computed twice.
     """
     g, d = generator_forward(generator), discriminator_forward(discriminator)
     return {"straightforward_5g_20d": 5 * g + 20 * d, "shared_3g_15d": 3 * g + 15 * d}

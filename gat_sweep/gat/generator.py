@@ -22,12 +22,12 @@ STYLE_MEAN_DECAY = 0.995
 
 
 def scaled_norm(x_BTD: Tensor, scale_BD: Tensor) -> Tensor:
-    """RMSNorm without affine, then times (1 + scale): the de-normalisation by w."""
+    """RMSNorm without affine, multiplied by (1 + scale): the de-normalisation by w."""
     return rms_norm(x_BTD) * (1 + scale_BD[:, None])
 
 
 class GeneratorBlock(nn.Module):
-    """x += a1(w) Attn(norm(x) (1+g1(w))); x += a2(w) FFN(norm(x) (1+g2(w)))."""
+    """Transformer block: x += a1(w) Attn(norm(x) (1+g1(w))); x += a2(w) FFN(norm(x) (1+g2(w)))."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -42,7 +42,7 @@ class GeneratorBlock(nn.Module):
 
 
 class OutputLayer(nn.Module):
-    """Tokens to the pixels of their patches: norm, scale by w, linear to p*p*C (the "RGB layer" of Fig. 2)."""
+    """Maps tokens to the pixels of their patches: norm, scale by w, linear to p*p*C ("RGB layer" of Fig. 2)."""
 
     def __init__(self, width: int, out: int):
         super().__init__()
@@ -54,7 +54,7 @@ class OutputLayer(nn.Module):
 
 
 class Generator(nn.Module):
-    """z and class to K image levels; level K is the image."""
+    """Maps a latent code z and a class to K image levels; level K is the image."""
 
     style_mean: Tensor
     position: Tensor
@@ -63,7 +63,7 @@ class Generator(nn.Module):
     def __init__(self, spec: GeneratorSpec):
         super().__init__()
         self.spec = spec
-        self.checkpointed = 0  # how many leading blocks the backward pass computes again, to save memory
+        self.checkpointed = 0  # how many leading blocks the backward pass recomputes, to save memory
         width, z_dim, classes = spec.width, spec.z_dim, spec.classes
         grid = spec.side // spec.patch
         self.class_embedding = nn.Embedding(classes, z_dim) if classes else None
@@ -103,8 +103,8 @@ class Generator(nn.Module):
     def null_style(self, z_BZ: Tensor, official: bool = False) -> Tensor:
         """w_null_BD: the mapping of (class, z) averaged over all classes, for guidance.
 
-        official: as the released code computes it, where both halves are normalised across the classes
-        instead of across their own entries (so the z half becomes nearly its sign).
+        official: as in the released code, which normalises both halves across the classes instead of across
+        their own entries, so the z half becomes nearly its sign.
         """
         assert self.class_embedding is not None, "guidance needs classes"
         code_BZ, class_CZ = second_moment_norm(z_BZ), second_moment_norm(self.class_embedding.weight)
@@ -112,12 +112,12 @@ class Generator(nn.Module):
             code_BZ = second_moment_norm(z_BZ[..., None])[..., 0]
             class_CZ = second_moment_norm(self.class_embedding.weight.T).T
         total = torch.zeros(len(z_BZ), self.style_mean.shape[1], device=z_BZ.device)
-        for class_Z in class_CZ:  # one class at a time: B x 1000 styles at once would not fit
+        for class_Z in class_CZ:  # one class at a time: B x 1000 styles would not fit in memory
             total += self.mapping(torch.cat([class_Z.expand_as(code_BZ), code_BZ], dim=-1))
         return total / self.spec.classes
 
     def synthesize(self, w_BD: Tensor) -> Tensor:
-        """Styles to image levels [K, B, C, Y, X]; level k is the sum of outputs 1..k (Eq. 1)."""
+        """Image levels [K, B, C, Y, X] from styles; level k is the sum of outputs 1..k (Eq. 1)."""
         silu_w_BD = F.silu(w_BD)
         x_BTD = self.position.expand(len(w_BD), -1, -1)
         stage = len(self.blocks) // self.spec.levels
@@ -135,7 +135,7 @@ class Generator(nn.Module):
         return torch.stack(levels)
 
     def unpatchify(self, x: Tensor) -> Tensor:
-        """[B, T, p*p*C] (patch rows, patch columns, channels) -> [B, C, Y, X]."""
+        """Image [B, C, Y, X] from tokens [B, T, p*p*C] (patch rows, patch columns, channels)."""
         patch, grid = self.spec.patch, self.spec.side // self.spec.patch
         x = x.unflatten(2, (patch, patch, -1)).unflatten(1, (grid, grid))
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
@@ -154,9 +154,9 @@ class Generator(nn.Module):
         guidance: float = 1.0,
         official_null: bool = False,
     ) -> Tensor:
-        """The style w_BD to sample with: truncation and guidance act here, before the backbone.
+        """The style w_BD for sampling; truncation and guidance are applied here, before the backbone.
 
-        psi: w' = mean + psi (w - mean), 1 = off. guidance: w' = null + s (w - null), 1 = off.
+        psi: w' = mean + psi (w - mean), 1 = off. guidance s: w' = null + s (w - null), 1 = off.
         """
         w_BD = self.style(z_BZ, y_B)
         if psi != 1.0:

@@ -11,7 +11,7 @@ from gat_sweep.gat.spec import ffn_width
 
 ROPE_THETA = 10000.0
 NORM_EPS = 1e-6
-QK_NORM_EPS = torch.finfo(torch.float32).eps  # torch's own choice, and the released code's
+QK_NORM_EPS = torch.finfo(torch.float32).eps  # the default of torch and of the released code
 
 
 def sincos_position_table(width: int, grid: int) -> Tensor:
@@ -45,7 +45,7 @@ def rope_table(head_dim: int, grid: int, extra_tokens: int = 0) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """x / rms(x) with its gradient written out, in half the passes over memory of the composed operation."""
+    """x / rms(x) with a hand-written gradient: half as many passes over memory as the composed operation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
@@ -65,7 +65,7 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, eps: float = NORM_EPS) -> Tensor:
     """x divided by the root of its mean square over the last dimension, without affine."""
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # no fused kernel there
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # torch has no fused kernel on CPU
         return _RMSNorm.apply(x, eps)
     return F.rms_norm(x, x.shape[-1:], eps=eps)
 
@@ -73,7 +73,7 @@ def rms_norm(x: Tensor, eps: float = NORM_EPS) -> Tensor:
 def rotate(x_BTSHE: Tensor, rope: Tensor) -> Tensor:
     """Rotates adjacent pairs of float32 heads; rope [T, 1, 1, E / 2].
 
-    Eagerly one complex product, several times faster than its real parts; the compiler fuses only real parts.
+    In eager mode one complex product is several times faster than real products; the compiler fuses only real ones.
     """
     pairs = x_BTSHE.unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():
@@ -84,9 +84,9 @@ def rotate(x_BTSHE: Tensor, rope: Tensor) -> Tensor:
 
 
 def attend(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
-    """softmax(q k^T) v; the scale is in q.
+    """Attention, softmax(q k^T) v; q is already scaled.
 
-    On CPU plain products beat the fused kernel up to a few hundred tokens (docs/performance.md).
+    On CPU plain products are faster than the fused kernel up to a few hundred tokens (docs/performance.md).
     """
     if q_BHTE.device.type == "cpu" and k_BHTE.shape[2] <= 512:
         return (q_BHTE @ k_BHTE.transpose(-1, -2)).softmax(dim=-1) @ v_BHTE
@@ -94,15 +94,15 @@ def attend(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
 
 
 def in_float32(x: Tensor) -> AbstractContextManager[object]:
-    """No autocast on the device of x (which the meta device does not know)."""
+    """Context without autocast on the device of x; the meta device has no autocast."""
     return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 class MappingLinear(nn.Linear):
-    """Linear layer that learns 100x slower, the StyleGAN way (A.1).
+    """Linear layer that learns 100x slower, as in StyleGAN (A.1).
 
-    The stored weight is initialised 100x larger and multiplied by 0.01 in forward, and so is the bias, so
-    that one optimizer step of a given size moves the effective weight 100x less.
+    Forward multiplies weight and bias by 0.01, and the stored weight is initialised 100x larger, so an optimizer
+    step of a given size moves the effective weight 100x less.
     """
 
     rate = 0.01
@@ -119,14 +119,14 @@ def second_moment_norm(x: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Multi-head self-attention with qk-norm and axial RoPE; x_BTD -> [B, T, D], or [B, readers, D].
 
-    readers: how many leading tokens are read afterwards; the others then serve as keys and values only.
+    readers: how many leading tokens are read afterwards; the others are then only keys and values.
     """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = nn.RMSNorm(width // heads, eps=QK_NORM_EPS)  # hold weights; _rotated applies them
+        self.q_norm = nn.RMSNorm(width // heads, eps=QK_NORM_EPS)  # holds the weights; _rotated applies them
         self.k_norm = nn.RMSNorm(width // heads, eps=QK_NORM_EPS)
         self.proj = nn.Linear(width, width)
 
@@ -147,7 +147,7 @@ class Attention(nn.Module):
         return self.proj(attend(q_BHTE, k_BHTE, v_BHTE).transpose(1, 2).flatten(2))
 
     def _rotated(self, x_BTSD: Tensor, gain_SE: Tensor, rope: Tensor) -> Tensor:
-        """qk-norm and RoPE of S kinds (q, k) at once, in float32 -> [S, B, H, T, E] in the dtype that came."""
+        """qk-norm and RoPE of S kinds (q, k) at once, in float32; returns [S, B, H, T, E] in the input's dtype."""
         x_BTSHE = rms_norm(x_BTSD.unflatten(-1, (self.heads, -1)).float(), QK_NORM_EPS) * gain_SE[:, None]
         return rotate(x_BTSHE, rope[:, None, None]).to(x_BTSD.dtype).permute(2, 0, 3, 1, 4)
 
@@ -166,9 +166,9 @@ class SwiGLU(nn.Module):
 
 
 def init_linears(module: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases for every linear and patch embedding below `module`.
+    """Sets Xavier-uniform weights and zero biases in every linear layer and patch embedding of `module`.
 
-    Mapping layers are stored 1/rate larger; a patch embedding counts as the linear layer it is.
+    Mapping layers are stored 1/rate larger; a patch embedding counts as a linear layer.
     """
     for m in module.modules():
         if isinstance(m, (nn.Linear, nn.Conv2d)):

@@ -1,6 +1,6 @@
 """The objective (paper section 2.5): one D step and one G step on the same real batch and the same fakes.
 
-Every random number is an argument (`Draws`), so that a step can be compared with a reference number by number.
+Every random number is an argument (`Draws`), so a step can be compared exactly with a reference.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ Augment = Callable[[Tensor, AugmentDraws], Tensor]
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers of one step, all N(0, 1) but the augmentation; S is (real, fake)."""
+    """Random numbers of one step, all N(0, 1) except the augmentation; S is (real, fake)."""
 
     mng: Tensor  # [S, K, B, C, Y, X], level index from the clean end (see mng.py)
-    penalty: Tensor | None = None  # [S, K, B, C, Y, X]; the real side has the same at every level
+    penalty: Tensor | None = None  # [S, K, B, C, Y, X]; the real side has the same noise at every level
     augment: AugmentDraws | None = None
 
     def part(self, images: slice) -> "Draws":
@@ -36,12 +36,12 @@ class Draws:
 
 
 def relativistic_loss(better: Tensor, worse: Tensor) -> Tensor:
-    """f(worse - better), f = softplus, same-index pairs (Eq. 5 and 6): low when `better` scores higher."""
+    """Loss f(worse - better), f = softplus, over same-index pairs (Eq. 5 and 6): low when `better` scores higher."""
     return F.softplus(worse - better)
 
 
 def approximate_penalty(logits: Tensor, noised_logits: Tensor, sigma: float) -> Tensor:
-    """((D(x) - D(x + e)) / sigma)^2, a finite-difference gradient penalty (Eq. 7 and 8)."""
+    """Finite-difference gradient penalty, ((D(x) - D(x + e)) / sigma)^2 (Eq. 7 and 8)."""
     return ((logits - noised_logits) / sigma).square()
 
 
@@ -66,7 +66,7 @@ def discriminator_losses(
 ) -> dict[str, Tensor]:
     """Terms of L_D (Eq. 6 to 10), [B] each; "loss_d" is their weighted sum.
 
-    real [B, C, Y, X]; fake_levels [K, B, C, Y, X] without graph; teacher [B, 1+T, W] or None.
+    real [B, C, Y, X]; fake_levels [K, B, C, Y, X], detached from G; teacher [B, 1+T, W] or None.
     The order is: penalty noise, augmentation, MNG perturbation (A.1). One call of D scores all four inputs.
     """
     assert draws.penalty is not None
@@ -98,7 +98,7 @@ def generator_loss(
     augment: Augment,
     perturb: Perturb,
 ) -> Tensor:
-    """L_G (Eq. 5), [B]; gradients reach G through fake_levels, D's weights must be frozen by the caller."""
+    """L_G (Eq. 5), [B]. Gradients reach G through fake_levels; the caller must freeze D's weights."""
     x = torch.stack([real.expand_as(fake_levels), fake_levels])[None]  # [1, S, K, B, C, Y, X]
     x_real, x_fake = perturb(_augmented(x, draws, augment), draws.mng)[0]
     with torch.no_grad():
@@ -112,5 +112,5 @@ def _augmented(x: Tensor, draws: Draws, augment: Augment) -> Tensor:
 
 
 def _channels(x: Tensor) -> Tensor:
-    """[..., K, B, C, Y, X] -> [N, K*C, Y, X]: the levels of an image side by side on channels (Eq. 3)."""
+    """Concatenates the levels of an image on channels (Eq. 3): [..., K, B, C, Y, X] -> [N, K*C, Y, X]."""
     return x.movedim(-5, -4).flatten(-4, -3).flatten(0, -4)

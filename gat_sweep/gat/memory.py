@@ -1,7 +1,7 @@
-"""Bytes in closed form: what a worker must hold during an iteration, and how to make it fit.
+"""Memory in closed form: the bytes a worker holds during an iteration, and how to make it fit.
 
-The constants are counted from what autograd saves of our blocks (tests/test_memory.py measures them again).
-A compiled block saves less, so the model is an upper bound there.
+The constants are counted from what autograd saves of our blocks (a test measures them again).
+A compiled block saves less, so for compiled blocks the model is an upper bound.
 """
 
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
 
 SAVED = {"float32": 91.0, "bfloat16": 54.0}  # bytes that one block saves per token and channel
-OVERHEAD = 1.35  # inputs, heads and the backward pass's temporaries (docs/performance.md)
-HEADROOM = 0.9  # of a device's memory; the rest is for workspaces and fragments
-SMALLEST_CHUNK = 8  # pairs per call of D below which recomputing G's blocks is the better way to save memory
+OVERHEAD = 1.35  # inputs, heads and temporaries of the backward pass (docs/performance.md)
+HEADROOM = 0.9  # share of a device's memory to use; the rest is for workspaces and fragmentation
+SMALLEST_CHUNK = 8  # pairs per call of D; below it, recomputing G's blocks is the better way to save memory
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Memory:
     """Bytes of one worker, and the two choices that set them.
 
     chunk: (real, fake) pairs per call of D; gradients accumulate over the calls of a step.
-    checkpointed: blocks of G that are computed again in the backward pass.
+    checkpointed: blocks of G that are recomputed in the backward pass.
     """
 
     weights: int  # both networks, gradients, AdamW's moments, EMA, low-precision copies
@@ -34,14 +34,14 @@ class Memory:
 
 
 def block_bytes(spec: NetworkSpec, tokens: int, precision: str, plain_attention: bool) -> float:
-    """What autograd saves of one block, bytes per image."""
+    """Bytes per image that autograd saves of one block."""
     scores = spec.heads * tokens * (2 if precision == "bfloat16" else 4) if plain_attention else 0
     return tokens * (SAVED[precision] * spec.width + scores)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one worker trains: its networks, and the images it has per step."""
+    """The networks that one worker trains, and its images per step."""
 
     generator: GeneratorSpec
     discriminator: DiscriminatorSpec
@@ -49,20 +49,20 @@ class Job:
     params_d: int
     batch: int
     precision: str
-    plain_attention: bool  # scores are kept, as on CPU
+    plain_attention: bool  # attention scores are saved, as on CPU
 
     def memory(self, chunk: int, checkpointed: int) -> Memory:
         """Peak bytes of an iteration, for given choices.
 
-        One pair is four inputs of D in the D step: real and fake, clean and noised.
+        In the D step one pair is four inputs of D: real and fake, clean and noised.
         """
         g, d = self.generator, self.discriminator
         low = 2 if self.precision == "bfloat16" else 0
         weights = self.params_g * (4 + 4 + 8 + 4 + low) + self.params_d * (4 + 4 + 8 + low)
         block_g = block_bytes(g, g.tokens, self.precision, self.plain_attention)
         block_d = block_bytes(d, d.tokens + 1, self.precision, self.plain_attention)
-        inputs_g = 4 * g.tokens * g.width * checkpointed  # what a checkpointed block keeps
-        live = block_g if checkpointed else 0  # the one being computed again
+        inputs_g = 4 * g.tokens * g.width * checkpointed  # a checkpointed block keeps its input
+        live = block_g if checkpointed else 0  # the block that is being recomputed
         per_image = (g.depth - checkpointed) * block_g + inputs_g + live
         return Memory(
             weights=weights,
@@ -73,12 +73,12 @@ class Job:
         )
 
     def fit(self, available: float) -> Memory:
-        """The cheapest choices that fit `available` bytes: chunks of D cost nothing, checkpoints of G a forward.
+        """The cheapest choices that fit `available` bytes: chunks of D cost nothing, checkpointed blocks a forward.
 
         Raises ValueError, with both numbers, when nothing fits.
         """
         depth = self.generator.depth
-        chunks = [n for n in range(self.batch, 0, -1) if self.batch % n == 0]  # equal chunks: one compiled shape
+        chunks = [n for n in range(self.batch, 0, -1) if self.batch % n == 0]  # equal chunks compile only once
         usual = [n for n in chunks if n >= min(SMALLEST_CHUNK, self.batch)]
         choices = [(chunk, k) for k in range(depth + 1) for chunk in usual]
         choices += [(chunk, depth) for chunk in chunks if chunk not in usual]
@@ -87,6 +87,6 @@ class Job:
             if memory.total <= HEADROOM * available:
                 return memory
         raise ValueError(
-            f"a worker needs {memory.total / 2**30:.1f} GiB for its {self.batch} images and may use "
+            f"a worker needs {memory.total / 2**30:.1f} GiB for its {self.batch} images but may use only "
             f"{HEADROOM * available / 2**30:.1f} GiB; use more workers (workers.count) or a smaller train.batch"
         )

@@ -7,18 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Draws are indexed from the clean end: draw 0 is the noise of level K, draw j is what level K-j adds.
+# Draws are indexed from the clean end: draw 0 is the noise of level K, draw j is the noise that level K-j adds.
 Perturb = Callable[[Tensor, Tensor], Tensor]
 
 
 def signal_schedule(schedule: str, levels: int) -> np.ndarray:
-    """alpha_1 < ... < alpha_K = 1: doubling ("exp", A.1) or even steps ("linear", Fig. 5a)."""
+    """Signal gains alpha_1 < ... < alpha_K = 1, doubling ("exp", A.1) or in even steps ("linear", Fig. 5a)."""
     k = np.arange(1, levels + 1)
     return 2.0 ** (k - levels) if schedule == "exp" else k / levels
 
 
 def paper_mixing(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eq. 2 with the cumulative noise of A.1: signal gains [K] and the matrix [K, K] from draws to noise.
+    """Signal gains [K] and the matrix [K, K] from draws to noise: Eq. 2 with the cumulative noise of A.1.
 
     eps_{k-1} = r eps_k + sqrt(1 - r^2) eta with r = alpha_{k-1} / alpha_k keeps unit variance at every level;
     level k receives sqrt(1 - alpha_k^2) eps_k.
@@ -34,7 +34,7 @@ def paper_mixing(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def official_mixing(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The authors' released code: t = 1 - alpha + 0.01, level k = (1-t_k) x_k + n_k with Var n_k = t_k^2.
+    """Signal gains and noise matrix of the released code: t = 1 - alpha + 0.01, (1-t_k) x_k + n_k, Var n_k = t_k^2.
 
     n is built from the clean end, n_k = d n_{k+1} + sqrt(t_k^2 - d^2 t_{k+1}^2) eta, d = (1-t_k)/(1-t_{k+1}).
     """
@@ -50,7 +50,7 @@ def official_mixing(alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def resize_levels(x: Tensor) -> Tensor:
-    """MSG-GAN's degradation: level k resized down to side 2^(k-K), and up again; [..., K, B, C, Y, X]."""
+    """Degrades levels as in MSG-GAN: level k is made 2^(K-k) times smaller, then resized back; [..., K, B, C, Y, X]."""
     levels, side = x.shape[-5], x.shape[-1]
     out = []
     for k in range(levels):
@@ -66,7 +66,7 @@ def resize_levels(x: Tensor) -> Tensor:
 def make_perturb(schedule: str, levels: int, mixing: str, device: torch.device | str = "cpu") -> Perturb:
     """The operator E of Eq. 2 and 3.
 
-    schedule: "exp" or "linear" (noise), "msg" (resizing instead of noise), "none" (final level alone, clean).
+    schedule: "exp" or "linear" (noise), "msg" (resizing instead of noise), "none" (only the final level, clean).
     mixing: "paper" or "official".
     Returns perturb(x [..., K, B, C, Y, X], draws [..., K, B, C, Y, X] of N(0, 1), clean end first).
     """

@@ -1,4 +1,4 @@
-"""Shapes of the two networks: what their constructors, parameter counts and FLOP counts are computed from."""
+"""Shapes of the two networks, from which constructors, parameter counts and FLOP counts are computed."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,9 +6,9 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Backbone and the latents it works on.
+    """Shape of a backbone and of the latents it works on.
 
-    Raises ValueError, naming the fix, when the numbers do not fit together.
+    Raises ValueError, which names the fix, when the numbers do not fit together.
     """
 
     width: int  # d
@@ -36,7 +36,7 @@ class NetworkSpec:
         if self.depth % self.levels:
             raise ValueError(
                 f"depth {self.depth} is not divisible by the {self.levels} levels of MNG (Eq. 1); "
-                "the generator gives one output after each equal stage of blocks"
+                "the generator has one output after each equal stage of blocks; change one of them"
             )
 
     @property
@@ -46,11 +46,15 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class GeneratorSpec(NetworkSpec):
+    """Shape of the generator."""
+
     z_dim: int = 64  # width of the latent code and of the class embedding
 
 
 @dataclass(frozen=True)
 class DiscriminatorSpec(NetworkSpec):
+    """Shape of the discriminator."""
+
     class_width: int = 2048  # class vector of the projection discriminator
     projector_width: int = 2048  # hidden width of the alignment projector P
     teacher_width: int = 0  # 0: no alignment, no projector
@@ -67,13 +71,13 @@ class Objective:
     align_reduction: Literal["mean", "official"] = "mean"
 
 
-# What the authors' released code uses instead.
+# The weights of the authors' released code.
 OFFICIAL = Objective(gp_weight=0.05, align_reduction="official")
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Probabilities and ranges; the defaults are the ones GAT was trained with."""
+    """Probabilities and ranges of the augmentation; the defaults are the values that GAT was trained with."""
 
     color: float = 0.5  # probability that brightness, saturation and contrast change, together
     translation: float = 0.125  # largest shift, as a share of the side
@@ -82,5 +86,5 @@ class Augmentation:
 
 
 def ffn_width(width: int) -> int:
-    """Hidden width of the SwiGLU FFN: int(8/3 d), which keeps the parameters of a plain 4d MLP."""
+    """Hidden width of the SwiGLU FFN: int(8/3 d), which keeps the parameter count of a plain 4d MLP."""
     return 8 * width // 3
