@@ -1,4 +1,4 @@
-"""Shared small configs. One thread: results are compared bit for bit, and tests share two cores with Ray."""
+"""Fixtures. One thread: results are compared bit for bit, and tests share two cores with Ray."""
 
 import os
 
@@ -6,40 +6,92 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["COLUMNS"] = "200"  # of the tables that commands print
 
 import multiprocessing
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from helpers.trials import SIZES_SWEEP, PlantedTrial, finish, tiny_config, value_of
 from pyarrow.fs import S3FileSystem
-from sklearn.datasets import load_sample_images
-from torch.utils.data import Dataset
 
-from gat_sweep.config import TrialConfig
-from gat_sweep.data.shards import CachedTeacher, Columns, float16, write_manifest, write_shard
-from gat_sweep.data.tokenizer import Pixels, TokenizerIdentity
+from gat_sweep import cli
 from gat_sweep.files.storage import Remote, place
-from gat_sweep.recipe import load_recipe, resolve
 from gat_sweep.run.trial import Trial
-from gat_sweep.vision.teacher import EFFICIENTNET, load_teacher
 
 torch.set_num_threads(1)
 # Workers of tests are forked from a process that has imported everything once.
 multiprocessing.set_forkserver_preload(["gat_sweep.train.loop"])
 
-REFERENCE = Path(__file__).parent / "data" / "official_step.safetensors"
-TINY: dict[str, Any] = {
-    "train.steps": 4,
-    "train.batch": 8,
-    "train.eval_every": 2,
-    "train.log_every": 1,
-    "eval.samples": 64,
-    "eval.resize": 32,
-}
+
+# ---------------------------------------------------------------- homes
+
+
+@pytest.fixture
+def home(tmp_path: Path, home_with_reference: Path) -> Path:
+    """A home of a test's own; the reference statistics are there already."""
+    shutil.copytree(home_with_reference / "cache", tmp_path / "home" / "cache")
+    return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def home_with_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store for all tests, since making one takes 2 s; each test has its own experiment."""
+    from gat_sweep.monitor.tracking import create_store
+    from gat_sweep.monitor.ui import default_uri
+
+    home = tmp_path_factory.mktemp("store")
+    create_store(default_uri(home), home)
+    return home
+
+
+@pytest.fixture
+def planted(home_with_store: Path, request: pytest.FixtureRequest) -> PlantedTrial:
+    """A trial whose files a test writes, in a run named as the test."""
+    return PlantedTrial(home_with_store, request.node.name)
+
+
+@pytest.fixture
+def sizes(tmp_path: Path) -> list[Trial]:
+    """The trials of the planted run `sizes`: four sizes of two seeds; all but XL are done."""
+    from gat_sweep.run.record import open_run
+    from gat_sweep.sweep import load_sweep
+
+    (tmp_path / "sizes.yaml").write_text(SIZES_SWEEP)
+    sweep = load_sweep(tmp_path / "sizes.yaml", "digits", seeds=[0, 1])
+    open_run(tmp_path, "sizes", sweep)
+    found = [Trial(name, "sizes", "sizes", config, tmp_path) for name, config in sweep.trials.items()]
+    for trial in found:
+        if trial.config.model.generator != "XL":
+            finish(trial, value_of(trial))
+    return found
+
+
+# ---------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def gat(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """gat("plan", file): exit code, stdout and stderr of a command, run in this process and in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["gat-sweep", *map(str, args)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out = capsys.readouterr()
+        return code, out.out, out.err
+
+    return call
 
 
 # ---------------------------------------------------------------- figures of docs/reliability.md
@@ -120,98 +172,3 @@ def bucket() -> Iterator[Remote]:
         assert isinstance(root, Remote)
         yield root
         server.stop()
-
-
-def tiny_config(**overrides: Any) -> TrialConfig:
-    """Digits at a few steps; keys with `__` for dots."""
-    return resolve(load_recipe("digits"), TINY, {k.replace("__", "."): v for k, v in overrides.items()})
-
-
-def tiny_trial(home: Path, name: str = "run", **overrides: Any) -> Trial:
-    return Trial("trial", name, "sweep", tiny_config(**overrides), home)
-
-
-def photographs(count: int, side: int, seed: int = 0) -> np.ndarray:
-    """Squares out of scikit-learn's two photographs, in turn; uint8 [count, 3, side, side]."""
-    random, images = np.random.default_rng(seed), load_sample_images().images
-    corners = [random.integers(0, [427 - side + 1, 640 - side + 1]) for _ in range(count)]
-    squares = [images[i % 2][y : y + side, x : x + side] for i, (y, x) in enumerate(corners)]
-    return np.stack(squares).transpose(0, 3, 1, 2)
-
-
-class Photographs(Dataset[torch.Tensor]):
-    """Pictures as torch-fidelity takes them."""
-
-    def __init__(self, pictures: np.ndarray):
-        self.pictures = torch.from_numpy(pictures)
-
-    def __len__(self) -> int:
-        return len(self.pictures)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.pictures[index]
-
-
-def encoded_pixels(folder: Path, count: int, side: int, grid: int | None = None) -> np.ndarray:
-    """A data set of photographs in two classes, in shards of 7; returns its pictures.
-
-    grid: EfficientNet-Lite0's tokens are stored beside them, so many to a side.
-    """
-    pictures = photographs(count, side)
-    parts = [{"pixels": part} for part in _split(pictures)]
-    teacher = None
-    if grid:
-        network = load_teacher(EFFICIENTNET, None, grid)
-        for part in parts:
-            part["teacher"] = network.tokens(torch.from_numpy(part["pixels"])).half().numpy()
-        teacher = CachedTeacher(name=EFFICIENTNET, digest=network.digest, tokens=1 + grid**2, width=network.width)
-    _write(folder, Pixels(3).identity, side, "uint8", parts, teacher)
-    return pictures
-
-
-def encoded_latents(
-    folder: Path, count: int, side: int, channels: int, scale: float = 1.0, shift: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
-    """A data set of Gaussian posteriors without pictures; returns their means and standard deviations, float32."""
-    random = np.random.default_rng(1)
-    mean, std = float16(random.normal(size=(2, count, channels, side, side)))[0]
-    std = np.abs(std)
-    identity = TokenizerIdentity("nowhere", "0" * 12, channels, 8, scale, shift)
-    parts = [{"mean": m, "std": s} for m, s in zip(_split(mean), _split(std), strict=True)]
-    _write(folder, identity, side, "float16", parts)
-    return mean.astype(np.float32), std.astype(np.float32)
-
-
-def _split(values: np.ndarray) -> list[np.ndarray]:
-    return [values[start : start + 7] for start in range(0, len(values), 7)]
-
-
-def _write(
-    folder: Path,
-    tokenizer: TokenizerIdentity,
-    side: int,
-    dtype: str,
-    parts: list[dict[str, np.ndarray]],
-    teacher: CachedTeacher | None = None,
-) -> None:
-    shards, start = [], 0
-    for number, part in enumerate(parts):
-        count = len(next(iter(part.values())))
-        index = np.arange(start, start := start + count)
-        columns = Columns((index % 2).astype(np.int32), [str(i) for i in index], **part)
-        shards.append(write_shard(folder / "shards" / f"{number:05d}.arrow", columns))
-    write_manifest(
-        folder,
-        name="photographs",
-        count=start,
-        side=side,
-        channels=tokenizer.channels,
-        picture_side=side * tokenizer.factor,
-        dtype=dtype,
-        has_pictures=dtype == "uint8",
-        tokenizer=tokenizer,
-        teacher=teacher,
-        classes=("palace", "flower"),
-        shards=tuple(shards),
-        skipped=(),
-    )

@@ -4,19 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_config
+from helpers.mistakes import message
+from helpers.trials import tiny_config
 
-from gat_sweep.errors import UserError
 from gat_sweep.files.yamlfile import read_yaml
 from gat_sweep.recipe import check_key, load_recipe, recipe_names, resolve
-
-
-def message(action: Any) -> str:
-    with pytest.raises(UserError) as error:
-        action()
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
 
 # ---------------------------------------------------------------- recipes and overrides
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_config
+from helpers.processes import Gat
+from helpers.trials import tiny_config
 from rich.console import Console
-from test_cli import call
 
 from gat_sweep.commands.plan import plan_command, plan_table
 from gat_sweep.plan import Rate, rate_at, trial_plan
@@ -78,29 +78,29 @@ def test_a_calibration_times_each_shape_once(monkeypatch: pytest.MonkeyPatch) ->
     assert said[1] == "timing G S, D S, p=2, 16 images per worker"
 
 
-def test_plan_from_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_from_the_command_line(gat: Gat) -> None:
     sweep = ("plan", str(SWEEPS / "alignment.yaml"), "--recipe", "digits")
-    code, out, _ = call(capsys, monkeypatch, *sweep, "--mfu", "0.4", "--peak-tflops", "312", "--price", "2", "--json")
+    code, out, _ = gat(*sweep, "--mfu", "0.4", "--peak-tflops", "312", "--price", "2", "--json")
     found = json.loads(out)
     rows = found["trials"].values()
     assert code == 0 and len(rows) == 8
     for key in ("total_flops", "worker_hours", "cost"):
         assert found[key] == pytest.approx(sum(row[key] for row in rows))
     assert found["cost"] == pytest.approx(2 * found["worker_hours"])
-    code, out, _ = call(capsys, monkeypatch, *sweep)
+    code, out, _ = gat(*sweep)
     assert code == 0 and "align_weight=0.0, steps=2400, after=S-p2-s0-" in out and "hours" not in out
     for more, words in [
         (("--mfu", "0.4"), "--peak-tflops"),
         (("--calibrate", "--mfu", "0.4", "--peak-tflops", "3"), "--calibrate, or"),
         (("--price", "3"), "--price needs hours"),
     ]:
-        code, _, err = call(capsys, monkeypatch, *sweep, *more)
+        code, _, err = gat(*sweep, *more)
         assert code == 2 and words in err and len(err.splitlines()) == 1
 
 
 def test_a_table_says_the_range_of_memory_and_no_powers_of_ten() -> None:
     sweep = load_sweep(SWEEPS / "resolution.yaml", "imagenet256")
-    plan = plan_command(sweep, False, (0.4, 3.12e14), 2.0, None, Console())
+    plan = plan_command(sweep, False, (0.4, 3.12e14), 2.0, None)
     console = Console(width=250)
     with console.capture() as capture:
         console.print(plan_table(plan))

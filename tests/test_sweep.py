@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_config
-from test_config import message
+from helpers.mistakes import message
+from helpers.trials import tiny_config
 
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError

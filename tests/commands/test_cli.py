@@ -7,29 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import REFERENCE
-
-from gat_sweep import cli
+from helpers.processes import Gat
+from helpers.trials import REFERENCE, altered_reference
 
 WIDTHS = Path(__file__).parents[2] / "sweeps" / "widths.yaml"
-
-
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: object) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of a command run in this process."""
-    monkeypatch.setattr(sys, "argv", ["gat-sweep", *map(str, args)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    out = capsys.readouterr()
-    return code, out.out, out.err
-
-
-@pytest.fixture
-def gat(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
-    monkeypatch.chdir(tmp_path)
-    return lambda *args: call(capsys, monkeypatch, *args)
 
 
 BAD = [
@@ -69,14 +50,14 @@ BAD = [
 
 
 @pytest.mark.parametrize(("args", "words"), BAD, ids=[" ".join(map(str, a)).replace(str(WIDTHS), "w") for a, _ in BAD])
-def test_a_mistake_costs_one_line_and_writes_nothing(gat, args: list[object], words: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_mistake_costs_one_line_and_writes_nothing(gat: Gat, args: list[object], words: str, tmp_path: Path) -> None:
     code, out, err = gat(*args)
     assert code == 2 and words in err, err
     assert out == "" and len(err.splitlines()) == 1 and "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_table_at_fault_names_the_row(gat, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_table_at_fault_names_the_row(gat: Gat, tmp_path: Path) -> None:
     header = "trial,generator_size,step,flops,g_forward_flops,metric,value\n"
     (tmp_path / "t.csv").write_text(header + "a,S,10,1e12,1e9,fid,20\nb,B,10,4e12,4e9,fid,-3\n")
     code, _, err = gat("fit-law", "t.csv")
@@ -90,7 +71,7 @@ def test_a_table_at_fault_names_the_row(gat, tmp_path: Path) -> None:  # type: i
     assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv", "u.csv", "v.csv"]
 
 
-def test_plan_and_model_info_agree_with_table_2(gat) -> None:  # type: ignore[no-untyped-def]
+def test_plan_and_model_info_agree_with_table_2(gat: Gat) -> None:
     code, out, _ = gat("plan", WIDTHS, "--json")
     trials = list(json.loads(out)["trials"].values())
     assert code == 0 and [round(t["g_params_paper"] / 1e6, 2) for t in trials] == [29.36, 116.75, 408.75, 602.25]
@@ -104,16 +85,15 @@ def test_plan_and_model_info_agree_with_table_2(gat) -> None:  # type: ignore[no
     assert code == 0 and len(re.findall(r"p2-s0-", out)) == 4
 
 
-def test_parity_exit_code_follows_the_limits(gat, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_parity_exit_code_follows_the_limits(gat: Gat, tmp_path: Path) -> None:
     code, out, _ = gat("parity", REFERENCE, "--json")
     assert code == 0 and set(json.loads(out)) == {"max_abs_output", "max_rel_loss", "max_rel_grad"}
-    from test_parity import altered
 
-    code, out, _ = gat("parity", altered(tmp_path, "G.levels", 1.01))
+    code, out, _ = gat("parity", altered_reference(tmp_path, "G.levels", 1.01))
     assert code == 1 and "max_abs_output" in out
 
 
-def test_the_papers_law(gat, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_the_papers_law(gat: Gat, tmp_path: Path) -> None:
     code, out, _ = gat("fit-law", "--paper", "--json", "--out", tmp_path / "law")
     law = json.loads(out)
     assert code == 0 and 0.479 <= law["b"] <= 0.481 + 5e-4
@@ -123,7 +103,7 @@ def test_the_papers_law(gat, tmp_path: Path) -> None:  # type: ignore[no-untyped
     assert json.loads((tmp_path / "law" / "law.json").read_text()) == law
 
 
-def test_train_without_ray_twice_and_from_elsewhere(gat, tmp_path: Path, home_with_reference: Path) -> None:  # type: ignore[no-untyped-def]
+def test_train_without_ray_twice_and_from_elsewhere(gat: Gat, tmp_path: Path, home_with_reference: Path) -> None:
     """A real process trains; the same command again has nothing to do."""
     tiny = ["train.steps=2", "train.batch=8", "train.eval_every=1", "train.log_every=1", "eval.samples=64"]
     command = ["train", "--recipe", "digits", "--home", "here"]

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import encoded_latents, encoded_pixels, tiny_config
+from helpers.pictures import encoded_latents, encoded_pixels
+from helpers.trials import tiny_config
 
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Rows, check_dataset, load_dataset

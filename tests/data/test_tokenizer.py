@@ -3,28 +3,16 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.pictures import save_vae
 from safetensors.torch import load_file, save_file
 
 from gat_sweep.data import tokenizer as module
 from gat_sweep.data.tokenizer import load_tokenizer
 from gat_sweep.errors import UserError
-
-
-def save_vae(folder: Path, seed: int = 0, **config: Any) -> Any:
-    """A small AutoencoderKL of diffusers with random weights; the model."""
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(seed)
-    blocks = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
-    given = {"block_out_channels": (16, 32), "latent_channels": 4, "norm_num_groups": 8, **config}
-    model = AutoencoderKL(down_block_types=blocks[0], up_block_types=blocks[1], **given).eval()
-    model.save_pretrained(folder)
-    return model
 
 
 def some_pictures(count: int = 5, side: int = 16) -> torch.Tensor:

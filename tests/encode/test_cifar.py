@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import photographs
-from test_sources import PHOTO
+from helpers.pictures import PHOTO, photographs
 
 from gat_sweep.encode import cifar
 from gat_sweep.encode.cifar import parsed

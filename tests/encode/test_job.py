@@ -16,11 +16,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from helpers.pictures import PHOTO, bad_pictures, save, save_vae, square, write_edm2
 from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_sample_images
-from test_sources import PHOTO, bad_pictures, save, square, write_edm2
-from test_tokenizer import save_vae
 
 from gat_sweep.data.shards import Manifest, open_shards
 from gat_sweep.data.tokenizer import load_tokenizer
@@ -32,7 +31,7 @@ from gat_sweep.encode.units import Unit
 from gat_sweep.errors import UserError
 
 
-def here(encoding: Encoding, units: list[Unit], job: EncodeJob) -> Generator[Done, None, None]:
+def here(encoding: Encoding, units: list[Unit], *machines: object) -> Generator[Done, None, None]:
     """Without Ray."""
     encoder = Encoder(encoding)
     for unit in units:
@@ -191,9 +190,9 @@ def test_cut_off_anywhere_it_ends_the_same(tmp_path: Path, tiles: str) -> None:
     run(job)
     cut = replace(job, out=tmp_path / "cut/set")
 
-    def dies(encoding: Encoding, units: list[Unit], job: EncodeJob) -> Generator[Done, None, None]:
+    def dies(encoding: Encoding, units: list[Unit], *machines: object) -> Generator[Done, None, None]:
         """After two units, and a third whose line is not written."""
-        for i, done in enumerate(here(encoding, units, job)):
+        for i, done in enumerate(here(encoding, units)):
             if i == 2:
                 raise KeyboardInterrupt
             yield done
@@ -208,9 +207,9 @@ def test_cut_off_anywhere_it_ends_the_same(tmp_path: Path, tiles: str) -> None:
     (cut.out / "shards/.00003.arrow.x.tmp").write_bytes(b"half a shard")
     redone: list[int] = []
 
-    def counts(encoding: Encoding, units: list[Unit], job: EncodeJob) -> Generator[Done, None, None]:
+    def counts(encoding: Encoding, units: list[Unit], *machines: object) -> Generator[Done, None, None]:
         redone.extend(unit.index for unit in units)
-        yield from here(encoding, units, job)
+        yield from here(encoding, units)
 
     run(cut, by=counts)
     assert redone == [0, 2, 3, 4, 5]
@@ -241,10 +240,10 @@ def test_one_folder_holds_one_encoding(tmp_path: Path, tiles: str, vae: str) -> 
 def test_two_at_once_are_refused(tmp_path: Path, tiles: str) -> None:
     job = EncodeJob(tmp_path / "set", "pixels", images=tiles, size=32)
 
-    def meanwhile(encoding: Encoding, units: list[Unit], job: EncodeJob) -> Generator[Done, None, None]:
+    def meanwhile(encoding: Encoding, units: list[Unit], *machines: object) -> Generator[Done, None, None]:
         with pytest.raises(UserError, match="another `gat-sweep encode` writes to"):
             run(job)
-        yield from here(encoding, units, job)
+        yield from here(encoding, units)
 
     assert run(job, by=meanwhile).count == 320
 

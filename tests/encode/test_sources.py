@@ -2,38 +2,32 @@
 
 import io
 import json
-import struct
 import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from helpers.pictures import (
+    PHOTO,
+    bad_pictures,
+    encoded,
+    names,
+    png_that_claims,
+    save,
+    square,
+    write_edm2,
+    write_parquet,
+)
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
-from gat_sweep.data.pictures import Unusable, center_crop, decoding, load_square
+from gat_sweep.data.pictures import Unusable, center_crop
 from gat_sweep.encode.latents import plan_latents
 from gat_sweep.encode.sources import plan_images, read_unit
-from gat_sweep.encode.units import Plan
 from gat_sweep.errors import UserError
 
-PHOTO = load_sample_images().images[0]  # uint8 [427, 640, 3]
 BOX, BICUBIC = Image.Resampling.BOX, Image.Resampling.BICUBIC
-
-
-def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def square(data: bytes, size: int) -> np.ndarray:
-    with decoding():
-        return load_square(data, size)
 
 
 def test_crop_is_adms_step_by_step() -> None:
@@ -73,29 +67,6 @@ def test_pillow_turns_other_modes_to_rgb_and_exif_turns_nothing() -> None:
         np.testing.assert_array_equal(square(encoded(image, "PNG"), 40), expected)
     grey = square(encoded(tile.convert("L"), "PNG"), 40)
     assert (grey[0] == grey[1]).all() and grey.std() > 0
-
-
-def png_that_claims(width: int, height: int) -> bytes:
-    """A header, and no pixels to go with it."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-def bad_pictures() -> dict[str, bytes]:
-    """By the word that the reason begins with."""
-    tile = Image.fromarray(PHOTO[:64, :64])
-    return {
-        "empty": b"",
-        "truncated": encoded(tile)[: len(encoded(tile)) // 2],
-        "cmyk": encoded(tile.convert("CMYK")),
-        "small": encoded(tile.resize((1, 1)), "PNG"),
-        "large": png_that_claims(60_000, 60_000),
-        "no picture": b"This is a text.\n" * 20,
-    }
 
 
 @pytest.mark.parametrize("word", bad_pictures())
@@ -145,15 +116,6 @@ def test_pillows_warnings_stay_inside(tmp_path: Path) -> None:
     assert not said
 
 
-def save(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def names(plan: Plan) -> list[tuple[str, int]]:
-    return [item for unit in plan.units for item in zip(unit.names, unit.labels, strict=True)]
-
-
 def test_a_folder_has_a_class_per_subfolder(tmp_path: Path) -> None:
     for name in ("b/2.JPG", "b/10.jpeg", "a/x/y/1.png", "a/.hidden.png", ".cache/1.png", "b/notes.txt"):
         save(tmp_path / name, b"")
@@ -192,15 +154,6 @@ def test_unclear_folders_are_refused(tmp_path: Path, files: list[str], says: str
         plan_images(str(tmp_path), 10)
     with pytest.raises(UserError, match="there is no such file or folder; give a folder"):
         plan_images(str(tmp_path / "absent"), 10)
-
-
-def write_parquet(path: Path, columns: dict[str, Any], names: list[str] | None = None, rows: int = 4) -> None:
-    """In the layout of Hugging Face's image data sets, `rows` to a row group."""
-    table = pa.table(columns)
-    if names:
-        features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
-    pq.write_table(table, path, row_group_size=rows)
 
 
 def pictures(count: int) -> list[dict[str, Any]]:
@@ -270,24 +223,6 @@ def test_rows_without_bytes_are_bad_pictures(tmp_path: Path) -> None:
     loaded = read_unit(plan.source, plan.units[0], 16)
     assert loaded.names == ["t.parquet:0", "t.parquet:1"]
     assert loaded.skipped == [("t.parquet:2", "empty: 0 bytes"), ("t.parquet:3", "empty: 0 bytes")]
-
-
-def write_edm2(folder: Path, count: int = 5, first: int = 0) -> list[np.ndarray]:
-    """Latents and pictures as edm2's dataset tool lays them out."""
-    random, latents = np.random.default_rng(0), []
-    lists: dict[str, list[Any]] = {"vae": [], "images": []}
-    for i in range(first, first + count):
-        latent = np.concatenate([random.normal(size=(4, 8, 8)), random.random((4, 8, 8))]).astype(np.float32)
-        save(folder / f"images/00000/img{i:08d}.png", encoded(Image.fromarray(PHOTO[i : i + 16, :16]), "PNG"))
-        path = folder / f"vae/00000/img-mean-std-{i:08d}.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, latent)
-        lists["vae"].append([f"00000/img-mean-std-{i:08d}.npy", i % 2])
-        lists["images"].append([f"00000/img{i:08d}.png", i % 2])
-        latents.append(latent)
-    for name, labels in lists.items():
-        (folder / name / "dataset.json").write_text(json.dumps({"labels": labels}))
-    return latents
 
 
 def test_latents_of_edm2_are_read_with_their_pictures(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config
+from helpers.trials import tiny_config
 
 from gat_sweep.gat.augment import AugmentDraws, augment, draw_augmentation, move, move_tokens
 from gat_sweep.gat.discriminator import Discriminator

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import tiny_config, tiny_trial
+from helpers.trials import tiny_config, tiny_trial
 from PIL import Image
 from scipy import stats
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import encoded_latents, tiny_config, tiny_trial
+from helpers.pictures import encoded_latents
+from helpers.trials import tiny_config, tiny_trial
 from rich.console import Console
 from torch import Tensor
 

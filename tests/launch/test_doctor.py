@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, encoded_pixels
-from test_cli import call
-from test_train import home  # noqa: F401
+from helpers.pictures import encoded_pixels
+from helpers.processes import Gat
+from helpers.trials import TINY
 
 from gat_sweep.launch import doctor
 from gat_sweep.sweep import load_sweep
@@ -17,7 +17,7 @@ from gat_sweep.sweep import load_sweep
 SWEEP = f"about: one\nset: {json.dumps(TINY)}\n"
 
 
-def examined(folder: Path, home: Path, uri: str | None = None, **settings: Any) -> dict[str, doctor.Finding]:  # noqa: F811
+def examined(folder: Path, home: Path, uri: str | None = None, **settings: Any) -> dict[str, doctor.Finding]:
     (folder / "one.yaml").write_text(SWEEP)
     overrides = {key.replace("__", "."): value for key, value in settings.items()}
     sweep = load_sweep(folder / "one.yaml", "digits", overrides=overrides)
@@ -26,7 +26,7 @@ def examined(folder: Path, home: Path, uri: str | None = None, **settings: Any) 
 
 @pytest.mark.reliability
 def test_every_fault_is_found(
-    home: Path,  # noqa: F811
+    home: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     figures: Any,
@@ -67,18 +67,17 @@ INCEPTION = {"eval__extractor": "inception_v3", "eval__resize": 299}
 @pytest.mark.ray
 @pytest.mark.slow
 def test_doctor_from_the_command_line(
-    home: Path,  # noqa: F811
+    home: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    gat: Gat,
 ) -> None:
     """With a Ray of its own: everything is well, and exit code 0; a trial larger than the machine is found."""
     (tmp_path / "one.yaml").write_text(SWEEP)
     args = ["doctor", str(tmp_path / "one.yaml"), "--recipe", "digits", "--home", str(home), "--json"]
-    code, out, _ = call(capsys, monkeypatch, *args)
+    code, out, _ = gat(*args)
     findings = {finding["check"]: finding for finding in json.loads(out)}
     assert code == 0 and all(finding["ok"] for finding in findings.values())
     assert findings["nodes"]["found"].startswith("1 nodes write and read")
-    code, out, _ = call(capsys, monkeypatch, *args, "--set", "workers.cpus=4096")
+    code, out, _ = gat(*args, "--set", "workers.cpus=4096")
     wrong = [finding for finding in json.loads(out) if not finding["ok"]]
     assert code == 1 and [finding["check"] for finding in wrong] == ["resources"] and "4096" in wrong[0]["found"]

@@ -1,23 +1,17 @@
 """Packs; then a real Ray cluster, a real MLflow store, real digits: a sweep from the command line to a fitted law."""
 
-import contextlib
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
-from conftest import TINY, tiny_config, tiny_trial
+from helpers.processes import Gat, command, left_behind, start
+from helpers.trials import TINY, assert_same_state, tiny_config, tiny_trial
 from mlflow import MlflowClient
-from test_cli import call
-from test_train import assert_same_state
 
 from gat_sweep.cluster import local_resources
 from gat_sweep.launch.driver import train_pack
@@ -30,12 +24,6 @@ from gat_sweep.train.loop import train
 from gat_sweep.train.recorder import record_failure
 
 LADDER = ["S", "B", "L", "XL"]
-
-
-@pytest.fixture
-def home(tmp_path: Path, home_with_reference: Path) -> Path:
-    shutil.copytree(home_with_reference / "cache", tmp_path / "home" / "cache")
-    return tmp_path / "home"
 
 
 # ---------------------------------------------------------------- packs, without Ray
@@ -95,41 +83,6 @@ def test_a_pack_mate_changes_nothing(home: Path) -> None:
 # ---------------------------------------------------------------- with Ray
 
 
-def command(home: Path, sweep: Path, *more: str) -> list[str]:
-    return ["run", str(sweep), "--recipe", "digits", "--home", str(home), *more]
-
-
-def start(cwd: Path, *args: str) -> subprocess.Popen[str]:
-    """gat-sweep in a process group of its own, as a terminal starts it; Ray and its workers start from nothing."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    args = (sys.executable, "-m", "gat_sweep.cli", *args)
-    return subprocess.Popen(args, cwd=cwd, env=marked(cwd), start_new_session=True, preexec_fn=mind_ctrl_c, **pipes)
-
-
-def mind_ctrl_c() -> None:
-    """A suite that was started in the background of a shell ignores it, and its children would."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def marked(mark: Path) -> dict[str, str]:
-    """An environment that every process started from a command inherits, Ray's daemons included."""
-    return {**os.environ, "GAT_SWEEP_TEST": str(mark)}
-
-
-def left_behind(mark: Path) -> list[str]:
-    """Processes with the mark that still run, after a moment to end in."""
-    deadline = time.monotonic() + 20
-    while True:
-        found = []
-        for process in psutil.process_iter(["name"]):
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if process.environ().get("GAT_SWEEP_TEST") == str(mark):
-                    found.append(process.info["name"])
-        if not found or time.monotonic() > deadline:
-            return found
-        time.sleep(0.5)
-
-
 def four_trials(home: Path, folder: Path) -> tuple[Path, list[Trial]]:
     """A sweep file and its trials: one that diverges, a small one, one in between, and a long one on two workers."""
     sweep = folder / "three.yaml"
@@ -165,9 +118,7 @@ def test_ctrl_c_leaves_no_process(home: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_sweep_from_the_command_line_to_a_law(
-    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sweep_from_the_command_line_to_a_law(home: Path, tmp_path: Path, gat: Gat) -> None:
     sweep, trials = four_trials(home, tmp_path)
     diverging, small, middle, long = trials
 
@@ -219,15 +170,15 @@ def test_a_sweep_from_the_command_line_to_a_law(
 
     # There is nothing left to run.
     tables = {trial.id: trial.table.read_bytes() for trial in trials}
-    code, out, _ = call(capsys, monkeypatch, *command(home, sweep))
+    code, out, _ = gat(*command(home, sweep))
     assert code == 0 and "4 of 4 trials are finished already" in out
     assert tables == {trial.id: trial.table.read_bytes() for trial in trials}
 
     # With another config: refused, in one line.
-    code, _, err = call(capsys, monkeypatch, *command(home, sweep, "--set=train.clip=2.0"))
+    code, _, err = gat(*command(home, sweep, "--set=train.clip=2.0"))
     assert code == 2 and "train.clip: 1.0 -> 2.0" in err and len(err.splitlines()) == 1
 
-    code, out, _ = call(capsys, monkeypatch, "fit-law", "three-digits", "--home", str(home), "--json")
+    code, out, _ = gat("fit-law", "three-digits", "--home", str(home), "--json")
     law = json.loads(out)
     assert code == 0 and law["n"] == 3 and [e["status"] for e in law["excluded"]] == ["diverged"]
     newest = json.loads((home / "three-digits" / "mlflow.json").read_text())["run_id"]  # every launch has its own run

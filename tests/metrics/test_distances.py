@@ -11,7 +11,7 @@ import scipy.linalg
 import timm
 import torch
 import torch_fidelity
-from conftest import Photographs, photographs
+from helpers.pictures import Photographs, photographs
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

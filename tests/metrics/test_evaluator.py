@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch_fidelity
-from conftest import Photographs, encoded_latents, encoded_pixels, photographs, tiny_config
+from helpers.pictures import EXTRAS, Photographs, encoded_latents, encoded_pixels, photo_config, photographs
+from helpers.trials import tiny_config
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -33,18 +34,10 @@ from gat_sweep.metrics.distances import covariance_root, feature_statistics, fre
 from gat_sweep.metrics.evaluator import Evaluation, Evaluator, check_evaluation, measure_features
 from gat_sweep.metrics.reference import Reference, load_reference
 from gat_sweep.pretrained.evaluate import evaluate_command, evaluate_pictures
-from gat_sweep.recipe import load_recipe, resolve
 from gat_sweep.run.checkpoint import save_checkpoint
 from gat_sweep.vision.extractors import EfficientNetLite0
 
 CPU = torch.device("cpu")
-EXTRAS = ["kernel_distance", "precision_recall"]
-
-
-def photo_config(path: Path, **overrides: Any) -> TrialConfig:
-    """Photographs of 32x32 as the extractor sees them, unscaled."""
-    values = {"data.path": str(path), "data.classes": 2, "eval.resize": 32, "eval.samples": 150, "eval.extras": EXTRAS}
-    return resolve(load_recipe("cifar10"), values, {k.replace("__", "."): v for k, v in overrides.items()})
 
 
 def write_npz(path: Path, shown: np.ndarray, **arrays: np.ndarray) -> Path:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conftest import tiny_trial
+from helpers.trials import tiny_trial
 from rich.console import Console
 
 from gat_sweep.monitor.progress import Monitor

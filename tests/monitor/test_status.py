@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, tiny_config
-from test_cli import call
-from test_train import CPU, home  # noqa: F401
+from helpers.processes import Gat
+from helpers.trials import CPU, TINY, tiny_config
 
 from gat_sweep.config import Start
 from gat_sweep.errors import UserError
@@ -28,7 +27,7 @@ SWEEP = f"about: two sizes\nset: {json.dumps(TINY)}\nzip: {{model.generator: [S,
 
 
 @pytest.fixture
-def trials(home: Path, tmp_path: Path) -> list[Trial]:  # noqa: F811
+def trials(home: Path, tmp_path: Path) -> list[Trial]:
     """A recorded run of two trials, of which none has begun."""
     (tmp_path / "two.yaml").write_text(SWEEP)
     sweep = load_sweep(tmp_path / "two.yaml", "digits")
@@ -36,28 +35,27 @@ def trials(home: Path, tmp_path: Path) -> list[Trial]:  # noqa: F811
     return [Trial(name, "two", "two", config, home) for name, config in sweep.trials.items()]
 
 
-def answer(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Path, *args: str) -> Any:  # noqa: F811
-    code, out, err = call(capsys, monkeypatch, *args, "--home", str(home), "--json")
+def answer(gat: Gat, home: Path, *args: str) -> Any:
+    code, out, err = gat(*args, "--home", str(home), "--json")
     assert code == 0, err
     return json.loads(out)
 
 
 def test_a_trial_is_what_its_files_say(
     trials: list[Trial],
-    home: Path,  # noqa: F811
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    home: Path,
+    gat: Gat,
 ) -> None:
     small, middle = trials
 
     def states() -> list[str]:
-        return [t["status"] for t in answer(capsys, monkeypatch, home, "status", "two")["trials"]]
+        return [t["status"] for t in answer(gat, home, "status", "two")["trials"]]
 
     assert states() == ["waiting", "waiting"]
     train(small, CPU)
     asked = iter([""] * 3 + ["enough"] * 3)
     train(middle, CPU, lambda: next(asked))
-    found = answer(capsys, monkeypatch, home, "status", "two")
+    found = answer(gat, home, "status", "two")
     done, stopped = found["trials"]
     assert (done["status"], done["step"], done["saved"], done["value"] > 0) == ("done", 4, 4, True)
     assert (stopped["status"], stopped["reason"], stopped["step"]) == ("stopped", "enough", stopped["saved"])
@@ -67,30 +65,29 @@ def test_a_trial_is_what_its_files_say(
     sign = middle.folder / "alive" / "rank-000.json"
     values = json.loads(sign.read_text()) | {"ended": False, "host": "gpu-7"}
     write(sign, json.dumps(values | {"time": time.time()}).encode())
-    running = answer(capsys, monkeypatch, home, "status", "two")["trials"][1]
+    running = answer(gat, home, "status", "two")["trials"][1]
     assert running["status"] == "running" and running["workers"][0]["host"] == "gpu-7"
     add_record(middle.folder, {"step": 2, "status": "running", "gpus": 0})
     write(sign, json.dumps(values | {"time": time.time() - 300}).encode())
     assert states() == ["done", "cut off"]
     record_failure(middle, "out of memory")
     assert states() == ["done", "failed"]
-    assert answer(capsys, monkeypatch, home, "status") == [{"run": "two", "trials": {"done": 1, "failed": 1}}]
-    code, out, _ = call(capsys, monkeypatch, "status", "two", "--home", str(home))
+    assert answer(gat, home, "status") == [{"run": "two", "trials": {"done": 1, "failed": 1}}]
+    code, out, _ = gat("status", "two", "--home", str(home))
     assert code == 0 and "out of memory" in out and f"{done['value']:.1f}" in out
 
 
 def test_stop_names_who_is_asked(
     trials: list[Trial],
-    home: Path,  # noqa: F811
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    home: Path,
+    gat: Gat,
 ) -> None:
     small, middle = trials
-    found = answer(capsys, monkeypatch, home, "stop", "two", small.id)
+    found = answer(gat, home, "stop", "two", small.id)
     assert found == {"run": "two", "asked": [small.id], "running": []}
     asked = [train(trial, CPU).status for trial in trials if trial is middle]
     assert asked == ["done"]
-    code, _, err = call(capsys, monkeypatch, "stop", "two", "Q-p2", "--home", str(home))
+    code, _, err = gat("stop", "two", "Q-p2", "--home", str(home))
     assert code == 2 and "has no trial 'Q-p2'" in err and len(err.splitlines()) == 1
 
 
@@ -104,37 +101,35 @@ def test_who_was_asked_stays_asked(tmp_path: Path) -> None:
 
 
 def test_a_run_above_its_cap_begins_nothing(
-    home: Path,  # noqa: F811
+    home: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    gat: Gat,
 ) -> None:
     (tmp_path / "two.yaml").write_text(SWEEP)
     args = ["run", str(tmp_path / "two.yaml"), "--recipe", "digits", "--home", str(home)]
-    code, out, _ = call(capsys, monkeypatch, *args, "--max-flops", "1000")
+    code, out, _ = gat(*args, "--max-flops", "1000")
     assert code == 1 and out.count("is not begun: it would take the run to") == 2
     assert not (home / "two-digits" / "trials").exists()
-    code, out, _ = call(capsys, monkeypatch, *args)  # the cap stays in force
+    code, out, _ = gat(*args)  # the cap stays in force
     assert code == 1 and out.count("is not begun") == 2
-    code, _, err = call(capsys, monkeypatch, *args, "--max-gpu-hours", "1")
+    code, _, err = gat(*args, "--max-gpu-hours", "1")
     assert code == 2 and "use no GPU" in err
 
 
 def test_logs_are_the_journals_by_time(
     trials: list[Trial],
-    home: Path,  # noqa: F811
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    home: Path,
+    gat: Gat,
 ) -> None:
     for i in range(3):
         for trial in trials:
             add_record(trial.folder, {"step": i, "note": f"note {i}"})
     append(trials[0].folder / "journal.jsonl", b'{"half')
-    code, out, _ = call(capsys, monkeypatch, "logs", "two", "--home", str(home), "--json", "--lines", "4")
+    code, out, _ = gat("logs", "two", "--home", str(home), "--json", "--lines", "4")
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and [line["note"] for line in lines] == ["note 1", "note 1", "note 2", "note 2"]
     assert [line["trial"] for line in lines] == [trials[0].id, trials[1].id] * 2
-    code, out, _ = call(capsys, monkeypatch, "logs", "two", trials[1].id, "--home", str(home))
+    code, out, _ = gat("logs", "two", trials[1].id, "--home", str(home))
     assert code == 0 and out.count(trials[1].id) == 3 and trials[0].id not in out
 
 
@@ -209,7 +204,7 @@ def test_a_trial_is_refused_with_the_one_it_starts_from(trials: list[Trial]) -> 
     assert chosen == [] and refused["second"] == f"starts from {first.id}"
 
 
-def test_hours_are_foretold_from_the_rate_measured(home: Path) -> None:  # noqa: F811
+def test_hours_are_foretold_from_the_rate_measured(home: Path) -> None:
     """A trial of the same sizes tells; for other sizes the fastest one, so that what could finish is not refused."""
 
     def trial(name: str, size: str, **values: Any) -> Trial:
@@ -251,12 +246,10 @@ def test_a_cap_stays_in_force(tmp_path: Path) -> None:
     assert Budget(20, 3).excess(Amount(20, 3)) == "" and "--max-flops 20" in Budget(20, 3).excess(Amount(21, 0))
 
 
-def test_a_home_that_cannot_be_written_costs_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_that_cannot_be_written_costs_one_line(tmp_path: Path, gat: Gat) -> None:
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "two.yaml").write_text(SWEEP)
     args = ["run", str(tmp_path / "two.yaml"), "--recipe", "digits", "--home", str(tmp_path / "file" / "home")]
-    code, _, err = call(capsys, monkeypatch, *args)
+    code, _, err = gat(*args)
     assert code == 2 and "cannot be written" in err and len(err.splitlines()) == 1
     shutil.rmtree(tmp_path, ignore_errors=True)

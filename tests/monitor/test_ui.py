@@ -16,24 +16,24 @@ from typing import Any
 
 import psutil
 import pytest
-from test_launch import mind_ctrl_c
-from test_tracking import Trial, home, trial  # noqa: F401
+from helpers.processes import mind_ctrl_c
+from helpers.trials import PlantedTrial
 
 from gat_sweep import cli
 from gat_sweep.monitor import ui as module
 from gat_sweep.monitor.ui import default_uri, serve_ui
 
 
-def test_ui_needs_a_store_and_a_free_port(home: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_ui_needs_a_store_and_a_free_port(home_with_store: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no MLflow store at .*; run gat-sweep run first"):
         serve_ui(default_uri(tmp_path), tmp_path, 5000)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ValueError, match="another port"):
-        serve_ui(default_uri(home), home, taken.getsockname()[1])
+        serve_ui(default_uri(home_with_store), home_with_store, taken.getsockname()[1])
 
 
 @pytest.mark.reliability
 def test_the_ui_is_for_this_machine_alone(
-    home: Path,  # noqa: F811
+    home_with_store: Path,
     monkeypatch: pytest.MonkeyPatch,
     figures: Callable[..., None],
 ) -> None:
@@ -55,7 +55,7 @@ def test_the_ui_is_for_this_machine_alone(
     monkeypatch.setattr(module.os, "killpg", lambda group, sig: None)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    serve_ui(default_uri(home), home, port)
+    serve_ui(default_uri(home_with_store), home_with_store, port)
     (command,) = commands
     options = dict(zip(command[4::2], command[5::2], strict=True))
     assert options["--host"] == "127.0.0.1" and options["--port"] == str(port)
@@ -80,8 +80,9 @@ def port() -> int:
 
 
 @pytest.fixture
-def ui(home: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:  # noqa: F811
+def ui(home_with_store: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """`serve_ui` in a process of its own, not yet answering."""
+    home = home_with_store
     code = f"from gat_sweep.monitor.ui import *; serve_ui({default_uri(home)!r}, Path({str(home)!r}), {port})"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, preexec_fn=mind_ctrl_c)
@@ -114,22 +115,22 @@ def members(group: int) -> list[str]:
 
 @pytest.mark.slow
 def test_server_comes_back_and_the_ui_leaves_no_process(
-    trial: Trial,  # noqa: F811
-    home: Path,  # noqa: F811
+    planted: PlantedTrial,
+    home_with_store: Path,
     port: int,
     ui: subprocess.Popen[bytes],
 ) -> None:
     uri = f"http://127.0.0.1:{port}"
-    tracker = trial.tracker(uri=uri)
-    trial.points(*range(50, 60_000, 50))
-    trial.points(60_000, loss_g=math.nan, loss_d=math.inf)
-    assert tracker.ship([trial.dir])[0] == 0  # still starting
+    tracker = planted.tracker(uri=uri)
+    planted.points(*range(50, 60_000, 50))
+    planted.points(60_000, loss_g=math.nan, loss_d=math.inf)
+    assert tracker.ship([planted.dir])[0] == 0  # still starting
     wait_for(port)
-    assert tracker.ship([trial.dir]) == (2400, "")
-    assert trial.steps(uri=uri) == [*range(50, 60_001, 50)]
-    (trial.dir / "shipped.json").unlink()
-    assert trial.tracker("second", uri).ship([trial.dir]) == (0, "")  # pages through the history
-    assert math.isnan(trial.runs(uri)[1][0].data.metrics["loss_g"])
+    assert tracker.ship([planted.dir]) == (2400, "")
+    assert planted.steps(uri=uri) == [*range(50, 60_001, 50)]
+    (planted.dir / "shipped.json").unlink()
+    assert planted.tracker("second", uri).ship([planted.dir]) == (0, "")  # pages through the history
+    assert math.isnan(planted.runs(uri)[1][0].data.metrics["loss_g"])
     foreign = urllib.request.Request(f"{uri}/api/2.0/mlflow/experiments/get", headers={"Host": "evil.test"})
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(foreign, timeout=5)
@@ -145,6 +146,6 @@ def test_server_comes_back_and_the_ui_leaves_no_process(
     ui.send_signal(signal.SIGINT)
     assert ui.wait(20) == 0
     assert members(group) == []
-    trial.points(60_050)
-    points, warning = tracker.ship([trial.dir])
+    planted.points(60_050)
+    points, warning = tracker.ship([planted.dir])
     assert points == 0 and warning != ""

@@ -8,52 +8,21 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import tiny_trial
 from diffusers import ConfigMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from helpers.processes import Gat
+from helpers.trials import checkpoint_of, networks, tiny_trial
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_cli import call
 
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.data.tokenizer import Pixels
 from gat_sweep.errors import UserError
-from gat_sweep.gat.discriminator import Discriminator
-from gat_sweep.gat.generator import Generator
-from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec
 from gat_sweep.pretrained.card import About
 from gat_sweep.pretrained.folder import CONFIG, WEIGHTS, from_pretrained, from_trial, save_pretrained
-from gat_sweep.run.checkpoint import save_checkpoint
 from gat_sweep.run.table import RunTable
 from gat_sweep.run.trial import Trial
-from gat_sweep.train.engine import Engine
-from gat_sweep.train.recorder import trial_constants, write_config
-
-SHARED = {"width": 8, "depth": 4, "heads": 1, "side": 8, "channels": 1, "patch": 2, "levels": 4}
-
-
-def networks(classes: int = 10) -> tuple[Generator, Discriminator]:
-    """Small ones with no tensor at a round value."""
-    torch.manual_seed(0)
-    generator = Generator(GeneratorSpec(**SHARED, classes=classes, z_dim=6))
-    discriminator = Discriminator(DiscriminatorSpec(**SHARED, classes=classes, class_width=12))
-    for network in (generator, discriminator):
-        for tensor in network.state_dict().values():
-            tensor += 0.05 * torch.randn(tensor.shape)
-    return generator, discriminator
-
-
-def checkpoint_of(trial: Trial, step: int = 4) -> Path:
-    """A checkpoint of a trial that was not trained, its networks all different."""
-    torch.manual_seed(3)
-    engine = Engine(trial.config, torch.device("cpu"))
-    for part in (engine.generator, engine.discriminator, engine.ema):
-        for tensor in part.state_dict().values():
-            tensor += 0.05 * torch.randn(tensor.shape)
-    facts = {"data": load_dataset(trial.config.data).digest, "images": 8 * step}
-    save_checkpoint(trial.folder / "checkpoints", step, engine.parts(), facts)
-    write_config(trial)
-    return trial.folder / "checkpoints" / f"step_{step:08d}"
+from gat_sweep.train.recorder import trial_constants
 
 
 def assert_same(a: torch.nn.Module, b: torch.nn.Module) -> None:
@@ -179,13 +148,11 @@ def evaluated(trial: Trial, step: int, metric: str = "fd_efficientnet_lite0") ->
     table.put(step, status="running", metric=metric, value=12.5, n=64, reference="d:1:2", protocol=json.dumps(protocol))
 
 
-def test_export_of_a_trial_says_what_its_run_knows(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_of_a_trial_says_what_its_run_knows(tmp_path: Path, gat: Gat) -> None:
     trial = tiny_trial(tmp_path)
     checkpoint = checkpoint_of(trial)
     evaluated(trial, 2)
-    code, out, err = call(capsys, monkeypatch, "export", checkpoint, tmp_path / "out")
+    code, out, err = gat("export", checkpoint, tmp_path / "out")
     assert code == 0 and "width 8, depth 4" in out and err == ""
     found = from_pretrained(tmp_path / "out", discriminator=True)
     source = from_trial(checkpoint, {}, discriminator=True)
@@ -200,7 +167,7 @@ def test_export_of_a_trial_says_what_its_run_knows(
     assert "were not evaluated" in (tmp_path / "out" / "README.md").read_text()
 
     evaluated(trial, 4)
-    assert call(capsys, monkeypatch, "export", checkpoint, tmp_path / "again")[0] == 0
+    assert gat("export", checkpoint, tmp_path / "again")[0] == 0
     evaluation = from_pretrained(tmp_path / "again").about.evaluation
     assert evaluation is not None and (evaluation["metric"], evaluation["value"]) == ("fd_efficientnet_lite0", 12.5)
     text = (tmp_path / "again" / "README.md").read_text()
@@ -210,9 +177,7 @@ def test_export_of_a_trial_says_what_its_run_knows(
     assert (front["library_name"], front["pipeline_tag"]) == ("gat-sweep", "unconditional-image-generation")
 
 
-def test_export_of_what_cannot_be_costs_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export_of_what_cannot_be_costs_one_line(tmp_path: Path, gat: Gat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
@@ -223,6 +188,6 @@ def test_export_of_what_cannot_be_costs_one_line(
         ([checkpoint, "full"], "full holds x already; give a new folder"),
         ([checkpoint, "out", "--set", "train.steps=3"], "only data.path and data.tokenizer can be set"),
     ]:
-        code, _, err = call(capsys, monkeypatch, "export", *args)
+        code, _, err = gat("export", *args)
         assert code == 2 and words in err and len(err.splitlines()) == 1, err
     assert not (tmp_path / "out").exists() and [path.name for path in (tmp_path / "full").iterdir()] == ["x"]

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import REFERENCE, tiny_trial
+from helpers.processes import Gat
+from helpers.trials import REFERENCE, checkpoint_of, networks, tiny_trial
 from safetensors.torch import load_file
-from test_cli import call
-from test_pretrained import checkpoint_of, networks
 
 from gat_sweep.errors import UserError
 from gat_sweep.pretrained.folder import from_pretrained, save_pretrained
@@ -258,7 +257,7 @@ def test_what_does_not_fit_costs_one_line(
 def test_the_commands_and_their_mistakes(
     tmp_path: Path,
     reference: dict[str, torch.Tensor],
-    capsys: pytest.CaptureFixture[str],
+    gat: Gat,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -273,12 +272,12 @@ def test_the_commands_and_their_mistakes(
         (["export-official", "out", "b.pt"], "holds no config.json"),
     ]
     for args, words in mistakes:
-        code, out, err = call(capsys, monkeypatch, *args)
+        code, out, err = gat(*args)
         assert code == 2 and words in err and len(err.splitlines()) == 1 and out == "", err
     assert not (tmp_path / "out").exists()
-    code, out, _ = call(capsys, monkeypatch, "import-official", "a.pt", "out", "--tokenizer", "dct4")
+    code, out, _ = gat("import-official", "a.pt", "out", "--tokenizer", "dct4")
     assert code == 0 and "width 64, depth 4, heads 4" in out and "optimizers are left out" in out
-    assert call(capsys, monkeypatch, "export-official", "out", "b.pt")[0] == 0
+    assert gat("export-official", "out", "b.pt")[0] == 0
     assert_same_states(read(tmp_path / "a.pt"), read(tmp_path / "b.pt"))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REFERENCE
+from helpers.trials import REFERENCE, altered_reference
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -18,16 +18,6 @@ def test_outputs_losses_and_every_gradient_match() -> None:
     assert result.max_rel_loss <= LIMITS["max_rel_loss"]
     assert result.max_rel_grad <= LIMITS["max_rel_grad"]
     assert result.passed
-
-
-def altered(tmp_path: Path, key: str, factor: float) -> Path:
-    """The reference with one tensor scaled."""
-    with safe_open(REFERENCE, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
-    tensors[key] = tensors[key] * factor
-    save_file(tensors, tmp_path / "altered.safetensors", metadata)
-    return tmp_path / "altered.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -43,13 +33,13 @@ def altered(tmp_path: Path, key: str, factor: float) -> Path:
     ],
 )
 def test_one_percent_off_anywhere_is_seen_where_it_is(tmp_path: Path, key: str, figure: str) -> None:
-    result = check_parity(altered(tmp_path, key, 1.01))
+    result = check_parity(altered_reference(tmp_path, key, 1.01))
     exceeded = [name for name, limit in LIMITS.items() if getattr(result, name) > limit]
     assert exceeded == [figure]
 
 
 def test_a_changed_weight_changes_everything(tmp_path: Path) -> None:
-    result = check_parity(altered(tmp_path, "G.param.blocks.0.attn.qkv.weight", 1.01))
+    result = check_parity(altered_reference(tmp_path, "G.param.blocks.0.attn.qkv.weight", 1.01))
     assert result.max_abs_output > 1e-5 and result.max_rel_grad > 1e-4
 
 

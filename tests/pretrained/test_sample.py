@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_trial
+from helpers.processes import Gat
+from helpers.trials import checkpoint_of, networks, tiny_trial
 from PIL import Image
-from test_cli import call
-from test_pretrained import checkpoint_of, networks
 
 from gat_sweep.data.tokenizer import Dct, Pixels
 from gat_sweep.errors import UserError
@@ -272,28 +271,24 @@ def test_a_mistake_costs_one_line_and_writes_nothing(
     tmp_path: Path,
     args: list[str],
     words: str,
-    capsys: pytest.CaptureFixture[str],
+    gat: Gat,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save_pretrained(tmp_path / "unconditional", networks(0)[0], About(tokenizer=Pixels(1).identity))
-    code, out, err = call(capsys, monkeypatch, "sample", *args, "--out", "out")
+    code, out, err = gat("sample", *args, "--out", "out")
     assert code == 2 and words in err, err
     assert out == "" and len(err.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
-def test_the_command(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command(folder: Path, tmp_path: Path, gat: Gat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked: list[Any] = ["sample", "folder", "--out", "out", "--classes", "all", "--grid", "2x10", "--count", 20]
-    code, out, err = call(capsys, monkeypatch, *asked, "--json")
+    code, out, err = gat(*asked, "--json")
     assert code == 0 and err == "" and json.loads(out) == json.loads((tmp_path / "out" / "sampling.json").read_text())
     with np.load(tmp_path / "out" / "samples.npz") as archive:
         assert archive["arr_1"].tolist() == [*range(10), *range(10)]
-    code, _, err = call(capsys, monkeypatch, *asked)
+    code, _, err = gat(*asked)
     assert code == 2 and "out holds grid.png already; give a new folder" in err
-    code, out, _ = call(
-        capsys, monkeypatch, "sample", "folder", "--out", "rows", "--interpolate", "intra", "--rows", 2, "--steps", 5
-    )
+    code, out, _ = gat("sample", "folder", "--out", "rows", "--interpolate", "intra", "--rows", 2, "--steps", 5)
     assert code == 0 and out.split() == ["rows/samples.npz", "rows/grid.png", "rows/sampling.json"]

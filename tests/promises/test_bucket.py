@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY, tiny_trial
-from test_train import CPU, assert_same_state, home, rows  # noqa: F401
+from helpers.trials import CPU, TINY, assert_same_state, rows, tiny_trial
 
 from gat_sweep.files.storage import Remote, children
 from gat_sweep.pretrained.evaluate import evaluate_command
@@ -26,7 +25,7 @@ def command(*args: str) -> tuple[int, str]:
 
 
 def test_a_trial_in_a_bucket_equals_one_in_a_folder(
-    home: Path,  # noqa: F811
+    home: Path,
     bucket: Remote,
     tmp_path: Path,
 ) -> None:
@@ -57,7 +56,7 @@ def test_a_sweep_in_a_bucket(bucket: Remote, tmp_path: Path) -> None:
     sweep.write_text(
         f"about: three\nset: {json.dumps(TINY)}\nzip: {{model.generator: {sizes}, model.discriminator: {sizes}}}\n"
     )
-    home = str(bucket)  # noqa: F811
+    home = str(bucket)
     args = ("run", str(sweep), "--recipe", "digits", "--home", home)
     code, out = command(*args)
     assert code == 2 and "--tracking-uri" in out and len(out.splitlines()) == 1

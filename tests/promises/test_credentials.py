@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import tiny_config, tiny_trial
+from helpers.processes import Gat
+from helpers.trials import tiny_config, tiny_trial
 from rich.console import Console
-from test_cli import call
 
 from gat_sweep.encode.job import EncodeJob, encode
 from gat_sweep.errors import UserError
@@ -75,7 +75,7 @@ def test_places_with_secrets_are_told_from_others(figures: Callable[..., None]) 
 
 def test_every_way_in_refuses_them(
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    gat: Gat,
     monkeypatch: pytest.MonkeyPatch,
     figures: Callable[..., None],
 ) -> None:
@@ -116,14 +116,14 @@ def test_every_way_in_refuses_them(
         ["evaluate", s3],
     ]
     for command in commands:
-        code, out, err = call(capsys, monkeypatch, *command)
+        code, out, err = gat(*command)
         assert code == 2 and len(err.strip().splitlines()) == 1 and SECRET not in out + err, command
     sweep.write_text(f"about: x\nset: {{data.path: '{s3}'}}\n")
-    code, out, err = call(capsys, monkeypatch, *run)
+    code, out, err = gat(*run)
     assert code == 2 and "data.path" in err and SECRET not in out + err
     sweep.write_text("about: x\n")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", http)
-    code, out, err = call(capsys, monkeypatch, *run)
+    code, out, err = gat(*run)
     assert code == 2 and "--tracking-uri" in err and SECRET not in out + err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.yaml"]
     figures(ways_in=len(ways) + len(commands) + 2, refused=len(ways) + len(commands) + 2, files_left=0)

@@ -21,17 +21,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import encoded_pixels, tiny_config
+from helpers.mistakes import refuses
+from helpers.pictures import PHOTO, encoded, encoded_pixels, photo_config, write_edm2
+from helpers.trials import tiny_config
 from safetensors.torch import save
-from test_evaluate import photo_config
-from test_sources import PHOTO, encoded, write_edm2
 
 from analysis.reading import load_table
 from gat_sweep.data.shards import open_shards
 from gat_sweep.data.tokenizer import load_tokenizer
 from gat_sweep.encode.latents import plan_latents
 from gat_sweep.encode.sources import plan_images, read_unit
-from gat_sweep.errors import UserError
 from gat_sweep.metrics.picture_sets import open_pictures
 from gat_sweep.metrics.reference import check_reference, load_reference
 from gat_sweep.run.checkpoint import open_checkpoint, save_checkpoint
@@ -111,16 +110,6 @@ def bad_arrays(payload: Payload) -> dict[str, bytes]:
         "pickle": plain,
         "empty": b"",
     }
-
-
-def refuses(load: Callable[[], object]) -> bool:
-    """Whether loading ends in one UserError line; what else it raises is a failure of the test."""
-    try:
-        load()
-    except UserError as error:
-        assert "\n" not in str(error) and len(str(error)) < 500, error
-        return True
-    return False
 
 
 def test_the_bad_files_would_run_what_they_hold(tmp_path: Path, payload: Payload) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_trial
+from helpers.trials import rows, tiny_trial
 from ray.train import WorkerGroupError
-from test_train import home, rows  # noqa: F401
 
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place
@@ -40,7 +39,7 @@ class Workers:
             train(trial, torch.device("cpu"))
 
 
-def named(home: Path, name: str) -> Trial:  # noqa: F811
+def named(home: Path, name: str) -> Trial:
     trial = tiny_trial(home, train__steps=2)
     return Trial(name, trial.run, trial.sweep, trial.config, home)
 
@@ -54,7 +53,7 @@ def drive(monkeypatch: pytest.MonkeyPatch, pack: list[Trial], fail: Callable[[Tr
 
 @pytest.mark.reliability
 def test_a_trial_that_gets_nowhere_is_given_up(
-    home: Path,  # noqa: F811
+    home: Path,
     monkeypatch: pytest.MonkeyPatch,
     figures: Any,
 ) -> None:
@@ -95,7 +94,7 @@ def test_a_trial_that_gets_nowhere_is_given_up(
     figures(given_up=1, attempts=launch.TRIES, kept_going=2, hopeless_tried_again=0)
 
 
-def test_a_stop_is_no_failure(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_stop_is_no_failure(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trial = named(home, "stopped")
 
     def stop(_: Trial) -> Exception:

@@ -1,8 +1,6 @@
 """A run that is cut and resumed equals the straight run bit for bit: networks, EMA, optimizers, counters, rows."""
 
 import json
-import multiprocessing
-import os
 import subprocess
 import sys
 import time
@@ -12,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-from conftest import TINY, tiny_config, tiny_trial
-from test_train import CPU, assert_same_state, home, rows, tensors  # noqa: F401
+from helpers.processes import stopping_at, together
+from helpers.trials import CPU, TINY, assert_same_state, rows, tensors, tiny_config, tiny_trial
 
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.data.loader import Loader
@@ -27,17 +24,6 @@ Figures = Callable[..., None]
 STEPS = 6
 # Log points, evaluations and cuts fall on different steps.
 UNEVEN = {"train__steps": STEPS, "train__log_every": 3, "train__eval_every": 4, "eval__samples": 64}
-
-
-def stopping_at(step: int) -> Callable[[], str]:
-    """Asked once before every step, and between the chunks of an evaluation, of which there is one here."""
-    asked = [0]
-
-    def stop() -> str:
-        asked[0] += 1
-        return "cut" if asked[0] > step else ""
-
-    return stop
 
 
 def logged(trial: Trial) -> dict[int, dict[str, float]]:
@@ -56,7 +42,7 @@ def assert_same_run(straight: Trial, cut: Trial) -> None:
 
 
 @pytest.mark.reliability
-def test_a_run_cut_at_any_step_equals_the_straight_one(home: Path, figures: Figures) -> None:  # noqa: F811
+def test_a_run_cut_at_any_step_equals_the_straight_one(home: Path, figures: Figures) -> None:
     """One worker, cut at each of its steps and resumed: G, D, EMA, both optimizers, running mean of w, counters, rows
     and logged means equal those of the straight run bit for bit."""
     straight = tiny_trial(home, "straight", **UNEVEN)
@@ -75,7 +61,7 @@ def test_a_run_cut_at_any_step_equals_the_straight_one(home: Path, figures: Figu
     figures(cuts=STEPS + 3, runs_equal=STEPS + 1, tensors_compared=len(tensors(straight, STEPS)) * (STEPS + 1))
 
 
-def test_a_trial_trained_on_equals_one_trained_through(home: Path) -> None:  # noqa: F811
+def test_a_trial_trained_on_equals_one_trained_through(home: Path) -> None:
     """Extended from 4 steps to 6: the same bits, and the row of step 4 stays as it was measured."""
     through = tiny_trial(home, "through", **UNEVEN)
     train(through, CPU)
@@ -104,29 +90,9 @@ def test_the_order_of_images_does_not_depend_on_the_number_of_workers() -> None:
 # ---------------------------------------------------------------- two workers
 
 
-def _worker(rank: int, world: int, trial: Trial, file: Path, cut: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=world)
-    # One rank is asked; the others agree a step later.
-    train(trial, CPU, stopping_at(cut) if rank == world - 1 and cut else lambda: "")
-    dist.destroy_process_group()
-
-
-def together(trial: Trial, store: Path, cut: int = 0, world: int = 2) -> None:
-    """Trains on several processes, to the end or until one of them is asked to stop."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    context = multiprocessing.get_context("forkserver")
-    workers = [context.Process(target=_worker, args=(rank, world, trial, store, cut)) for rank in range(world)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-        assert worker.exitcode == 0
-
-
 @pytest.mark.slow
 @pytest.mark.reliability
-def test_two_workers_cut_at_every_step(home: Path, figures: Figures) -> None:  # noqa: F811
+def test_two_workers_cut_at_every_step(home: Path, figures: Figures) -> None:
     """Two workers, cut at each of their steps by asking one of them: both stop at the same step, and the resumed run
     equals the straight one bit for bit."""
     two = {**UNEVEN, "workers__count": 2}
@@ -146,7 +112,7 @@ def test_two_workers_cut_at_every_step(home: Path, figures: Figures) -> None:  #
 
 @pytest.mark.slow
 @pytest.mark.reliability
-def test_kills_at_random_moments(home: Path, figures: Figures) -> None:  # noqa: F811
+def test_kills_at_random_moments(home: Path, figures: Figures) -> None:
     """`gat-sweep train` killed with SIGKILL at random moments, anywhere from its start to a save or an evaluation, and
     run again until done: equal to the straight run bit for bit."""
     steps, random = 40, np.random.default_rng(0)

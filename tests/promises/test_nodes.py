@@ -11,9 +11,8 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import TINY
-from test_launch import home, marked  # noqa: F401
-from test_train import rows
+from helpers.processes import marked
+from helpers.trials import TINY, rows
 
 from gat_sweep import cluster
 from gat_sweep.run.alive import signs
@@ -78,7 +77,7 @@ def wait_for(what: Callable[[], bool], process: "subprocess.Popen[str]", seconds
         time.sleep(0.1)
 
 
-def run(home: Path, sweep: Path, nodes: Nodes, *more: str) -> "subprocess.Popen[str]":  # noqa: F811
+def run(home: Path, sweep: Path, nodes: Nodes, *more: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "gat_sweep.cli", "run", str(sweep), "--recipe", "digits", "--home", str(home)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, "--address", nodes.address, *more], env=marked(home), **pipes)  # type: ignore[call-overload]
@@ -88,7 +87,7 @@ def run(home: Path, sweep: Path, nodes: Nodes, *more: str) -> "subprocess.Popen[
 @pytest.mark.slow
 @pytest.mark.reliability
 def test_a_sweep_survives_the_death_of_a_node(
-    home: Path,  # noqa: F811
+    home: Path,
     tmp_path: Path,
     two_nodes: Nodes,
     figures: Figures,

@@ -16,11 +16,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import encoded_pixels, tiny_config
+from helpers.mistakes import refuses
+from helpers.pictures import PHOTO, encoded, encoded_pixels, names, photo_config, png_that_claims, save, write_edm2
+from helpers.trials import tiny_config
 from PIL import Image
-from test_door import refuses
-from test_evaluate import photo_config
-from test_sources import PHOTO, encoded, names, png_that_claims, save, write_edm2
 
 from gat_sweep.data.shards import open_shards
 from gat_sweep.encode.latents import plan_latents

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import TINY
-from test_launch import command, home, left_behind, start  # noqa: F401
-from test_train import CPU, assert_same_state, rows
+from helpers.processes import command, left_behind, start
+from helpers.trials import CPU, TINY, assert_same_state, rows
 
 from gat_sweep.monitor.budget import Meter, step_flops
 from gat_sweep.run.alive import signs
@@ -34,7 +33,7 @@ SAVING = ("--set=workers.save_minutes=0.02", "--set=workers.hang_minutes=0.5")
 class Ordeal:
     """A sweep of one trial, started again and again."""
 
-    def __init__(self, home: Path, folder: Path):  # noqa: F811
+    def __init__(self, home: Path, folder: Path):
         self.home, self.folder, self.sweep = home, folder, folder / "one.yaml"
         self.sweep.write_text(f"about: one\nset: {json.dumps(VALUES)}\n")
         ((name, config),) = load_sweep(self.sweep, "digits").trials.items()
@@ -73,7 +72,7 @@ class Ordeal:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.reliability
-def test_through_every_way_to_end(home: Path, tmp_path: Path, figures: Figures) -> None:  # noqa: F811
+def test_through_every_way_to_end(home: Path, tmp_path: Path, figures: Figures) -> None:
     """On Ray: the worker killed with SIGKILL twice and told to end with SIGTERM once, the run asked to stop, told to
     end with SIGTERM, interrupted with Ctrl-C and killed with SIGKILL; the result is bit for bit that of one process."""
     ordeal = Ordeal(home, tmp_path)

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import TINY, tiny_config, tiny_trial
-from test_exactness import together
-from test_train import CPU, assert_same_state, home, rows  # noqa: F401
+from helpers.processes import together
+from helpers.trials import CPU, TINY, assert_same_state, rows, tiny_config, tiny_trial
 
 from gat_sweep.data.loader import Loader
 from gat_sweep.run import alive
@@ -76,7 +75,7 @@ def _hanging_worker(rank: int, world: int, trial: Trial, file: Path, how: str) -
     train(trial, CPU)
 
 
-def hang(home: Path, how: str) -> str:  # noqa: F811
+def hang(home: Path, how: str) -> str:
     """Two workers of which one hangs at step 2; what the journal says of it. Everyone else has ended."""
     trial = tiny_trial(home, how, workers__count=2, workers__hang_minutes=0.05, train__eval_every=4)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -97,7 +96,7 @@ def hang(home: Path, how: str) -> str:  # noqa: F811
 
 
 @pytest.mark.reliability
-def test_a_hung_worker_is_named(home: Path, figures: Figures) -> None:  # noqa: F811
+def test_a_hung_worker_is_named(home: Path, figures: Figures) -> None:
     """A worker that hangs while it reads data is named, with the line it hangs at, and the trial's workers end."""
     note = hang(home, "data")
     assert "rank 1" in note and "is at 'data' (feed.py:" in note and "step 2" in note
@@ -106,7 +105,7 @@ def test_a_hung_worker_is_named(home: Path, figures: Figures) -> None:  # noqa: 
 
 @pytest.mark.slow
 @pytest.mark.reliability
-def test_a_stopped_worker_is_named(home: Path, figures: Figures) -> None:  # noqa: F811
+def test_a_stopped_worker_is_named(home: Path, figures: Figures) -> None:
     """A worker whose whole process stands still (SIGSTOP) is named, and the others end."""
     note = hang(home, "stopped")
     assert "rank 1" in note and "is not heard of" in note
@@ -115,7 +114,7 @@ def test_a_stopped_worker_is_named(home: Path, figures: Figures) -> None:  # noq
 
 @pytest.mark.reliability
 def test_a_worker_that_outlives_its_launch_ends(
-    home: Path,  # noqa: F811
+    home: Path,
     monkeypatch: pytest.MonkeyPatch,
     figures: Figures,
 ) -> None:
@@ -143,14 +142,14 @@ def test_a_worker_that_outlives_its_launch_ends(
 # ---------------------------------------------------------------- asked to stop
 
 
-def start_train(home: Path, values: dict[str, Any], name: str = "train") -> "subprocess.Popen[str]":  # noqa: F811
+def start_train(home: Path, values: dict[str, Any], name: str = "train") -> "subprocess.Popen[str]":
     settings = [f"--set={key}={json.dumps(value)}" for key, value in values.items()]
     command = [sys.executable, "-m", "gat_sweep.cli", "train", "--recipe", "digits", "--home", str(home)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([*command, "--name", name, *settings], **pipes)  # type: ignore[call-overload]
 
 
-def only_trial(home: Path, name: str = "train") -> Trial:  # noqa: F811
+def only_trial(home: Path, name: str = "train") -> Trial:
     """The trial of a run of one, once it has begun."""
     wait_for(lambda: len(list((home / name / "trials").glob("*"))) == 1)
     (folder,) = (home / name / "trials").iterdir()
@@ -170,7 +169,7 @@ def wait_for(what: Callable[[], bool], seconds: float = 90) -> None:
 
 
 @pytest.mark.reliability
-def test_sigterm_saves_and_ends_with_its_own_code(home: Path, figures: Figures) -> None:  # noqa: F811
+def test_sigterm_saves_and_ends_with_its_own_code(home: Path, figures: Figures) -> None:
     """SIGTERM in the middle of training: saved, exit 75; the resumed run equals the straight one bit for bit."""
     values = {**TINY, "train.steps": 40, "train.eval_every": 40, "train.log_every": 1}
     config = {key.replace(".", "__"): value for key, value in values.items()}
@@ -196,7 +195,7 @@ def test_sigterm_saves_and_ends_with_its_own_code(home: Path, figures: Figures) 
 
 
 @pytest.mark.reliability
-def test_a_stop_in_an_evaluation_loses_nothing(home: Path, figures: Figures) -> None:  # noqa: F811
+def test_a_stop_in_an_evaluation_loses_nothing(home: Path, figures: Figures) -> None:
     """Asked to stop between two chunks of samples of the last evaluation: its step is saved already, and the evaluation
     is made when the trial goes on."""
     values = {"eval__samples": 640}
@@ -218,7 +217,7 @@ def test_a_stop_in_an_evaluation_loses_nothing(home: Path, figures: Figures) -> 
 
 
 @pytest.mark.reliability
-def test_a_stop_is_heard_by_all_workers(home: Path, figures: Figures) -> None:  # noqa: F811
+def test_a_stop_is_heard_by_all_workers(home: Path, figures: Figures) -> None:
     """A stop file ends a trial within seconds, saved; without it the trial goes on; another trial's does nothing."""
     values = {"train__steps": 10_000, "train__eval_every": 10_000, "workers__hang_minutes": 0.08}
     trial = tiny_trial(home, "stops", **values)
@@ -259,7 +258,7 @@ def test_a_collapse_takes_several_logs_in_a_row() -> None:
 
 @pytest.mark.reliability
 def test_a_collapsed_discriminator_is_flagged(
-    home: Path,  # noqa: F811
+    home: Path,
     monkeypatch: pytest.MonkeyPatch,
     figures: Figures,
 ) -> None:
@@ -320,7 +319,7 @@ def test_a_full_disk_stops_the_trial_with_the_reason(tmp_path: Path, figures: Fi
     figures(full_disks=1, went_on=1, differences=0)
 
 
-def test_two_workers_stop_together(home: Path) -> None:  # noqa: F811
+def test_two_workers_stop_together(home: Path) -> None:
     """The one that is asked is not the one that writes."""
     trial = tiny_trial(home, workers__count=2, train__steps=50, train__eval_every=50)
     together(trial, home / "store", cut=3)

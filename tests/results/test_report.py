@@ -4,10 +4,9 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pytest
+from helpers.processes import Gat
+from helpers.trials import finish, value_of
 from PIL import Image
-from test_cli import call
-from test_prediction import finish, trials, value_of  # noqa: F401
 
 from analysis.html import Picture, Section, evidence, html_report
 from gat_sweep.run.trial import Trial
@@ -69,27 +68,26 @@ def test_evidence_is_every_list_that_names_trials() -> None:
 
 
 def test_the_report_of_a_run(
-    trials: list[Trial],  # noqa: F811
+    sizes: list[Trial],
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    gat: Gat,
 ) -> None:
     """With what failed, a prediction, samples, and the law; twice, from the command line."""
     home = ["--home", str(tmp_path)]
-    assert call(capsys, monkeypatch, "predict", "sizes", "--for", "XL", *home)[0] == 0
-    first, second = [trial for trial in trials if trial.config.model.generator == "XL"]
+    assert gat("predict", "sizes", "--for", "XL", *home)[0] == 0
+    first, second = [trial for trial in sizes if trial.config.model.generator == "XL"]
     finish(first, value_of(first))
     record_failure(second, "the disk is <full>")
-    (trials[0].folder / "samples").mkdir()
+    (sizes[0].folder / "samples").mkdir()
     for step, side in ((2, 16), (4, 1600)):
-        Image.new("RGB", (side, side)).save(trials[0].folder / "samples" / f"step_{step:08d}.png")
+        Image.new("RGB", (side, side)).save(sizes[0].folder / "samples" / f"step_{step:08d}.png")
     for _ in range(2):
-        code, out, err = call(capsys, monkeypatch, "report", "sizes", *home)
+        code, out, err = gat("report", "sizes", *home)
         assert code == 0, err
     text = Path(out.strip()).read_text()
     assert out.strip() == str(tmp_path / "sizes" / "analysis" / "report.html")
     page = checked(text)
-    assert {trial.id.lower() for trial in trials} <= set(page.ids)
+    assert {trial.id.lower() for trial in sizes} <= set(page.ids)
     assert "the disk is &lt;full&gt;" in text and "<full>" not in text
     assert "written before its first step" in text and "step 4, " in text
     for title in ("Scaling law", "Correlation with GFLOPs"):
@@ -98,20 +96,16 @@ def test_the_report_of_a_run(
     assert any(source.startswith("data:image/svg+xml") for source in page.sources)
     assert len(text) < 3_000_000  # the large grid is made smaller
 
-    code, _, err = call(capsys, monkeypatch, "report", "size", *home)
+    code, _, err = gat("report", "size", *home)
     assert code == 2 and "no run 'size'" in err
 
 
-def test_an_arm_to_compare_with_is_asked_for_by_its_label(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_arm_to_compare_with_is_asked_for_by_its_label(tmp_path: Path, gat: Gat) -> None:
     header = "trial,generator_size,step,flops,g_forward_flops,metric,value,mng.schedule"
     rows = [f"{arm},S,10,{i}e9,1e9,fd,{10 * i},{arm}" for i, arm in enumerate(("none", "exp", "msg"), 1)]
     (tmp_path / "t.csv").write_text("\n".join([header, *rows]))
     compare = ["compare", str(tmp_path / "t.csv")]
-    assert "msg / none: 3" in call(capsys, monkeypatch, *compare)[1].replace("schedule=", "")
-    assert "msg / exp: 1.5" in call(capsys, monkeypatch, *compare, "--against", "schedule=exp")[1].replace(
-        "schedule=", ""
-    )
-    code, _, err = call(capsys, monkeypatch, *compare, "--against", "exq")
+    assert "msg / none: 3" in gat(*compare)[1].replace("schedule=", "")
+    assert "msg / exp: 1.5" in gat(*compare, "--against", "schedule=exp")[1].replace("schedule=", "")
+    code, _, err = gat(*compare, "--against", "exq")
     assert code == 2 and "no arm is called 'exq'; use one of: " in err

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import tiny_config
+from helpers.trials import tiny_config
 
 from gat_sweep.cli import cli
 from gat_sweep.gat import flops

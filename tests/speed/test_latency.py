@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_config
+from helpers.trials import tiny_config
 from rich.console import Console
 from torch import Tensor
 

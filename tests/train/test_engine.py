@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import tiny_config
+from helpers.trials import tiny_config
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -7,56 +7,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import encoded_pixels, tiny_config, tiny_trial
+from helpers.pictures import encoded_pixels
+from helpers.trials import CPU, assert_same_state, rows, tiny_config, tiny_trial
 
 from gat_sweep.errors import UserError
 from gat_sweep.gat import flops
 from gat_sweep.metrics import evaluator as evaluate
 from gat_sweep.run.checkpoint import step_checkpoint
-from gat_sweep.run.table import SCHEMA, RunTable
+from gat_sweep.run.table import RunTable
 from gat_sweep.run.trial import Trial
 from gat_sweep.train import engine
 from gat_sweep.train.loop import train
 from gat_sweep.train.recorder import record_failure
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def home(tmp_path: Path, home_with_reference: Path) -> Path:
-    shutil.copytree(home_with_reference / "cache", tmp_path / "cache")
-    return tmp_path
-
-
-def rows(trial: Trial) -> list[dict[str, Any]]:
-    table = pq.read_table(trial.table)
-    assert table.schema.equals(SCHEMA)
-    return table.to_pylist()
-
-
-def tensors(trial: Trial, step: int) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint: both networks with the running mean of w, EMA, both optimizers."""
-    found = step_checkpoint(trial.folder / "checkpoints", step)
-    assert sorted(found.files) == ["discriminator", "ema", "generator", "optimizer_d", "optimizer_g"]
-    return {f"{part}/{name}": tensor for part in found.files for name, tensor in found.part(part).items()}
-
-
-def counters(trial: Trial, step: int) -> dict[str, Any]:
-    """What a checkpoint holds besides, but the time."""
-    facts = step_checkpoint(trial.folder / "checkpoints", step).facts
-    return {name: value for name, value in facts.items() if name != "seconds"}
-
-
-def assert_same_state(a: Trial, b: Trial, step: int) -> None:
-    ours, theirs = tensors(a, step), tensors(b, step)
-    assert ours.keys() == theirs.keys() and len(ours) > 300 and "generator/style_mean" in ours
-    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
-    assert not different
-    assert counters(a, step) == counters(b, step)
 
 
 def test_a_pulse_leaves_everything_it_promises(home: Path) -> None:

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_config, tiny_trial
-from test_train import CPU, assert_same_state, home, rows, tensors  # noqa: F401
+from helpers.trials import CPU, assert_same_state, rows, tensors, tiny_config, tiny_trial
 
 from gat_sweep.config import Start
 from gat_sweep.errors import UserError
@@ -25,7 +24,7 @@ def later(first: Trial, name: str, **overrides: Any) -> Trial:
     return Trial(name, first.run, first.sweep, config.model_copy(update={"start": start}), first.home)
 
 
-def test_a_trial_that_goes_on_unchanged_equals_one_trained_through(home: Path) -> None:  # noqa: F811
+def test_a_trial_that_goes_on_unchanged_equals_one_trained_through(home: Path) -> None:
     """Bit for bit: networks, EMA, optimizers, running mean of w, counters; and the rows from there on."""
     straight, first = tiny_trial(home, "straight", train__steps=8), tiny_trial(home)
     second = later(first, "second", train__steps=8)
@@ -39,7 +38,7 @@ def test_a_trial_that_goes_on_unchanged_equals_one_trained_through(home: Path) -
     assert second.config.digest() != straight.config.digest()
 
 
-def test_one_that_is_cut_goes_on_from_its_own_checkpoint(home: Path) -> None:  # noqa: F811
+def test_one_that_is_cut_goes_on_from_its_own_checkpoint(home: Path) -> None:
     first = tiny_trial(home)
     whole, cut = (later(first, name, train__steps=8, objective__gp_weight=1.0) for name in ("whole", "cut"))
     train(first, CPU)
@@ -52,7 +51,7 @@ def test_one_that_is_cut_goes_on_from_its_own_checkpoint(home: Path) -> None:  #
     assert not torch.equal(tensors(whole, 8)["generator/style_mean"], tensors(first, 4)["generator/style_mean"])
 
 
-def test_alignment_may_end(home: Path) -> None:  # noqa: F811
+def test_alignment_may_end(home: Path) -> None:
     """D goes on without its projector, with all other weights and moments; compute counts what each part cost."""
     first = tiny_trial(home, objective__align_weight=1.0, teacher__cached=False, train__steps=2)
     second = later(first, "second", train__steps=4, teacher__cached=False)
@@ -66,7 +65,7 @@ def test_alignment_may_end(home: Path) -> None:  # noqa: F811
     assert rows(second)[-1]["flops"] == 16 * sum(per_image) and rows(second)[-1]["images"] == 32
 
 
-def test_what_it_starts_from_has_to_be_there(home: Path) -> None:  # noqa: F811
+def test_what_it_starts_from_has_to_be_there(home: Path) -> None:
     second = later(tiny_trial(home), "second", train__steps=8)
     with pytest.raises(UserError, match=r"trial trial, from whose step 4 it goes on: .* is missing"):
         train(second, CPU)

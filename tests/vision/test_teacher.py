@@ -7,7 +7,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import photographs, tiny_config
+from helpers.pictures import photographs
+from helpers.trials import tiny_config
 
 from gat_sweep.data.dataset import Digits, Rows
 from gat_sweep.data.shards import CachedTeacher
