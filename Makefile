@@ -2,6 +2,7 @@
 # make test   the default test suite
 # make test-slow  what takes minutes, and every promise of docs/reliability.md, which it writes anew
 # make check  formatter, linter, types
+# make docs   docs/config.md from the schema of the config and the recipes
 # make bench  the step beside a straightforward one (docs/performance.md); bench-gpu for the paper's sizes
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ BATCH ?= 64
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: run test test-slow check bench bench-gpu
+.PHONY: run test test-slow check docs bench bench-gpu
 run: $(INSTALLED)
 	$(BIN)/gat-sweep run sweeps/widths.yaml --recipe digits
 	$(BIN)/gat-sweep fit-law widths-digits
@@ -25,6 +26,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/config_reference.py
 
 bench: $(INSTALLED)
 	$(BIN)/gat-sweep bench --recipe digits --size S --size B --size L --size XL --threads 1
