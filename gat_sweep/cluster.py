@@ -1,4 +1,4 @@
-"""The Ray that sweeps and encodings run on: a running cluster's, or one started here for the time being."""
+"""Ray for sweeps and encodings: a running cluster, or a local one that is started here and stopped afterwards."""
 
 import logging
 import os
@@ -13,28 +13,28 @@ from gat_sweep.errors import UserError
 
 R = TypeVar("R")
 
-# Read by Ray at import or at start; set before either.
+# Ray reads these at import or at start, so they are set before.
 RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours: it ends the workers at once, not the step after next
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # we handle Ctrl-C, to stop the workers at once, not two steps later
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
-MAX_DRIVERS = 64  # trials at once, whatever the cluster's size
-GREETING_S = 10.0  # within which a cluster answers; Ray itself tries for minutes, and does not mind Ctrl-C
-ANSWER_S = 60.0  # within which a node answers, the start of a worker included
+MAX_DRIVERS = 64  # most trials at once, for a cluster of any size
+GREETING_S = 10.0  # seconds to wait for a cluster; Ray itself tries for minutes and ignores Ctrl-C
+ANSWER_S = 60.0  # seconds to wait for a node, including the start of a worker
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What work can be given: totals over all nodes."""
+    """Resources for work: totals over all nodes."""
 
     cpus: float
     gpus: float
-    drives_sweeps: bool = True  # offers the resource that trials are driven from
+    drives_sweeps: bool = True  # has the resource that the driver of a trial asks for
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,19 @@ class Node:
 
 
 def local_resources() -> Cluster:
-    """This machine's."""
-    import torch  # readers of an encoding do without
+    """Resources of this machine."""
+    import torch  # here, because readers of an encoding do not need it
 
     return Cluster(len(os.sched_getaffinity(0)), torch.cuda.device_count())
 
 
 @contextmanager
 def session(address: str | None, cpus: int | None = None, gpus: int | None = None) -> Iterator[Cluster]:
-    """Ray, connected and quiet, until the end of the block.
+    """Connects to Ray, without its log lines, until the end of the block.
 
-    address: of a running cluster ("auto", "host:port"), or None to start Ray on this machine and stop it afterwards.
-    cpus, gpus: of this machine, when Ray is started here; all unless given.
-    Raises UserError when the cluster cannot be joined: no answer, no token, the wrong one.
+    address: a running cluster ("auto", "host:port"), or None to start Ray on this machine and stop it afterwards.
+    cpus, gpus: how many of this machine to use when Ray is started here (default: all).
+    Raises UserError when the cluster cannot be joined: no answer, no token, or a wrong token.
     """
     os.environ.update(RAY_ENVIRONMENT)
     import ray
@@ -72,12 +72,12 @@ def session(address: str | None, cpus: int | None = None, gpus: int | None = Non
             found = _greet(address)
             try:
                 ray.init(address=found, runtime_env={"env_vars": RAY_ENVIRONMENT}, **quiet)
-            except (ConnectionError, RuntimeError) as error:  # other versions of Ray or Python, or not one of its nodes
+            except (ConnectionError, RuntimeError) as error:  # another version of Ray or Python, or not a node of it
                 raise UserError(f"cannot join the Ray cluster at {found}: {_line(error)}") from None
         else:
             here = local_resources()
             ray.init(
-                address="local",  # without it, Ray joins a cluster that runs here
+                address="local",  # otherwise Ray joins a cluster that already runs here
                 num_cpus=int(here.cpus) if cpus is None else cpus,
                 num_gpus=int(here.gpus) if gpus is None else gpus,
                 resources={"sweep_driver": MAX_DRIVERS},
@@ -92,7 +92,7 @@ def session(address: str | None, cpus: int | None = None, gpus: int | None = Non
 
 
 def nodes() -> list[Node]:
-    """The machines of the connected cluster that are alive."""
+    """Machines of the connected cluster that are alive."""
     import ray
 
     alive = [node for node in ray.nodes() if node["Alive"]]
@@ -106,8 +106,8 @@ def nodes() -> list[Node]:
 def on_every_node(function: Callable[..., R], *args: Any, timeout: float = ANSWER_S) -> dict[str, R | str]:
     """Runs a function once on each node of the connected cluster, all at the same time.
 
-    Returns what it gave there by the node's address, or a line on why there is nothing: what it raised, or that the
-    node did not answer within `timeout` seconds. Where nodes share an address, a line goes before a result.
+    Returns results by node address. A node without a result has one line instead: the error that was raised, or that
+    the node did not answer within `timeout` seconds. If nodes share an address, an error line replaces a result.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError
@@ -126,7 +126,7 @@ def on_every_node(function: Callable[..., R], *args: Any, timeout: float = ANSWE
             results[asked[answer].address] = ray.get(answer)
         except RayTaskError as error:
             lines[asked[answer].address] = f"{type(error.cause).__name__}: {_line(error.cause)}"
-        except RayError as error:  # the node went away
+        except RayError as error:  # the node was lost
             lines[asked[answer].address] = f"{type(error).__name__}: {_line(error)}"
     for answer in silent:
         ray.cancel(answer, force=True)
@@ -136,9 +136,9 @@ def on_every_node(function: Callable[..., R], *args: Any, timeout: float = ANSWE
 
 @contextmanager
 def _private_access() -> Iterator[None]:
-    """To a Ray that is nobody else's: a token that is on no disk, and every port on the loopback interface.
+    """Access to a local Ray that only this process can use: the token is never on disk, all ports are on loopback.
 
-    Except for one of torch's: the first worker of a trial on several listens on all interfaces for the others.
+    One port is an exception: for a trial on several workers, torch on the first listens on all interfaces.
     """
     from ray._private import ray_constants
 
@@ -147,7 +147,7 @@ def _private_access() -> Iterator[None]:
     before, joins = {name: os.environ.get(name) for name in ours}, ray_constants.ENABLE_RAY_CLUSTER
     os.environ.update(ours)
     reread_access()
-    # Ray has no option for it, and calls 127.0.0.1 by the machine's own address unless this is off.
+    # Ray has no option for this, and replaces 127.0.0.1 by the machine's own address unless this is off.
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         yield
@@ -163,7 +163,7 @@ def _private_access() -> Iterator[None]:
 
 @contextmanager
 def _cluster_access() -> Iterator[None]:
-    """To a running cluster, which takes a token unless RAY_AUTH_MODE says that it takes none."""
+    """Access to a running cluster, with a token unless RAY_AUTH_MODE says that it needs none."""
     if os.environ.setdefault("RAY_AUTH_MODE", "token").lower() == "token":
         _check_token()
     reread_access()
@@ -177,7 +177,7 @@ def _check_token() -> None:
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if not path.is_file() or not path.read_text(encoding="utf-8").strip():
         raise UserError(
-            f"no token for the Ray cluster in {path}: copy the cluster's there, or make one with "
+            f"no token for the Ray cluster in {path}: copy the token of the cluster there, or make one with "
             "`ray get-auth-token --generate` before `ray up`"
         )
     if path.stat().st_mode & 0o077:
@@ -185,7 +185,7 @@ def _check_token() -> None:
 
 
 def reread_access() -> None:
-    """Ray reads mode and token once in a process."""
+    """Makes Ray read mode and token again; it reads them only once in a process."""
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
@@ -193,7 +193,7 @@ def reread_access() -> None:
 
 
 def _greet(address: str) -> str:
-    """host:port of a cluster that answers and takes our token."""
+    """Address, as host:port, of a cluster that answers and accepts our token. Raises UserError otherwise."""
     import grpc
     from ray._private.grpc_utils import init_grpc_channel
     from ray._private.services import canonicalize_bootstrap_address
@@ -216,7 +216,7 @@ def _greet(address: str) -> str:
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.UNAUTHENTICATED:
                 raise UserError(
-                    f"the Ray cluster at {found} does not take this token: copy ~/.ray/auth_token from its head"
+                    f"the Ray cluster at {found} does not accept this token: copy ~/.ray/auth_token from its head"
                 ) from None
             raise UserError(f"no Ray cluster answers at {found}: {_line(error.details())}") from None
     return found

@@ -1,8 +1,8 @@
-"""The config of one trial: validated, frozen, and everything a result depends on.
+"""The config of one trial: validated, frozen, with everything that a result depends on.
 
-A recipe (gat_sweep/recipes/*.yaml) holds the numbers of one data set and scale, and under `variants` other numbers for
-studies that change the data (`variant: NAME`); a sweep file says what varies; `--preset` and `--set` override.
-`resolve` puts them together.
+A recipe (gat_sweep/recipes/*.yaml) holds the values for one data set and scale. Its `variants` hold other values, for
+studies that change the data (`variant: NAME`). A sweep file says what varies; `--preset` and `--set` override values.
+`recipe.resolve` combines them.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from gat_sweep.gat.scaling import BatchRule, DepthRule, adapted_learning_rate, batch_factor, depth_factor
 from gat_sweep.gat.spec import Augmentation, DiscriminatorSpec, GeneratorSpec, Objective
 
-# Where files lie, which may change between two launches of the same trial.
+# Places of files, which may change between two launches of the same trial.
 PLACES: dict[str, Any] = {
     "data": {"path", "tokenizer"},
     "teacher": {"checkpoint"},
@@ -36,17 +36,19 @@ class Size(_Section):
 
 
 class Data(_Section):
-    """What is generated: latents (or pixels) of side x side x channels."""
+    """The data to generate: latents (or pixels) of side x side x channels."""
 
     dataset: Literal["digits", "encoded"]
     path: str | None = None  # folder that `gat-sweep encode` wrote; digits come with scikit-learn
-    tokenizer: str | None = None  # where the VAE lies now, if not where the folder's manifest says
+    tokenizer: str | None = None  # place of the VAE (default: the place in the folder's manifest)
     side: int = Field(gt=0)
     channels: int = Field(gt=0)
     classes: int = Field(ge=0)  # 0: unconditional
 
 
 class Model(_Section):
+    """Sizes of both networks, and the widths that they share."""
+
     generator: str  # a size of the ladder
     discriminator: str
     patch: int = Field(gt=0)
@@ -66,29 +68,32 @@ class Mng(_Section):
 class Teacher(_Section):
     """The vision foundation model of Eq. 9."""
 
-    name: str  # efficientnet_lite0, or a vision transformer of timm's
+    name: str  # efficientnet_lite0, or a vision transformer of timm
     width: int = Field(gt=0)
-    checkpoint: str | None = None  # local weights; timm's hub unless given
-    # Tokens stored by `gat-sweep encode --teacher`, moved on their grid, instead of the network run on moved pictures.
+    checkpoint: str | None = None  # file of local weights (default: download from timm's hub)
+    # Use tokens stored by `gat-sweep encode --teacher` and move them on their grid. Otherwise run the network on the
+    # moved pictures.
     cached: bool = False
 
 
 class Train(_Section):
+    """Optimisation and its schedule."""
+
     steps: int = Field(gt=0)
     batch: int = Field(gt=1)  # images per step, over all workers
-    base_lr: float = Field(gt=0)  # Eq. 4, at base_width (and base_depth and base_batch, where a rule looks at them)
+    base_lr: float = Field(gt=0)  # Eq. 4, at base_width (and at base_depth and base_batch, if a rule uses them)
     base_width: int = Field(gt=0)
     base_depth: int = Field(gt=0)
     base_batch: int = Field(gt=0)
-    rate_of: str | None = None  # a size whose width both rates are adapted to; each network's own unless given
-    rate_g: float = Field(1.0, gt=0)  # times the adapted rate of G
-    rate_d: float = Field(1.0, gt=0)
+    rate_of: str | None = None  # size whose width sets both rates (default: each network's own size)
+    rate_g: float = Field(1.0, gt=0)  # factor on the adapted rate of G
+    rate_d: float = Field(1.0, gt=0)  # factor on the adapted rate of D
     depth_rule: DepthRule = "none"
     batch_rule: BatchRule = "none"
     beta1: float = Field(0.0, ge=0, lt=1)
     beta2: float = Field(0.99, ge=0, lt=1)
     eps: float = Field(1e-8, gt=0)
-    clip: float = Field(1.0, gt=0)  # gradient norm; the paper is silent, the released code clips at 1
+    clip: float = Field(1.0, gt=0)  # largest gradient norm; the paper does not give one, the released code has 1
     ema_decay: float = Field(0.999, ge=0, lt=1)
     precision: Literal["float32", "bfloat16"] = "float32"
     eval_every: int = Field(gt=0)  # steps
@@ -96,22 +101,22 @@ class Train(_Section):
 
 
 def metric_name(extractor: str) -> str:
-    """The name of the Frechet distance in an extractor's features; FID is Inception's alone."""
+    """Name of the Frechet distance in the features of an extractor; only Inception's is called FID."""
     return "fid" if extractor == "inception_v3" else f"fd_{extractor}"
 
 
 class Eval(_Section):
-    """The protocol of every number (see metrics/)."""
+    """The evaluation protocol, the same for every measured number (see metrics/)."""
 
     extractor: Literal["efficientnet_lite0", "inception_v3", "dinov2_vitl14"]
-    weights: str | None = None  # the extractor's, as a local file; its own download unless given
-    reference: str | None = None  # an ADM npz with mu and sigma; the data set's own pictures unless given
+    weights: str | None = None  # local file of the extractor's weights (default: download them)
+    reference: str | None = None  # an ADM npz with mu and sigma (default: the pictures of the data set)
     samples: int = Field(gt=1)
-    resize: int = Field(gt=0)  # side of the pictures the extractor sees
-    seed: int = 0  # of the generated samples
+    resize: int = Field(gt=0)  # side of the pictures that the extractor sees
+    seed: int = 0  # seed of the generated samples
     psi: float = Field(1.0, ge=0)  # truncation, 1 = off
     guidance: float = Field(1.0, ge=0)  # 1 = off
-    # What the last evaluation of a trial measures besides the Frechet distance.
+    # Metrics that the last evaluation of a trial measures in addition to the Frechet distance.
     extras: tuple[Literal["kernel_distance", "precision_recall", "fd_infinity"], ...] = ()
 
     @property
@@ -120,25 +125,27 @@ class Eval(_Section):
 
 
 class Workers(_Section):
-    """What a trial runs on; not part of what it is (results do not name it)."""
+    """The machines that a trial runs on; not part of its identity or of its results."""
 
     count: int = Field(1, gt=0)
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
-    save_minutes: float = Field(15, gt=0)  # between checkpoints; one is written before each evaluation, too
-    hang_minutes: float = Field(10, gt=0)  # without a move until a worker is named and the trial restarted
-    memory_gib: float | None = Field(None, gt=0)  # of a worker for training; the device's own unless given
-    compile: bool = False  # torch.compile the blocks: about a minute once, then a faster step; needs a compiler
+    save_minutes: float = Field(15, gt=0)  # between checkpoints; each evaluation also writes one before it starts
+    hang_minutes: float = Field(10, gt=0)  # a trial without progress for this time names its worker and restarts
+    memory_gib: float | None = Field(None, gt=0)  # memory of a worker for training (default: that of its device)
+    compile: bool = False  # torch.compile the blocks: about a minute once, then faster steps; needs a C++ compiler
 
 
 class Start(_Section):
-    """The trial of the same run whose training state a trial begins with, and after how many of its steps."""
+    """The trial of the same run that a trial continues, and the step at which it does."""
 
     trial: str
     step: int = Field(gt=0)
 
 
 class TrialConfig(_Section):
+    """Everything that one trial depends on, with the sections above."""
+
     recipe: str
     seed: int = Field(0, ge=0)
     start: Start | None = None
@@ -175,23 +182,23 @@ class TrialConfig(_Section):
         return self.train.rate_d * self._rate(self.model.discriminator)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two trials the same trial: everything but the machines and where files lie on them.
+        """The values that make two trials the same trial: all but the machines and the places of files.
 
-        Which data, tokenizer and reference were used is told by digests, in checkpoints and protocols.
+        Checkpoints and protocols record the data, tokenizer and reference that were used by their digests.
         """
         return self.model_dump(mode="json", exclude={"workers": True, **PLACES})
 
     def digest(self) -> str:
         """Stable hash of the identity, 12 hex digits.
 
-        Without the number of steps: nothing before the last depends on it, so a trial can be trained on.
+        It excludes the number of steps: no step depends on it, so a trial can be trained for longer later.
         """
         values = self.identity()
         del values["train"]["steps"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def placed(self) -> "TrialConfig":
-        """The same with absolute paths, for workers that start in other folders; hub ids stay as they are."""
+        """This config with absolute paths, for workers that start in other folders; hub ids are unchanged."""
         values = self.model_dump()
         for section, keys in PLACES.items():
             for key in keys if values[section] else ():

@@ -1,5 +1,5 @@
-"""What a user can mend: the command line prints these as one line and exits with code 2."""
+"""Errors that a user can fix: the command line prints one line and exits with code 2."""
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line and names the fix."""
+    """Invalid input. The message is one line and names the fix."""

@@ -1,4 +1,4 @@
-"""What a trial costs before it runs: parameters, FLOPs, learning rates, memory, hours. All arithmetic."""
+"""Cost of a trial before it runs: parameters, FLOPs, learning rates, memory and hours, all by arithmetic."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +9,7 @@ from gat_sweep.gat import flops
 from gat_sweep.gat.memory import Job, Memory
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec
 
-# Of the teachers in our recipes on one picture, as vision.teacher.forward_flops counts them.
+# FLOPs of the recipes' teachers for one picture, as vision.teacher.forward_flops counts them.
 TEACHER_FLOPS = {"efficientnet_lite0": 767_815_104, "vit_base_patch14_dinov2.lvd142m": 46_322_454_528}
 
 
@@ -18,9 +18,9 @@ def parameter_counts(config: TrialConfig) -> tuple[int, int]:
     return _counted(config.generator_spec, config.discriminator_spec)
 
 
-@cache  # a second for large networks; the trials of a sweep share a few
+@cache  # takes a second for large networks, and the trials of a sweep share a few
 def _counted(g: GeneratorSpec, d: DiscriminatorSpec) -> tuple[int, int]:
-    import torch  # seconds that commands which only read files do not pay
+    import torch  # takes seconds, which commands that only read files should not pay
 
     from gat_sweep.gat.discriminator import Discriminator
     from gat_sweep.gat.generator import Generator
@@ -40,18 +40,18 @@ def _teacher_flops(name: str) -> int:
 
 
 def memory_job(config: TrialConfig, batch: int, plain_attention: bool) -> Job:
-    """What a worker with so many images must hold (gat/memory.py)."""
+    """Memory job of a worker with `batch` images per step (see gat/memory.py)."""
     specs = config.generator_spec, config.discriminator_spec
     return Job(*specs, *parameter_counts(config), batch, config.train.precision, plain_attention)
 
 
 def memory_plan(config: TrialConfig, batch: int, plain_attention: bool, available: float) -> Memory:
-    """How a worker fits `batch` images into `available` bytes; ValueError when it cannot."""
+    """Choices that fit `batch` images of a worker into `available` bytes. Raises ValueError when nothing fits."""
     return memory_job(config, batch, plain_attention).fit(available)
 
 
 def iteration_flops(config: TrialConfig) -> dict[str, int]:
-    """FLOPs per image of one training iteration, itemised; the teacher's only where it runs."""
+    """FLOPs per image of one training iteration, itemised; those of the teacher only if it runs in training."""
     items = flops.iteration(config.generator_spec, config.discriminator_spec)
     if config.teacher and config.discriminator_spec.teacher_width and not config.teacher.cached:
         items["teacher_forward"] = _teacher_flops(config.teacher.name)
@@ -61,8 +61,8 @@ def iteration_flops(config: TrialConfig) -> dict[str, int]:
 def model_info(config: TrialConfig) -> dict[str, Any]:
     """Parameters and FLOPs (2 per multiply-add, one sample) of a trial's two networks.
 
-    `*_params_paper` follows Table 2, which also counts the fixed position tables and, in G, a patch embedder
-    of the released code whose output is multiplied by zero and which we do not build.
+    `*_params_paper` follows Table 2, which also counts the fixed position tables and, in G, a patch embedder.
+    The released code multiplies the output of that embedder by zero, so we do not build it.
     """
     g, d = config.generator_spec, config.discriminator_spec
     g_params, d_params = parameter_counts(config)
@@ -86,25 +86,25 @@ def model_info(config: TrialConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast one worker is: seconds of a step with its share of the batch, and of one sample of an evaluation."""
+    """Speed of one worker: seconds per step with its share of the batch, and per sample of an evaluation."""
 
     step: float
     sample: float
 
 
 def rate_at(config: TrialConfig, mfu: float, peak: float) -> Rate:
-    """By arithmetic: at a share of a worker's peak (FLOP/s). Of an evaluation only G's forward is counted."""
+    """Estimated rate at `mfu`, a share of a worker's `peak` (FLOP/s). An evaluation counts only G's forward."""
     images = config.train.batch / config.workers.count
     forward = flops.generator_forward(config.generator_spec)
     return Rate(sum(iteration_flops(config).values()) * images / (mfu * peak), forward / (mfu * peak))
 
 
 def trial_plan(config: TrialConfig, rate: Rate | None = None, price: float | None = None) -> dict[str, Any]:
-    """model_info, the learning rates, FLOPs and memory, and with a rate the hours of a whole trial.
+    """Plan of a whole trial: model_info, learning rates, FLOPs and memory, and with a rate also hours.
 
-    Counted from where the trial starts, when it goes on from another. price: of a worker for an hour.
-    `memory_bytes` is what a worker needs to compute nothing twice, or in workers.memory_gib where that is set;
-    `memory_bytes_least` with every block of G recomputed and D called for one pair of images at a time.
+    A trial that continues another counts only its own steps. price: cost of a worker for one hour.
+    `memory_bytes` is the need of a worker that recomputes nothing, or that fits workers.memory_gib if that is set.
+    `memory_bytes_least` is the need with every block of G recomputed and one pair of images per call of D.
     """
     info = model_info(config)
     train, workers = config.train, config.workers
@@ -128,7 +128,7 @@ def trial_plan(config: TrialConfig, rate: Rate | None = None, price: float | Non
     }
     if rate:
         evaluations = train.steps // train.eval_every - begin // train.eval_every
-        evaluations += train.steps % train.eval_every > 0  # the last step's
+        evaluations += train.steps % train.eval_every > 0  # the one after the last step
         samples = evaluations * config.eval.samples / workers.count
         hours = ((train.steps - begin) * rate.step + samples * rate.sample) / 3600
         found |= {"hours": hours, "worker_hours": hours * workers.count}

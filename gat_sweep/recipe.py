@@ -1,4 +1,4 @@
-"""A recipe with overrides becomes a config: --set keys, factors, variants, presets."""
+"""Recipes and their overrides (--set keys, factors, variants, presets), which together become a config."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from gat_sweep.files.yamlfile import Lines, read_yaml
 from gat_sweep.gat.spec import OFFICIAL
 from gat_sweep.text import nearest
 
-# Named bundles of overrides: the paper is the default, `official` the conventions of the released code.
+# Named sets of overrides: `paper` is the default, `official` has the conventions of the released code.
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "official": {
@@ -37,7 +37,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(name: str) -> dict[str, Any]:
-    """A recipe's values, checked against the schema of TrialConfig.
+    """Values of a recipe, checked against the schema of TrialConfig.
 
     Raises UserError for an unknown name or key.
     """
@@ -51,11 +51,11 @@ def load_recipe(name: str) -> dict[str, Any]:
 
 
 def resolve(recipe: Mapping[str, Any], *overrides: Mapping[str, Any]) -> TrialConfig:
-    """A recipe with dotted overrides applied in turn, validated down to the networks' arithmetic.
+    """The config of a recipe with dotted overrides, applied in order and validated, shapes of the networks included.
 
-    An override "variant" stands for the recipe's values of that name; a text such as "x0.5" for a number means times
-    the value that it would have otherwise, rounded where it has to be whole.
-    Raises UserError, one line, naming the key at fault.
+    The override "variant" stands for the recipe's values of that name. A text such as "x0.5" multiplies the value
+    that a number has without it, rounded for whole numbers.
+    Raises UserError, one line, which names the wrong key.
     """
     values: dict[str, Any] = json.loads(json.dumps(recipe))
     for override in overrides:
@@ -74,7 +74,7 @@ def resolve(recipe: Mapping[str, Any], *overrides: Mapping[str, Any]) -> TrialCo
         if size is not None and size not in config.ladder:
             raise UserError(f"recipe '{config.recipe}' has no size '{size}'; {nearest(size, config.ladder)}")
     if config.train.rate_of == config.model.generator == config.model.discriminator:
-        values["train"]["rate_of"] = None  # its own: one id for one trial
+        values["train"]["rate_of"] = None  # this is the default, and one trial has one id
         config = _validated(values)
     try:
         _ = config.generator_spec, config.discriminator_spec
@@ -86,12 +86,14 @@ def resolve(recipe: Mapping[str, Any], *overrides: Mapping[str, Any]) -> TrialCo
 
 
 def check_continues(config: TrialConfig, before: TrialConfig, where: str) -> None:
-    """Raises UserError, beginning with `where`, unless a trial can go on from the end of another: more steps, and the
-    same networks, or all but the projector of the alignment."""
+    """Raises UserError, beginning with `where`, unless a trial can continue from the last step of another.
+
+    It needs more steps and the same networks; only the alignment projector may be left out.
+    """
     if config.train.steps <= before.train.steps:
         raise UserError(
-            f"{where}: train.steps {config.train.steps} are over before it begins, steps count from the beginning of "
-            f"what it starts from ({before.train.steps}); set train.steps, such as x1.5"
+            f"{where}: train.steps is {config.train.steps}, but the trial starts at step {before.train.steps} of "
+            "another; steps count from that trial's beginning, so set more, such as x1.5"
         )
     now, then = asdict(config.discriminator_spec), asdict(before.discriminator_spec)
     if not config.discriminator_spec.teacher_width:
@@ -99,11 +101,11 @@ def check_continues(config: TrialConfig, before: TrialConfig, where: str) -> Non
     for old, new in [(asdict(before.generator_spec), asdict(config.generator_spec)), (then, now)]:
         for key in old:
             if old[key] != new[key]:
-                raise UserError(f"{where}: {key} {old[key]} -> {new[key]}; a trial goes on with the networks it has")
+                raise UserError(f"{where}: {key} {old[key]} -> {new[key]}; a trial that continues keeps its networks")
 
 
 def is_factor(value: Any) -> bool:
-    """Whether an override multiplies what is there: "x0.5"."""
+    """Whether an override multiplies the present value, such as "x0.5"."""
     return isinstance(value, str) and FACTOR.fullmatch(value) is not None
 
 
@@ -121,7 +123,7 @@ def check_key(dotted: str, where: str = "--set") -> None:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
+    """Values by dotted key, from nested mappings."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -132,7 +134,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def locate(path: Path, lines: Lines, dotted: str) -> str:
-    """path:line of a key, or of its nearest parent that the file spells out."""
+    """Place of a key, as path:line, or of its nearest parent that is in the file."""
     parts = tuple(dotted.split("."))
     while parts and parts not in lines:
         parts = parts[:-1]
@@ -161,13 +163,13 @@ def _variant(values: Mapping[str, Any], name: Any) -> dict[str, Any]:
     """The values of a recipe's variant."""
     known: dict[str, dict[str, Any]] = values.get("variants", {})
     if name not in known:
-        there_are = nearest(str(name), known) if known else "it has none"
+        there_are = nearest(str(name), known) if known else "it has no variants"
         raise UserError(f"recipe '{values['recipe']}' has no variant '{name}'; {there_are}")
     return known[name]
 
 
 def _multiplied(values: Mapping[str, Any], dotted: str, factor: str) -> Any:
-    """A number of the config, defaults included, times a factor; the factor itself where there is no number."""
+    """A number of the config (or its default) times a factor; the factor itself if the value is not a number."""
     current: Any = _validated(values).model_dump()
     for part in dotted.split("."):
         current = current.get(part) if isinstance(current, dict) else None
@@ -180,7 +182,7 @@ def _multiplied(values: Mapping[str, Any], dotted: str, factor: str) -> Any:
 def _known_keys() -> set[str]:
     keys: set[str] = {"variant"}
     for name, field in TrialConfig.model_fields.items():
-        if name == "start":  # what `after` of a sweep file sets
+        if name == "start":  # set only by `after` of a sweep file
             continue
         annotation = Teacher if name == "teacher" else field.annotation
         if get_origin(annotation) is dict:

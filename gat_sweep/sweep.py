@@ -1,20 +1,20 @@
-"""A sweep file becomes trials with stable ids.
+"""Sweep files, which become trials with stable ids.
 
-A sweep file says only what varies and how it is paired; the numbers live in the recipe:
+A sweep file says only what varies and how values are combined; all other values are in the recipe:
 
     about: "Fig 3a, Table 3: model sizes"
-    set: {train.steps: x0.5}                                  # the same for every trial; x0.5: times the recipe's
-    zip: {model.generator: [S, B], model.discriminator: [S, B]}  # paired, first with first
+    set: {train.steps: x0.5}                                  # for every trial; x0.5 halves the recipe's value
+    zip: {model.generator: [S, B], model.discriminator: [S, B]}  # pairs: first with first, second with second
     product: {model.patch: [2, 4]}                            # every combination
-    points: [{...}, {...}]                                    # spelled out, one by one
+    points: [{...}, {...}]                                    # a list of overrides, one by one
     seeds: [0, 1, 2]
-    parts:                                                    # designs side by side
+    parts:                                                    # several designs in one sweep
       aligned: {set: {objective.align_weight: 1.0}}
       removed: {after: aligned, set: {objective.align_weight: 0.0, train.steps: x1.2}}
 
-Each block is optional; together they multiply, and each part multiplies with all of them but other parts. A part that
-comes `after` another has a trial for every trial of that one, which goes on from its last checkpoint with the changes
-that the part names; steps count from the beginning of the first.
+Each block is optional. The blocks multiply with each other and with each part; parts do not multiply with each other.
+A part with `after: OTHER` has one trial for every trial of that part. It continues from the last checkpoint of that
+trial, with the changes that the part sets; its steps count from the beginning of the first trial.
 """
 
 import itertools
@@ -34,7 +34,7 @@ from gat_sweep.text import nearest
 
 
 class Block(BaseModel):
-    """What varies, and how."""
+    """Values that vary, and how they are combined."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,24 +44,28 @@ class Block(BaseModel):
     points: list[dict[str, Any]] = Field(default=[{}], min_length=1)
 
     def values(self) -> list[tuple[str, Any]]:
-        """Every key with every value that it takes; not those of `set`."""
+        """Every key that varies, with each of its values; `set` is not included."""
         lists = [*self.zip.items(), *self.product.items()]
         return [(key, value) for key, values in lists for value in values] + [
             pair for point in self.points for pair in point.items()
         ]
 
     def combinations(self) -> list[dict[str, Any]]:
-        """Points, pairs and products multiplied."""
+        """Every combination of points, pairs and products, as dotted overrides."""
         zipped = [dict(zip(self.zip, values, strict=True)) for values in zip(*self.zip.values(), strict=True)] or [{}]
         product = [dict(zip(self.product, values, strict=True)) for values in itertools.product(*self.product.values())]
         return [{**a, **b, **c} for a in self.points for b in zipped for c in product]
 
 
 class Part(Block):
-    after: str | None = None  # an earlier part
+    """One of several designs in a sweep file."""
+
+    after: str | None = None  # an earlier part, whose trials this part continues
 
 
 class SweepFile(Block):
+    """Content of a sweep file, as written."""
+
     about: str
     seeds: list[int] = Field(default=[0], min_length=1)
     parts: dict[str, Part] = Field(default={"all": Part()}, min_length=1)
@@ -77,11 +81,11 @@ class Sweep:
     trials: dict[str, TrialConfig]
 
 
-SHIPPED = (Path(__file__).parent / "sweeps", Path(__file__).parents[1] / "sweeps")  # of a wheel; of a clone
+SHIPPED = (Path(__file__).parent / "sweeps", Path(__file__).parents[1] / "sweeps")  # in a wheel; in a clone
 
 
 def sweep_file(name: str) -> Path:
-    """The sweep file of that path; where there is none, the one of that name that ships with the package.
+    """Path of a sweep file: an existing path, or the name of a file that is part of the package.
 
     Raises UserError when there is neither.
     """
@@ -92,8 +96,8 @@ def sweep_file(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     if path.stem in shipped and path.suffix in ("", ".yaml"):
-        raise UserError(f"no sweep file {name} here; '{path.stem}' is one that ships with gat-sweep, give that name")
-    raise UserError(f"no sweep file {name}, and none of that name ships with gat-sweep; {nearest(path.stem, shipped)}")
+        raise UserError(f"no sweep file {name} here; for the one that ships with gat-sweep, give '{path.stem}'")
+    raise UserError(f"no sweep file {name}, and gat-sweep ships none of that name; {nearest(path.stem, shipped)}")
 
 
 def load_sweep(
@@ -103,11 +107,11 @@ def load_sweep(
     overrides: Mapping[str, Any] | None = None,
     seeds: list[int] | None = None,
 ) -> Sweep:
-    """Every trial of a sweep file at a recipe's scale; a trial stands behind the one that it starts from.
+    """The trials of a sweep file with a recipe; a trial comes after the trial that it continues.
 
-    overrides: dotted keys (`--set`), stronger than recipe, preset and the file's own `set`; they may not name what the
-    sweep varies, unless it varies it by factors. seeds: instead of the file's.
-    Raises UserError, one line, naming file, line and key.
+    overrides: values by dotted key (`--set`), stronger than the recipe, the preset and the file's `set`. They may not
+    name a key that the sweep varies, unless it varies it by factors. seeds: replace the seeds of the file.
+    Raises UserError, one line, which names file, line and key.
     """
     overrides = overrides or {}
     file = _read(path)
@@ -126,7 +130,7 @@ def load_sweep(
             if key in overrides and not is_factor(value):
                 raise UserError(f"--set {key}: variant '{name}' sets this key; use --set variants.{name}.{key}=VALUE")
     common = {key: value for key, value in file.set.items() if is_factor(value) or key not in overrides}
-    # What is put on the recipe in turn for a trial, and the trial that it goes on from.
+    # For each trial: the overrides on the recipe, in order, and the trial that it continues.
     roots: list[tuple[list[Mapping[str, Any]], TrialConfig | None]] = [
         ([PRESETS[preset], overrides, common, {"seed": seed}, point], None)
         for point in file.combinations()
@@ -146,8 +150,8 @@ def load_sweep(
                 trial = trial_id(config)
                 if trial in own or trials.get(trial, config) != config:
                     raise UserError(
-                        f"{path}: two points are the same trial, {trial}, or differ in train.steps alone; keep one, "
-                        "the longer (its rows hold the shorter's)"
+                        f"{path}: two points are the same trial, {trial}, or differ only in train.steps; keep only the "
+                        "longer one, which has the rows of both"
                     )
                 own.add(trial)
                 trials[trial] = config
@@ -156,7 +160,7 @@ def load_sweep(
 
 
 def differences(trials: Mapping[str, TrialConfig]) -> dict[str, dict[str, Any]]:
-    """For each trial the config values in which not all of them agree, but where files lie and what they run on."""
+    """Config values that differ between the trials, by trial; places of files and machines are left out."""
     flat = {trial: flatten(config.identity()) for trial, config in trials.items()}
     keys = dict.fromkeys(key for values in flat.values() for key in values)
     varied = [key for key in keys if len({json.dumps(values.get(key)) for values in flat.values()}) > 1]
@@ -164,7 +168,7 @@ def differences(trials: Mapping[str, TrialConfig]) -> dict[str, dict[str, Any]]:
 
 
 def trial_id(config: TrialConfig) -> str:
-    """Stable and readable: sizes, patch and seed, then the hash of everything that makes the trial."""
+    """Stable, readable id of a trial: sizes, patch and seed, then a hash of its identity."""
     g, d = config.model.generator, config.model.discriminator
     sizes = g if g == d else f"G{g}-D{d}"
     return f"{sizes}-p{config.model.patch}-s{config.seed}-{config.digest()[:8]}"
@@ -187,9 +191,9 @@ def _read(path: Path) -> SweepFile:
     for name, part in file.parts.items():
         _check_block(path, lines, ("parts", name), part)
         if part.after and part.after not in earlier:
-            hint = nearest(part.after, earlier) if earlier else "it is the first"
+            hint = nearest(part.after, earlier) if earlier else f"'{name}' is the first part"
             raise UserError(
-                f"{locate(path, lines, f'parts.{name}.after')}: no part '{part.after}' stands before '{name}'; {hint}"
+                f"{locate(path, lines, f'parts.{name}.after')}: no part '{part.after}' comes before '{name}'; {hint}"
             )
         earlier.append(name)
     return file
@@ -216,7 +220,7 @@ def _check_block(path: Path, lines: Lines, above: tuple[str, ...], block: Block)
 
 
 def varied_text(varied: dict[str, Any]) -> str:
-    """Config values in short, but those that a trial's id names."""
+    """Config values in short, without those that the id of a trial shows."""
     known = {"model.generator", "model.discriminator", "model.patch", "seed", "start.step"}
     return ", ".join(
         f"{key.rpartition('.')[2] if key != 'start.trial' else 'after'}={value if value is not None else '-'}"

@@ -1,4 +1,4 @@
-"""Numbers, times and names in words; progress in lines."""
+"""Text of numbers, times and names, and lines of progress."""
 
 import difflib
 import time
@@ -7,7 +7,7 @@ from datetime import timedelta
 
 
 def human(value: float) -> str:
-    """1.23 k, M, G, T, P, E, Z."""
+    """A number with three digits and a unit prefix (k, M, G, T, P, E, Z), such as 1.23 k."""
     for unit in ["", "k", "M", "G", "T", "P", "E"]:
         if abs(value) < 1000:
             return f"{value:.3g}{unit and ' ' + unit}"
@@ -16,12 +16,12 @@ def human(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """Three digits, or the whole part where it has more."""
+    """A number with three digits, or its whole part if that has more."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def duration(seconds: float | None) -> str:
-    """1:02:03, 2:03."""
+    """A time such as 1:02:03 or 2:03; "?" for None."""
     if seconds is None:
         return "?"
     minutes, rest = divmod(round(seconds), 60)
@@ -30,17 +30,17 @@ def duration(seconds: float | None) -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """', did you mean ...?' for a mistyped name, or the list of what there is."""
+    """Hint for an unknown name: "did you mean 'NAME'?", or the list of known names."""
     known = sorted(known)
     tail = [k for k in known if k.split(".")[-1] == word.split(".")[-1]]
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5) or tail
-    return f"did you mean '{close[0]}'?" if close else "there are: " + ", ".join(known)
+    return f"did you mean '{close[0]}'?" if close else "known: " + ", ".join(known)
 
 
 Say = Callable[[str], None]
 
 
-EVERY = 30.0  # seconds between two lines about the same pass
+EVERY = 30.0  # seconds between two lines about the same task
 
 
 def silent(text: str) -> None:
@@ -48,7 +48,7 @@ def silent(text: str) -> None:
 
 
 class Eta:
-    """Says how far a pass is and how long it still takes, now and then."""
+    """Prints the progress of a long task and the time left, every EVERY seconds."""
 
     def __init__(self, say: Say, what: str, total: int):
         self.say, self.what, self.total, self.done = say, what, total, 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @cache
 def source_commit() -> str:
-    """Commit of the running source, "+dirty" when edited since, or the version of an installed package."""
+    """Commit of the running source, with "+dirty" if it was edited since, or the version of an installed package."""
     here = Path(__file__).resolve().parent
     git = ["git", "-C", str(here)]
     try:
@@ -19,5 +19,5 @@ def source_commit() -> str:
             edited = subprocess.run([*git, *status], capture_output=True, text=True)
             return head.stdout.strip() + ("+dirty" if edited.stdout.strip() else "")
     except FileNotFoundError:
-        pass  # no git on this machine: an installed package's version says as much
+        pass  # without git, the version of the installed package is enough
     return f"v{version('gat-sweep')}"

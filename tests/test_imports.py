@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -185,6 +186,7 @@ def test_the_driver_of_encoders_brings_no_torch() -> None:
 
 def test_a_command_is_a_file_of_its_name_with_a_whole_line_and_an_example() -> None:
     commands = [command for group in GROUPS.values() for command in group]
+    by_name = {str(command.name): command for command in commands}
     files = {path.stem for path in python_files("gat_sweep/commands")} - {"__init__", "options", "analyse"}
     analyses = {"correlate", "split", "rates", "compare", "advise"}
     assert {str(command.name).replace("-", "_") for command in commands} == files | analyses
@@ -192,7 +194,12 @@ def test_a_command_is_a_file_of_its_name_with_a_whole_line_and_an_example() -> N
         text = command.help or ""
         first, _, rest = text.partition("\n")
         assert re.fullmatch(r"[A-Z].{20,60}\.", first), f"{command.name}: {first}"
-        assert f"Example:\n  gat-sweep {command.name}" in rest.replace("\n    ", "\n"), command.name
+        assert "Example:" in rest, command.name
+        lines = [shlex.split(line) for line in rest.partition("Example:")[2].strip().splitlines()]
+        assert command.name in [words[1] for words in lines], command.name
+        for words in lines:
+            there = {option for parameter in by_name[words[1]].params for option in parameter.opts}
+            assert words[0] == "gat-sweep" and {word for word in words if word.startswith("--")} <= there, words
         options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
         assert all(option.help for option in options), command.name
 

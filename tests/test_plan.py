@@ -14,7 +14,7 @@ from gat_sweep.commands.plan import plan_command, plan_table
 from gat_sweep.plan import Rate, rate_at, trial_plan
 from gat_sweep.recipe import load_recipe, resolve
 from gat_sweep.speed import calibration
-from gat_sweep.sweep import load_sweep, said
+from gat_sweep.sweep import load_sweep, varied_text
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 
@@ -109,5 +109,5 @@ def test_a_table_says_the_range_of_memory_and_no_powers_of_ten() -> None:
 
 def test_what_varies_is_said_in_short() -> None:
     varied = {"model.generator": "S", "seed": 3, "train.rate_g": 0.5, "train.rate_of": None, "start.trial": None}
-    assert said(varied) == "rate_g=0.5, rate_of=-"
-    assert said({"start.trial": "S-p2-s0-1", "start.step": 4}) == "after=S-p2-s0-1"
+    assert varied_text(varied) == "rate_g=0.5, rate_of=-"
+    assert varied_text({"start.trial": "S-p2-s0-1", "start.step": 4}) == "after=S-p2-s0-1"

@@ -15,6 +15,7 @@ from gat_sweep.commands.options import (
     make_config,
     out_option,
     print_results,
+    say,
     threads_option,
 )
 from gat_sweep.text import human
@@ -82,5 +83,5 @@ def bench(
     if batch is not None:
         chosen["train.batch"] = batch
     configs = [make_config(recipe, preset, settings, chosen, both) for both in both_networks(sizes)]
-    results = bench_command(configs, device, threads, iterations, Console(stderr=True))
+    results = bench_command(configs, device, threads, iterations, say)
     print_results(results, bench_table, out, as_json)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from gat_sweep.commands.options import (
@@ -15,6 +14,7 @@ from gat_sweep.commands.options import (
     make_config,
     print_files,
     print_json,
+    say,
     threads_option,
 )
 from gat_sweep.errors import UserError
@@ -101,7 +101,7 @@ def coord_check(
         import torch
 
         torch.set_num_threads(threads)
-    result, files = coord_check_command(config, options, chosen, out, Console(stderr=True))
+    result, files = coord_check_command(config, options, chosen, out, say)
     if as_json:
         print_json(result)
         return

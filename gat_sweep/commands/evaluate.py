@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from gat_sweep.commands.options import (
@@ -16,6 +15,7 @@ from gat_sweep.commands.options import (
     json_option,
     parse_settings,
     print_json,
+    say,
 )
 from gat_sweep.errors import UserError
 
@@ -74,14 +74,13 @@ def evaluate(
 
     if reconstruction == bool(target):
         raise UserError("give a checkpoint, an npz or a folder of pictures; or --reconstruction alone")
-    progress = Console(stderr=True)
     found = evaluate_command(
         place(target, "TARGET") if target else None,
         recipe,
         parse_settings(settings),
         home,
         chosen_device(device),
-        lambda text: progress.print(text, highlight=False),
+        say,
     )
     if as_json:
         print_json(asdict(found))

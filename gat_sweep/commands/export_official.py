@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from gat_sweep.commands.options import parse_settings, settings_option
+from gat_sweep.commands.options import parse_settings, say, settings_option
 
 
 @click.command("export-official")
@@ -23,5 +23,5 @@ def export_official(source: str, file: Path, settings: tuple[str, ...]) -> None:
     from gat_sweep.files.storage import place
     from gat_sweep.pretrained.official import export_official as run
 
-    run(place(source, "SOURCE"), file, parse_settings(settings), lambda text: click.echo(text, err=True))
+    run(place(source, "SOURCE"), file, parse_settings(settings), say)
     click.echo(str(file))

@@ -15,6 +15,7 @@ from gat_sweep.commands.options import (
     metric_option,
     print_json,
     print_report,
+    say,
 )
 from gat_sweep.errors import UserError
 
@@ -68,7 +69,7 @@ def fit_law(
     if selftest:
         from analysis.selftest import run_selftest
 
-        found = run_selftest(lambda text: click.echo(text, err=True))
+        found = run_selftest(say)
         if as_json:
             print_json(found)
         else:

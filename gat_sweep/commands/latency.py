@@ -15,6 +15,7 @@ from gat_sweep.commands.options import (
     make_config,
     out_option,
     print_results,
+    say,
     threads_option,
 )
 from gat_sweep.text import human
@@ -84,7 +85,5 @@ def latency(
 
     configs = [make_config(recipe, preset, settings, {"workers.count": 1}, both) for both in both_networks(sizes)]
     at_once = sorted(set(batches or (1, images)))
-    results = latency_command(
-        configs, chosen_device(device), threads, images, at_once, repeats, tokenizer, Console(stderr=True)
-    )
+    results = latency_command(configs, chosen_device(device), threads, images, at_once, repeats, tokenizer, say)
     print_results(results, latency_table, out, as_json)

@@ -147,6 +147,11 @@ def console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=int(os.environ.get("COLUMNS", "200")))
 
 
+def say(text: str) -> None:
+    """A line of progress, on standard error."""
+    click.echo(text, err=True)
+
+
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1))
 

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from gat_sweep.commands.options import (
@@ -12,6 +11,7 @@ from gat_sweep.commands.options import (
     json_option,
     make_sweep,
     print_json,
+    say,
     sweep_options,
 )
 from gat_sweep.errors import UserError
@@ -28,7 +28,6 @@ def plan_command(
     peak: tuple[float, float] | None,
     price: float | None,
     device: str | None,
-    console: Console,
 ) -> dict[str, Any]:
     """What `plan --json` prints. peak: MFU and FLOP/s of a worker. Raises UserError as the calibration does."""
     from gat_sweep.plan import rate_at, trial_plan
@@ -41,7 +40,7 @@ def plan_command(
         from gat_sweep.train.device import chosen_device
 
         chosen = chosen_device(device)
-        rates = [*calibrate(configs, chosen, lambda text: console.print(text, highlight=False))]
+        rates = [*calibrate(configs, chosen, say)]
     elif peak:
         rates = [rate_at(config, *peak) for config in configs]
     varied = differences(sweep.trials)
@@ -132,7 +131,7 @@ def plan(
         raise UserError("--price needs hours: add --calibrate, or --mfu and --peak-tflops")
     spec = make_sweep(sweep, recipe, preset, settings, seeds)
     peak = (mfu, peak_tflops * 1e12) if mfu and peak_tflops else None
-    found = plan_command(spec, calibrate, peak, price, device, Console(stderr=True))
+    found = plan_command(spec, calibrate, peak, price, device)
     if as_json:
         print_json(found)
     else:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gat_sweep.commands.options import folder_option, home_option
+from gat_sweep.commands.options import folder_option, home_option, say
 
 if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
@@ -27,7 +27,7 @@ def report(run: str, home: "Place", out: Path | None) -> None:
     """
     from gat_sweep.results.report import report_command
 
-    path, warning = report_command(run, home, out, lambda text: click.echo(text, err=True))
+    path, warning = report_command(run, home, out, say)
     click.echo(str(path))
     if warning:
         click.echo(warning, err=True)

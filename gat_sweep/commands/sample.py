@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from gat_sweep.commands.options import (
     device_option,
@@ -11,6 +10,7 @@ from gat_sweep.commands.options import (
     parse_settings,
     print_files,
     print_json,
+    say,
     settings_option,
 )
 from gat_sweep.errors import UserError
@@ -89,7 +89,6 @@ def sample(
         npz=npz,
         interpolate=interpolate,
     )
-    progress = Console(stderr=True)
     result, files = sample_command(
         place(source, "SOURCE"),
         out,
@@ -97,7 +96,7 @@ def sample(
         parse_settings(settings),
         tokenizer,
         chosen_device(device),
-        lambda text: progress.print(text, highlight=False),
+        say,
     )
     if as_json:
         print_json(result)

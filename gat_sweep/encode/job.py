@@ -16,7 +16,7 @@ from gat_sweep.data.shards import SHARDS, CachedTeacher, Manifest, open_shards, 
 from gat_sweep.data.tokenizer import PIXELS, TokenizerIdentity, load_tokenizer
 from gat_sweep.encode.encoder import Encoding
 from gat_sweep.encode.latents import plan_latents
-from gat_sweep.encode.ledger import Done, Journal, locked
+from gat_sweep.encode.ledger import Done, Ledger, locked
 from gat_sweep.encode.on_ray import run_on_ray
 from gat_sweep.encode.sources import plan_images
 from gat_sweep.encode.units import Plan, Unit
@@ -50,8 +50,8 @@ class EncodeJob:
     gpus: int | None = None  # the same
 
 
-# Does units, in any order, and yields each as it is done.
-Run = Callable[[Encoding, list[Unit], EncodeJob], Generator[Done, None, None]]
+# Does units in any order, and yields each as it is done. Then address, CPUs and GPUs as in EncodeJob.
+Run = Callable[[Encoding, list[Unit], str | None, int | None, int | None], Generator[Done, None, None]]
 
 
 def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
@@ -82,8 +82,8 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
     }
     out = Path(os.path.abspath(job.out))
     with locked(out):
-        journal = Journal(out, identity)
-        if journal.finished:
+        ledger = Ledger(out, identity)
+        if ledger.finished:
             manifest = open_shards(out).manifest
             console.print(f"{out} is encoded already: {manifest.count:,} images", soft_wrap=True, highlight=False)
             return manifest
@@ -98,13 +98,13 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
             grid,
             os.path.abspath(job.teacher_checkpoint) if job.teacher_checkpoint else None,
         )
-        _work(job, plan, encoding, journal, console, run)
+        _work(job, plan, encoding, ledger, console, run)
         for stray in (out / SHARDS).glob(".*.tmp"):  # of workers that were killed while writing
             stray.unlink(missing_ok=True)
-        done = [journal.done[unit.index] for unit in plan.units]
+        done = [ledger.done[unit.index] for unit in plan.units]
         shards = tuple(d.shard for d in done if d.shard)
         if not shards:
-            raise UserError(f"no image could be used ({_some_bad(journal)}); see {journal.path}")
+            raise UserError(f"no image could be used ({_some_bad(ledger)}); see {ledger.path}")
         manifest = write_manifest(
             out,
             name=out.name,
@@ -120,7 +120,7 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
             shards=shards,
             skipped=tuple(skipped for d in done for skipped in d.skipped),
         )
-    left_out = f", {len(manifest.skipped)} left out ({_some_bad(journal)})" if manifest.skipped else ""
+    left_out = f", {len(manifest.skipped)} left out ({_some_bad(ledger)})" if manifest.skipped else ""
     console.print(f"encoded {manifest.count:,} images into {out}{left_out}", soft_wrap=True, highlight=False)
     return manifest
 
@@ -158,36 +158,36 @@ def _teacher(job: EncodeJob, grid: int) -> CachedTeacher:
     return CachedTeacher(name=job.teacher, digest=teacher.digest, tokens=1 + grid * grid, width=teacher.width)
 
 
-def _work(job: EncodeJob, plan: Plan, encoding: Encoding, journal: Journal, console: Console, run: Run) -> None:
-    """Does the units that the journal lacks.
+def _work(job: EncodeJob, plan: Plan, encoding: Encoding, ledger: Ledger, console: Console, run: Run) -> None:
+    """Does the units that the ledger lacks.
 
     Raises UserError when too many images are bad; what was done stays done.
     """
-    left = [unit for unit in plan.units if unit.index not in journal.done]
+    left = [unit for unit in plan.units if unit.index not in ledger.done]
     sizes = {unit.index: len(unit.names) for unit in plan.units}
-    _check_bad(job, journal)
+    _check_bad(job, ledger)
     if not left:
         return
-    before = sum(sizes[index] for index in journal.done)
+    before = sum(sizes[index] for index in ledger.done)
     # Closed also when this raises: that ends the workers.
-    with _Shown(console, before, len(plan)) as shown, closing(run(encoding, left, job)) as finished:
+    with _Shown(console, before, len(plan)) as shown, closing(run(encoding, left, job.address, job.cpus, job.gpus)) as finished:
         for done in finished:
-            journal.add(done)
+            ledger.add(done)
             shown.add(sizes[done.unit])
-            _check_bad(job, journal)
+            _check_bad(job, ledger)
 
 
-def _check_bad(job: EncodeJob, journal: Journal) -> None:
-    bad = sum(len(done.skipped) for done in journal.done.values())
+def _check_bad(job: EncodeJob, ledger: Ledger) -> None:
+    bad = sum(len(done.skipped) for done in ledger.done.values())
     if bad > job.max_bad:
         raise UserError(
-            f"{bad} images cannot be used ({_some_bad(journal)}; all in {journal.path}); mend them and encode into "
+            f"{bad} images cannot be used ({_some_bad(ledger)}; all in {ledger.path}); mend them and encode into "
             f"another folder, or leave them out with --max-bad {max(2 * bad, 1000)}"
         )
 
 
-def _some_bad(journal: Journal) -> str:
-    bad = [skipped for _, done in sorted(journal.done.items()) for skipped in done.skipped]
+def _some_bad(ledger: Ledger) -> str:
+    bad = [skipped for _, done in sorted(ledger.done.items()) for skipped in done.skipped]
     more = ", ..." if len(bad) > SHOWN_BAD else ""
     return "; ".join(f"{skipped.source} is {skipped.reason}" for skipped in bad[:SHOWN_BAD]) + more
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from gat_sweep.data.shards import MANIFEST, Record, Shard, Skipped
 from gat_sweep.errors import UserError
 
-JOURNAL = "encode.jsonl"
+LEDGER = "encode.jsonl"
 LOCK = ".lock"
 
 
@@ -25,19 +25,19 @@ class Done(Record):
     skipped: tuple[Skipped, ...]
 
 
-class Journal:
-    """The journal of a job in a folder, which is begun or gone on with.
+class Ledger:
+    """The ledger of a job in a folder, which is begun or gone on with.
 
     job: what the shards depend on.
     Raises UserError when the folder holds another job, or something else.
     """
 
     def __init__(self, folder: Path, job: dict[str, Any]):
-        self.folder, self.path = folder, folder / JOURNAL
+        self.folder, self.path = folder, folder / LEDGER
         content = self.path.read_bytes() if self.path.exists() else b""
         lines = content[: content.rfind(b"\n") + 1].splitlines()  # a crash leaves half a line behind the last
         if not lines:
-            others = sorted(path.name for path in folder.iterdir() if path.name not in (JOURNAL, LOCK))
+            others = sorted(path.name for path in folder.iterdir() if path.name not in (LEDGER, LOCK))
             if others:
                 raise UserError(
                     f"--out {folder} holds {others[0]}, which is no encoding begun here; choose an empty folder"

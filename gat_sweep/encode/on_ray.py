@@ -22,14 +22,15 @@ from gat_sweep.errors import UserError
 
 if TYPE_CHECKING:  # these bring torch along, which readers do without
     from gat_sweep.encode.encoder import Encoding
-    from gat_sweep.encode.job import EncodeJob
     from gat_sweep.encode.ledger import Done
 
 CPUS_PER_WRITER = 8  # where there is no network to run, an encoder only writes what so many CPUs read
 
 
-def run_on_ray(encoding: "Encoding", units: list[Unit], job: "EncodeJob") -> "Generator[Done, None, None]":
-    """Does the units on job.address, or on a Ray of its own here; yields each as it is done.
+def run_on_ray(
+    encoding: "Encoding", units: list[Unit], address: str | None, cpus: int | None, gpus: int | None
+) -> "Generator[Done, None, None]":
+    """Does units on the Ray at `address`, or on a Ray started here with so many CPUs and GPUs; yields each as it is done.
 
     Raises UserError when a worker met one.
     """
@@ -39,15 +40,15 @@ def run_on_ray(encoding: "Encoding", units: list[Unit], job: "EncodeJob") -> "Ge
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     with ExitStack() as stack:
         with _no_stderr():
-            there = stack.enter_context(session(job.address, job.cpus, job.gpus))
+            there = stack.enter_context(session(address, cpus, gpus))
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
-        cpus, gpus = int(there.cpus), int(there.gpus)
+        cores, devices = int(there.cpus), int(there.gpus)
         networks = encoding.runs_networks
-        encoders = (gpus or cpus) if networks else max(1, cpus // CPUS_PER_WRITER)
+        encoders = (devices or cores) if networks else max(1, cores // CPUS_PER_WRITER)
         items = [{"unit": json.dumps(asdict(unit))} for unit in units]
         rows = (
             ray.data.from_items(items, override_num_blocks=len(items))  # a task each
@@ -61,11 +62,11 @@ def run_on_ray(encoding: "Encoding", units: list[Unit], job: "EncodeJob") -> "Ge
                 _Encoder,
                 batch_size=1,
                 batch_format="pyarrow",
-                fn_constructor_kwargs={"encoding": encoding, "device": "cuda" if gpus and networks else "cpu"},
+                fn_constructor_kwargs={"encoding": encoding, "device": "cuda" if devices and networks else "cpu"},
                 compute=ray.data.ActorPoolStrategy(size=min(encoders, len(items))),
                 # No CPU: the readers would wait for ever for those that encoders hold and do not use while they wait.
                 num_cpus=0,
-                num_gpus=1 if gpus and networks else 0,
+                num_gpus=1 if devices and networks else 0,
             )
         )
         for row in rows.iter_rows():

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from analysis.coord_check import RULES, Changes, report
@@ -26,7 +25,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.storage import write
 from gat_sweep.gat.mng import make_perturb
 from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens
-from gat_sweep.text import duration
+from gat_sweep.text import Say, duration
 from gat_sweep.train.device import hardware
 from gat_sweep.train.engine import Engine, draw
 from gat_sweep.train.feed import Feed
@@ -49,11 +48,11 @@ class CoordCheckOptions:
 
 
 def coord_check_command(
-    config: TrialConfig, options: CoordCheckOptions, device: torch.device, out: Path, console: Console
+    config: TrialConfig, options: CoordCheckOptions, device: torch.device, out: Path, say: Say
 ) -> tuple[dict[str, Any], list[Path]]:
     """Trains, measures, fits and draws; (what coord-check.json holds, the files written into `out`).
 
-    config: everything but width, rate and seed. Progress goes to the console.
+    config: everything but width, rate and seed. say: gets lines of progress.
     Raises UserError when there is nothing to fit a slope to, a width does not fit the heads, or training diverges.
     """
     widths = check_widths(config, options)
@@ -62,7 +61,7 @@ def coord_check_command(
         for seed, rule, width in itertools.product(options.seeds, RULES, widths)
     ]
     dataset = check_dataset(config)
-    dataset = taught(config, dataset, device, lambda text: console.print(text, highlight=False))
+    dataset = taught(config, dataset, device, say)
     # What a step is fed depends on the seed, neither on the width nor on the rate.
     feeds = {
         seed: Feed(make_trial(config, widths[0], "eq4", seed, options.warmup + options.steps), dataset, device)
@@ -83,7 +82,7 @@ def coord_check_command(
         if now - spoken > LINE_EVERY or number == len(plan):
             spoken = now
             left = sum(seconds[item[2]] for item in plan[number:]) if len(seconds) == len(widths) else None
-            console.print(f"{number}/{len(plan)} trials begun and measured, ETA {duration(left)}", highlight=False)
+            say(f"{number}/{len(plan)} trials measured, ETA {duration(left)}")
 
     measured = []
     for (network, layer), rule in itertools.product(next(iter(found.values())), RULES):

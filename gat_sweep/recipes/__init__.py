@@ -1,0 +1,1 @@
+"""The numbers of each data set and scale, one YAML a recipe."""

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,15 +22,16 @@ from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.losses import Draws
 from gat_sweep.speed.clock import held_bytes, make_batch, matmul_ceiling, peak_above, timed
 from gat_sweep.speed.straightforward import Straightforward
+from gat_sweep.text import Say
 from gat_sweep.train.device import chosen_device, hardware
 from gat_sweep.train.engine import Engine
 from gat_sweep.train.feed import Batch
 
 
 def bench_command(
-    configs: list[TrialConfig], device: str | None, threads: int | None, iterations: int, console: Console
+    configs: list[TrialConfig], device: str | None, threads: int | None, iterations: int, say: Say
 ) -> list[dict[str, Any]]:
-    """Times the engine beside the straightforward step for each config; progress goes to the console.
+    """Times the engine beside the straightforward step for each config; say: gets lines of progress.
 
     Raises UserError when there is no such device, a config does not fit it, or the two steps disagree.
     """
@@ -45,11 +45,11 @@ def bench_command(
     results = []
     for config in configs:
 
-        def say(text: str, size: str = config.model.generator) -> None:
-            console.print(f"{size}: {text}", highlight=False)
+        def say_size(text: str, size: str = config.model.generator) -> None:
+            say(f"{size}: {text}")
 
         try:
-            results.append(compare(config, chosen, iterations, say))
+            results.append(compare(config, chosen, iterations, say_size))
         except ValueError as error:
             raise UserError(str(error)) from None
     return results

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from gat_sweep.config import TrialConfig
@@ -16,6 +15,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.gat import flops
 from gat_sweep.gat.generator import Generator
 from gat_sweep.speed.clock import held_bytes, peak_above, timed
+from gat_sweep.text import Say
 from gat_sweep.train.device import hardware
 
 IMAGES = 64  # the paper's
@@ -95,9 +95,9 @@ def latency_command(
     batches: list[int],
     repeats: int,
     tokenizer: str | None,
-    console: Console,
+    say: Say,
 ) -> list[dict[str, Any]]:
-    """Measures every config; progress goes to the console.
+    """Measures every config; say: gets lines of progress.
 
     tokenizer: hub id or folder of the VAE whose decoder is measured too.
     Raises UserError when it cannot be had, or does not fit.
@@ -110,10 +110,10 @@ def latency_command(
     results = []
     for config in configs:
 
-        def say(text: str, size: str = config.model.generator) -> None:
-            console.print(f"{size}: {text}", highlight=False)
+        def say_size(text: str, size: str = config.model.generator) -> None:
+            say(f"{size}: {text}")
 
-        results.append(measure_latency(config, device, images, batches, repeats, decoder, say))
+        results.append(measure_latency(config, device, images, batches, repeats, decoder, say_size))
     return results
 
 
