@@ -152,9 +152,9 @@ def test_a_part_after_another_goes_on_from_each_of_its_trials(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("parts: {a: {after: b}, b: {}}\n", ["s.yaml:2", "no part 'b' stands before 'a'", "it is the first"]),
+        ("parts: {a: {after: b}, b: {}}\n", ["s.yaml:2", "no part 'b' comes before 'a'", "'a' is the first"]),
         ("parts: {a: {}, b: {after: aa}}\n", ["no part 'aa'", "did you mean 'a'"]),
-        ("parts: {a: {}, b: {after: a}}\n", ["part 'b'", "train.steps 2000 are over", "x1.5"]),
+        ("parts: {a: {}, b: {after: a}}\n", ["part 'b'", "train.steps is 2000", "x1.5"]),
         ("parts: {a: {}, b: {after: a, set: {train.steps: x2, model.patch: 4}}}\n", ["patch 2 -> 4", "networks"]),
         (
             "parts: {a: {}, b: {after: a, set: {train.steps: x2, objective.align_weight: 1.0}}}\n",

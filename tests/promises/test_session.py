@@ -166,7 +166,7 @@ def test_a_ray_of_our_own_is_closed_to_others(tmp_path: Path, figures: Figures) 
     loopback = [ip for _, ip in result["sockets"] if ip in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]
     assert len(loopback) == len(result["sockets"]), result["sockets"]
     assert result["files"] > 5 and result["token on disk"] == [] and not (tmp_path / ".ray").exists()
-    assert "does not take this token" in result["wrong token"]
+    assert "does not accept this token" in result["wrong token"]
     assert result["left in the environment"] == []
     figures(sockets=len(result["sockets"]), on_loopback=len(loopback), wrong_tokens_tried=1, refused=1)
 
@@ -228,7 +228,7 @@ def test_a_cluster_started_as_the_files_do(tmp_path: Path, figures: Figures) -> 
         found = join()
         assert (found["drives"], found["cpus"], found["nodes"]) == (True, 1, 2) and len(found["answers"]) == 1
         start = time.monotonic()
-        assert "does not take this token" in join(RAY_AUTH_TOKEN="0" * 64)["error"]
+        assert "does not accept this token" in join(RAY_AUTH_TOKEN="0" * 64)["error"]
         refused = time.monotonic() - start
 
         raylets = [process for process in left(str(tmp_path)) if process.name() == "raylet"]
