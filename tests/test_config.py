@@ -86,7 +86,7 @@ def test_unknown_names_get_the_nearest_right_one() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("about: a\nabout: b\n", [":2", "stands twice", "line 1"]),
+        ("about: a\nabout: b\n", [":2", "occurs twice", "line 1"]),
         ("a: &x [1]\nb: *x\n", [":2", "aliases"]),
         ("a: !!python/object/apply:os.system [ls]\n", ["could not determine a constructor"]),
         ("a: [1\n", ["expected"]),

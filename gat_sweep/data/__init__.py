@@ -1,1 +1,1 @@
-"""Data on disk to batches on a device."""
+"""The data that training uses, from files on disk to batches on a device."""

@@ -1,4 +1,4 @@
-"""The data set a config names: latents to train on, and the real pictures that generated ones are compared with."""
+"""The data set of a config: latents for training, and real pictures to compare generated ones with."""
 
 import copy
 import hashlib
@@ -20,29 +20,29 @@ from gat_sweep.errors import UserError
 
 @dataclass(frozen=True)
 class Rows:
-    """Some images of a data set, as stored; n of them, on any device."""
+    """Some images of a data set, as stored; n images, on any device."""
 
-    mean: Tensor  # [n, C, Y, X] float32, as training sees latents: shifted and scaled
-    std: Tensor | None  # the same; None where there is no posterior
+    mean: Tensor  # [n, C, Y, X] float32, in the units of training: shifted and scaled
+    std: Tensor | None  # the same shape and units; None without a posterior
     labels: Tensor  # [n] int64
     pictures: Tensor | None = None  # uint8 [n, 3, h, w]
     teacher: Tensor | None = None  # [n, 1+T, W] float16, cached features
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Rows":
-        """The same with every column changed."""
+        """Rows with `change` applied to every column."""
         columns: list[Any] = [getattr(self, field.name) for field in fields(self)]
         changed: Any = (None if column is None else change(column) for column in columns)
         return Rows(*changed)
 
     @staticmethod
     def joined(parts: "list[Rows]") -> "Rows":
-        """Parts end to end."""
+        """Rows of all parts, in order."""
         columns: list[Any] = [[getattr(part, field.name) for part in parts] for field in fields(Rows)]
         joined: Any = (None if column[0] is None else torch.cat(column) for column in columns)
         return Rows(*joined)
 
     def latents(self, random: torch.Generator) -> Tensor:
-        """[n, C, Y, X]: the posterior sampled afresh at each visit."""
+        """Latents [n, C, Y, X], sampled anew from the posterior at each call."""
         if self.std is None:
             return self.mean
         noise = torch.randn(self.mean.shape, generator=random, device=self.mean.device)
@@ -50,7 +50,7 @@ class Rows:
 
 
 class Dataset(Protocol):
-    """Read from several threads at once."""
+    """A data set that several threads may read at the same time."""
 
     name: str
     digest: str  # of the content, 12 hex digits
@@ -58,18 +58,18 @@ class Dataset(Protocol):
     classes: int
     identity: TokenizerIdentity
     cached_teacher: CachedTeacher | None
-    has_pictures: bool  # the originals; what a VAE makes of its latents is not the real data
+    has_pictures: bool  # original pictures; pictures decoded by a VAE are not the real data
 
     def __len__(self) -> int: ...
 
     def rows(self, indices: Sequence[int] | np.ndarray, pictures: bool = False, teacher: bool = False) -> Rows:
-        """Images by index, in that order, with their pictures or cached teacher tokens where asked for."""
+        """Images by index, in the order given, with their pictures or cached teacher tokens if asked for."""
 
 
 class Digits:
-    """scikit-learn's 1,797 handwritten digits, 17 grey levels, as pixels in [-1, 1] or as cosine coefficients.
+    """The 1,797 handwritten digits of scikit-learn, 17 grey levels, as pixels in [-1, 1] or as cosine coefficients.
 
-    They are 8x8; a larger side is theirs enlarged (bilinear), for studies of resolution and tokenizers.
+    They are 8x8. For studies of resolution and tokenizers they are enlarged to a larger side (bilinear).
     """
 
     classes = 10
@@ -78,17 +78,18 @@ class Digits:
     tokens: Tensor | None = None  # of the cached teacher, [N, 1+T, W] float16
 
     def __init__(self, side: int = 8, channels: int = 1):
-        """side, channels: of the latents. One channel: pixels; more: as many coefficients of each 4x4 pixels.
+        """Loads the digits as latents of `channels` x `side` x `side`.
 
-        Raises UserError for a side that is no enlargement by a whole factor.
+        channels: 1 for pixels; more for that many cosine coefficients of each 4x4 block.
+        Raises UserError when the side is not a whole multiple of the digits' side.
         """
-        from sklearn.datasets import load_digits  # half a second that commands without data need not pay
+        from sklearn.datasets import load_digits  # takes half a second, which commands without data should not pay
 
         self.tokenizer: Tokenizer = Pixels(channels=1) if channels == 1 else Dct(channels, colours=1)
         pixels = side * self.tokenizer.identity.factor
         if pixels % 8:
             raise UserError(
-                f"data.side {side} of {channels} channels: digits of {pixels}x{pixels} pixels; use 8, 16, 32"
+                f"data.side {side} with {channels} channels needs digits of {pixels}x{pixels} pixels; use 8, 16 or 32"
             )
         bunch = load_digits()
         self.labels = torch.tensor(bunch.target, dtype=torch.int64)
@@ -112,14 +113,14 @@ class Digits:
         return Rows(self.latents[index], None, self.labels[index], self.pictures[index] if pictures else None, tokens)
 
     def taught(self, teacher: CachedTeacher, tokens: Tensor) -> "Digits":
-        """The same with a teacher's tokens of every picture."""
+        """A copy of this data set with a teacher's tokens [N, 1+T, W] of every picture."""
         other = copy.copy(self)
         other.cached_teacher, other.tokens = teacher, tokens
         return other
 
 
 class Encoded:
-    """What `gat-sweep encode` wrote, memory-mapped."""
+    """A data set that `gat-sweep encode` wrote, memory-mapped."""
 
     def __init__(self, folder: str):
         self.shards = open_shards(folder)
@@ -150,13 +151,13 @@ class Encoded:
         )
 
 
-@lru_cache(maxsize=2)  # trials of a pack share it
+@lru_cache(maxsize=2)  # trials of a pack share a data set
 def _open(dataset: str, path: str | None, side: int, channels: int) -> Dataset:
     return Digits(side, channels) if dataset == "digits" else Encoded(path or "")
 
 
 def load_dataset(config: Data) -> Dataset:
-    """The data set a config names.
+    """The data set that a config names.
 
     Raises UserError when it is missing or does not fit the config's side, channels and classes.
     """
@@ -167,19 +168,19 @@ def load_dataset(config: Data) -> Dataset:
     found = {
         "data.side": first.mean.shape[2],
         "data.channels": first.mean.shape[1],
-        "data.classes": dataset.classes if config.classes else 0,  # labels may go unused
+        "data.classes": dataset.classes if config.classes else 0,  # an unconditional trial ignores the labels
     }
     asked = {"data.side": config.side, "data.channels": config.channels, "data.classes": config.classes}
     wrong = [f"{key}={found[key]}, the config says {asked[key]}" for key in asked if asked[key] != found[key]]
     if wrong:
-        raise UserError(f"data set '{dataset.name}' has {'; '.join(wrong)}; set what the data has")
+        raise UserError(f"data set '{dataset.name}' has {'; '.join(wrong)}; set the values of the data set")
     return dataset
 
 
 def check_dataset(config: TrialConfig) -> Dataset:
-    """load_dataset, and what a trial's teacher needs of it.
+    """The data set of a trial, checked for all that the trial's teacher needs.
 
-    Raises UserError when the teacher has neither stored pictures nor stored tokens to work on.
+    Raises UserError as load_dataset does, and when the data set lacks the pictures or tokens that the teacher needs.
     """
     dataset = load_dataset(config.data)
     teacher = config.teacher
@@ -193,14 +194,14 @@ def check_dataset(config: TrialConfig) -> Dataset:
             )
         return dataset
     if isinstance(dataset, Digits):
-        return dataset  # few enough for tokens in memory (teacher.py)
+        return dataset  # the tokens of so few images are computed and kept in memory (vision/teacher.py)
     grid = config.data.side // config.model.patch
     asked = (teacher.name, 1 + grid**2, teacher.width)
     stored = dataset.cached_teacher
     if stored is None or (stored.name, stored.tokens, stored.width) != asked:
         has = f"{stored.name} with {stored.tokens} tokens of width {stored.width}" if stored else "none"
         raise UserError(
-            f"teacher.cached asks for stored tokens of {asked[0]} with {asked[1]} tokens of width {asked[2]}, data set "
+            f"teacher.cached needs {asked[1]} stored tokens of width {asked[2]} of {asked[0]}, but data set "
             f"'{dataset.name}' has {has}; encode with --teacher {teacher.name} --teacher-grid {grid}, or set "
             "teacher.cached=false"
         )
@@ -208,6 +209,6 @@ def check_dataset(config: TrialConfig) -> Dataset:
 
 
 def dataset_decoder(config: TrialConfig, dataset: Dataset, device: torch.device | str = "cpu") -> Tokenizer:
-    """The tokenizer that a data set was encoded with. Raises UserError when data.tokenizer is another."""
+    """The tokenizer that a data set was encoded with. Raises UserError when data.tokenizer is another one."""
     whose = f"data set '{dataset.name}'"
     return load_decoder(dataset.identity, config.data.tokenizer, config.data.channels, whose, "data.tokenizer", device)

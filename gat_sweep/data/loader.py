@@ -1,4 +1,4 @@
-"""Batches in the sampler's order; the next one is read and decoded while this one trains."""
+"""Batches in the order of the sampler; the next batch is read and decoded while the present one trains."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +13,7 @@ from gat_sweep.data.sampler import batch_indices
 
 
 class Loader:
-    """A trial's batches by step; what a step gets depends on the config's seed, the step and the rank alone."""
+    """Batches of a trial by step; a batch depends only on the seed of the config, the step and the rank."""
 
     def __init__(self, config: TrialConfig, dataset: Dataset, device: torch.device, rank: int, world: int):
         self.device, self.last = device, config.train.steps - 1
@@ -30,7 +30,7 @@ class Loader:
         self.ahead: dict[int, list[Future[Rows]]] = {}
 
     def batch(self, step: int) -> Rows:
-        """This rank's rows of `step`, on the device. Raises what reading the data raised."""
+        """Rows of this rank for `step`, on the device. Raises the error that reading the data raised."""
         parts = self.ahead.pop(step, None) or self._start(step)
         if step < self.last:
             self.ahead = {step + 1: self._start(step + 1)}

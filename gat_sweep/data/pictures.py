@@ -1,4 +1,4 @@
-"""A picture's bytes to a square of pixels, and which pictures are no good."""
+"""Squares of pixels from the bytes of pictures, and the rules for unusable pictures."""
 
 import io
 import struct
@@ -11,19 +11,19 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # not all of PIL's: EPS would be run by Ghostscript
-SMALLEST = 8  # shorter side
-# What Pillow's decoders raise on data that is not what it claims to be.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")  # not all formats of PIL: for EPS it would run Ghostscript
+SMALLEST = 8  # pixels; least length of the shorter side
+# Errors that Pillow's decoders raise on invalid data.
 BAD_DATA = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, struct.error, zlib.error)
 
 
 class Unusable(Exception):
-    """A picture or latent that is left out; the message begins with a fixed word."""
+    """Raised for a picture or latent that is skipped; the message begins with a fixed word."""
 
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Around load_square: Pillow's complaints about odd files are not news, but for one that we act on."""
+    """Silences Pillow's warnings around load_square, and turns the one about huge pictures into an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -31,9 +31,9 @@ def decoding() -> Iterator[None]:
 
 
 def load_square(data: bytes, size: int) -> np.ndarray:
-    """A picture file's content as uint8 [3, size, size], scaled and cropped as ADM does.
+    """The picture in `data`, as uint8 [3, size, size], scaled and cropped as in ADM.
 
-    Pillow converts other modes to RGB; EXIF rotation is not applied (ADM does not).
+    Pillow converts other modes to RGB. EXIF rotation is not applied, as in ADM.
     Raises Unusable.
     """
     if not data:
@@ -46,14 +46,14 @@ def load_square(data: bytes, size: int) -> np.ndarray:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Unusable(f"large: its header claims more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except UnidentifiedImageError:
-        raise Unusable("no picture: of none of the formats that are read") from None
+        raise Unusable("no picture: not in a supported format") from None
     except BAD_DATA as error:
         word = "truncated" if "truncated" in str(error).lower() else "broken"
         raise Unusable(f"{word}: {' '.join(str(error).split())[:120]}") from None
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """ADM's (guided_diffusion/image_datasets.py, center_crop_arr): uint8 [3, size, size] of an RGB image."""
+    """Scaled and cropped RGB image, uint8 [3, size, size], as ADM does it (image_datasets.py, center_crop_arr)."""
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -64,31 +64,31 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def png(picture: np.ndarray) -> bytes:
-    """A picture, uint8 [3, h, w], without loss."""
+    """PNG file of a picture, uint8 [3, h, w]."""
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 def read_png(data: bytes, side: int) -> np.ndarray:
-    """What png() wrote, of a square picture: uint8 [3, side, side]. Raises Unusable when it is anything else."""
+    """Square picture, uint8 [3, side, side], from a file that png() wrote. Raises Unusable for any other file."""
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if (image.size, image.mode) != ((side, side), "RGB"):
-                raise Unusable(f"another: {image.width}x{image.height}, {image.mode}")
+                raise Unusable(f"different: {image.width}x{image.height}, {image.mode}")
             return np.asarray(image).transpose(2, 0, 1)
     except (Image.DecompressionBombError, *BAD_DATA) as error:
         raise Unusable(f"broken: {' '.join(str(error).split())[:120]}") from None
 
 
 def _check_header(image: Image.Image, size: int) -> None:
-    """Before anything is decoded."""
+    """Checks size and mode before any pixel is decoded. Raises Unusable."""
     short, long = min(image.size), max(image.size)
     if image.mode == "CMYK":
-        raise Unusable("cmyk: four inks, whose colours need a profile")
+        raise Unusable("cmyk: CMYK colours need a colour profile")
     if short < SMALLEST:
         raise Unusable(f"small: {image.width}x{image.height}")
     # The crop scales the short side to `size` first; a strip of 8 x 1,000,000 would become gigabytes.
     limit = Image.MAX_IMAGE_PIXELS
     if limit and size * size * long / short > limit:
-        raise Unusable(f"large: {image.width}x{image.height} is too long a strip to scale")
+        raise Unusable(f"large: {image.width}x{image.height} is a strip too long to scale")

@@ -1,4 +1,4 @@
-"""Which images a step sees: a function of (seed, step) alone, so there is no state to save or to lose."""
+"""Choice of the images of a step, which depends only on (seed, step), so there is no state to save or lose."""
 
 from functools import lru_cache
 
@@ -8,8 +8,8 @@ import numpy as np
 def batch_indices(count: int, batch: int, seed: int, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
     """Indices [batch / world] of the images that `rank` trains on at `step`.
 
-    Epoch e is a permutation of range(count) drawn from (seed, e); steps walk through the epochs end to end.
-    The order over all ranks together does not depend on their number.
+    Epoch e is a permutation of range(count) drawn from (seed, e); the steps go through one epoch after another.
+    The order over all ranks together does not depend on the number of ranks.
     """
     position = np.arange(step * batch, (step + 1) * batch)[rank * batch // world : (rank + 1) * batch // world]
     epochs = position // count

@@ -1,6 +1,6 @@
-"""An encoded data set on disk: Arrow IPC files that are read memory-mapped, and a manifest that says what they are.
+"""An encoded data set on disk: memory-mapped Arrow IPC files, and a manifest that describes them.
 
-Nothing is compressed (but PNG pictures kept beside latents): any image is read by index without touching others.
+Nothing is compressed, except PNG pictures stored with latents, so any image is read by index without reading others.
 """
 
 import hashlib
@@ -21,30 +21,34 @@ from gat_sweep.files.storage import write
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-SHARDS = "shards"  # their folder
+SHARDS = "shards"  # folder of the Arrow files
 
 
 class Record(BaseModel):
-    """Of a JSON file of ours: unknown or missing keys and other types are errors."""
+    """A record in one of our JSON files; unknown keys, missing keys and wrong types are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class Shard(Record):
-    file: str = Field(pattern=r"^shards/[0-9]+\.arrow$")  # nothing that could lie outside the data set's folder
+    """One Arrow file of a data set."""
+
+    file: str = Field(pattern=r"^shards/[0-9]+\.arrow$")  # so that it cannot be outside the folder of the data set
     count: int = Field(gt=0)
     bytes: int = Field(gt=0)
     digest: str  # sha256 of the file
 
 
 class Skipped(Record):
-    """An input that is not in the data set."""
+    """An input that was skipped and is not in the data set."""
 
     source: str
     reason: str
 
 
 class CachedTeacher(Record):
+    """A teacher whose tokens are stored."""
+
     name: str
     digest: str  # of its weights
     tokens: int = Field(gt=0)  # 1 + grid * grid: the class token, then the patches row by row
@@ -52,18 +56,20 @@ class CachedTeacher(Record):
 
 
 class Manifest(Record):
+    """Content of manifest.json."""
+
     format: Literal[1]
     name: str
-    digest: str  # of content: shards and what they mean, not of names and places; 12 hex digits
+    digest: str  # of shards and their meaning, without names and places; 12 hex digits
     count: int = Field(gt=0)
     side: int = Field(gt=0)  # of a latent
     channels: int = Field(gt=0)
     picture_side: int = Field(gt=0)
-    dtype: Literal["float16", "uint8"]  # of latents; uint8 are pixels
+    dtype: Literal["float16", "uint8"]  # float16 for latents, uint8 for pixels
     has_pictures: bool
     tokenizer: TokenizerIdentity
     teacher: CachedTeacher | None
-    classes: tuple[str, ...]  # names; none: unlabelled
+    classes: tuple[str, ...]  # names; empty for unlabelled data
     shards: tuple[Shard, ...]
     skipped: tuple[Skipped, ...]
 
@@ -78,7 +84,7 @@ class Manifest(Record):
         return self
 
     def content_digest(self) -> str:
-        """What `digest` has to be."""
+        """The value that `digest` must have."""
         meaning = self.model_dump(mode="json", exclude={"name", "digest", "shards", "skipped"})
         del meaning["tokenizer"]["source"]
         meaning["shards"] = [[shard.count, shard.digest] for shard in self.shards]
@@ -86,7 +92,7 @@ class Manifest(Record):
 
     @property
     def schema(self) -> pa.Schema:
-        """Of each shard."""
+        """Arrow schema of each shard."""
         return _schema(
             moments=None if self.dtype == "uint8" else self.channels * self.side**2,
             pixels=3 * self.picture_side**2 if self.dtype == "uint8" else None,
@@ -97,26 +103,26 @@ class Manifest(Record):
 
 @dataclass(frozen=True)
 class Columns:
-    """Some images as a shard stores them; n of them. Pixels, or moments."""
+    """Some images as a shard stores them, n images with either pixels or moments."""
 
     labels: np.ndarray  # [n] int32
     sources: list[str]
     mean: np.ndarray | None = None  # [n, C, Y, X] float16, raw: not shifted, not scaled
-    std: np.ndarray | None = None  # the same
+    std: np.ndarray | None = None  # same shape and type as mean
     pixels: np.ndarray | None = None  # [n, 3, h, w] uint8
     images: list[bytes] | None = None  # PNG
     teacher: np.ndarray | None = None  # [n, 1+T, W] float16
 
 
 def float16(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Values as float16, and [n] bool: rows that are finite and did not overflow. Values are [n, ...]."""
+    """Values [n, ...] as float16, and [n] bool: True for rows that are finite and did not overflow."""
     with np.errstate(over="ignore", invalid="ignore"):
         half = values.astype(np.float16)
     return half, np.asarray(np.isfinite(half).all(axis=tuple(range(1, half.ndim))))
 
 
 def write_shard(path: Path, columns: Columns) -> Shard:
-    """Writes <data set>/shards/<number>.arrow; what the manifest says of it. The same columns give the same bytes."""
+    """Writes <data set>/shards/<number>.arrow and returns its record. The same columns give the same bytes."""
     arrays: dict[str, pa.Array] = {}
     for name in ("mean", "std", "pixels", "teacher"):
         values = getattr(columns, name)
@@ -139,7 +145,7 @@ def write_shard(path: Path, columns: Columns) -> Shard:
 
 
 class Shards:
-    """An encoded data set, opened. Images by index, in any order, from several threads at once."""
+    """An open encoded data set; several threads may read images by index, in any order."""
 
     def __init__(self, folder: Path, manifest: Manifest):
         self.folder, self.manifest = folder, manifest
@@ -163,11 +169,11 @@ class Shards:
         return self.manifest.count
 
     def moments(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and std of the raw posterior, float32 [n, C, Y, X] each. Not of a data set of pixels."""
+        """Mean and std of the raw posterior, float32 [n, C, Y, X] each; not for a data set of pixels."""
         return self._gather("mean", indices, np.float32), self._gather("std", indices, np.float32)
 
     def pictures(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """uint8 [n, 3, h, w]. Only where the manifest has pictures."""
+        """Pictures, uint8 [n, 3, h, w]; only if the manifest has pictures. Raises UserError for a damaged one."""
         if self._images is None:
             return self._gather("pixels", indices, np.uint8)
         side = self.manifest.picture_side
@@ -181,19 +187,19 @@ class Shards:
         return pictures
 
     def teacher(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """float16 [n, 1+T, W]. Only where the manifest has a teacher."""
+        """Tokens of the teacher, float16 [n, 1+T, W]; only if the manifest has a teacher."""
         return self._gather("teacher", indices, np.float16)
 
     def verify(self) -> None:
-        """Reads every file through.
+        """Reads all bytes of every file and compares digests.
 
-        Raises UserError naming the first whose bytes are not those that were written.
+        Raises UserError, which names the first file whose bytes differ from those that were written.
         """
         for shard in self.manifest.shards:
             with open(self.folder / shard.file, "rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != shard.digest:
                     raise UserError(
-                        f"{self.folder / shard.file} is not what was written; delete the folder and encode again"
+                        f"{self.folder / shard.file} has changed since it was written; delete the folder, encode again"
                     )
 
     def _gather(self, column: str, indices: Sequence[int] | np.ndarray, dtype: type) -> np.ndarray:
@@ -217,15 +223,15 @@ class Shards:
 def open_shards(folder: str | Path) -> Shards:
     """The data set that `gat-sweep encode` wrote into a folder.
 
-    Raises UserError when it is unfinished, or the files are not those of the manifest (by schema, rows and size;
-    Shards.verify reads the bytes).
+    Raises UserError when the encoding is unfinished, or a file differs from the manifest in schema, rows or size
+    (Shards.verify also compares the bytes).
     """
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
         if (folder / SHARDS).is_dir():
             raise UserError(f"{folder}: encoding did not finish; run the same `gat-sweep encode` command again")
-        raise UserError(f"{folder} holds no {MANIFEST}; give the --out folder of `gat-sweep encode`")
+        raise UserError(f"{folder} has no {MANIFEST}; give the --out folder of `gat-sweep encode`")
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -235,12 +241,14 @@ def open_shards(folder: str | Path) -> Shards:
     shards = Shards(folder, manifest)
     lowest, highest = shards.labels.min(), shards.labels.max()
     if lowest < 0 or highest >= max(1, len(manifest.classes)):
-        raise UserError(f"{folder}: labels {lowest} to {highest} of {len(manifest.classes)} classes; encode again")
+        raise UserError(
+            f"{folder}: labels are {lowest} to {highest}, but there are {len(manifest.classes)} classes; encode again"
+        )
     return shards
 
 
 def write_manifest(folder: Path, **fields: object) -> Manifest:
-    """Writes manifest.json, whose presence means that the data set is whole. Fields: all but format, digest."""
+    """Writes manifest.json, which exists only if the data set is complete. fields: all but format and digest."""
     unchecked = Manifest.model_construct(format=FORMAT, digest="", **fields)  # type: ignore[arg-type]
     values = {**unchecked.model_dump(), "digest": unchecked.content_digest()}
     manifest = Manifest.model_validate_json(json.dumps(values))
@@ -262,19 +270,19 @@ def _schema(moments: int | None, pixels: int | None, images: bool, teacher: int 
 
 
 def _open_shard(folder: Path, shard: Shard, schema: pa.Schema) -> pa.RecordBatch:
-    """The one batch of a shard, mapped."""
+    """The only batch of a shard, memory-mapped. Raises UserError when the file does not match the manifest."""
     path = folder / shard.file
     again = "encode again into another folder, or copy the data set again"
     try:
         if path.stat().st_size != shard.bytes:
-            raise UserError(f"{path} has {path.stat().st_size} bytes, its manifest says {shard.bytes}; {again}")
-        with pa.memory_map(str(path)) as file:  # closing gives the descriptor back; the mapping lives on with the batch
+            raise UserError(f"{path} has {path.stat().st_size} bytes, but its manifest says {shard.bytes}; {again}")
+        with pa.memory_map(str(path)) as file:  # closing frees the descriptor; the mapping stays as long as the batch
             reader = pa.ipc.open_file(file)
             batch = reader.get_batch(0) if reader.num_record_batches == 1 else None
     except FileNotFoundError:
         raise UserError(f"{path} is missing; {again}") from None
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is no whole Arrow file ({error}); {again}") from None
+        raise UserError(f"{path} is not a complete Arrow file ({error}); {again}") from None
     if batch is None or batch.num_rows != shard.count or not batch.schema.equals(schema):
-        raise UserError(f"{path} has other columns or rows than its manifest says; {again}")
+        raise UserError(f"{path} does not have the columns and rows that its manifest says; {again}")
     return batch

@@ -1,4 +1,4 @@
-"""Pictures to latents and back: a VAE of diffusers, the cosine transform of blocks, or plain pixels."""
+"""Tokenizers between pictures and latents: a VAE of diffusers, a cosine transform of blocks, or plain pixels."""
 
 import hashlib
 import json
@@ -18,8 +18,8 @@ from torch import Tensor
 from gat_sweep.errors import UserError
 from gat_sweep.files.weights import weights_digest
 
-PIXELS = "pixels"  # the tokenizer that is none
-DECODED_PIXELS = 2**19  # at once, of all pictures together: 8 pictures of 256x256
+PIXELS = "pixels"  # the trivial tokenizer
+DECODED_PIXELS = 2**19  # most pixels to decode at once, such as 8 pictures of 256x256
 DIGESTED_FIELDS = (
     *("act_fn", "norm_num_groups", "block_out_channels", "down_block_types", "up_block_types", "layers_per_block"),
     *("latent_channels", "scaling_factor", "shift_factor"),
@@ -28,28 +28,30 @@ DIGESTED_FIELDS = (
 
 @dataclass(frozen=True)
 class TokenizerIdentity:
-    """What a manifest records of a tokenizer, so that latents are decoded by the one that made them."""
+    """A manifest's record of a tokenizer, so that latents are decoded by the tokenizer that made them."""
 
     source: str  # hub id, local folder, or "pixels"
-    digest: str  # of config and weights; of nothing for pixels
+    digest: str  # of config and weights; empty for pixels
     channels: int
     factor: int  # picture side / latent side
-    scale: float  # latents of training are (raw - shift) * scale
+    scale: float  # training uses the latents (raw - shift) * scale
     shift: float
 
 
 class Tokenizer(Protocol):
+    """Encoder of pictures to latents, and decoder back."""
+
     identity: TokenizerIdentity
 
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 [N, 3, h, w] to the raw posterior's mean and std, float32 [N, C, Y, X] each."""
+        """Mean and std of the raw posterior, float32 [N, C, Y, X] each, of pictures uint8 [N, 3, h, w]."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents as training sees them, [N, C, Y, X], to uint8 [N, 3, h, w]."""
+        """Pictures, uint8 [N, 3, h, w], of latents [N, C, Y, X] in the units of training."""
 
 
 class Pixels:
-    """Pixels in [-1, 1] are their own latents, without noise."""
+    """Pixels in [-1, 1] as latents, without noise."""
 
     def __init__(self, channels: int):
         self.identity = TokenizerIdentity(PIXELS, "", channels, factor=1, scale=1.0, shift=0.0)
@@ -64,18 +66,18 @@ class Pixels:
 
 
 class Dct:
-    """Blocks of 4x4 pixels as the leading coefficients of their cosine transform.
+    """Blocks of 4x4 pixels, as the leading coefficients of their cosine transform.
 
-    The smallest tokenizer there is, for trials without a VAE: linear, orthonormal, without weights. Few channels lose
-    detail, all of them lose nothing.
+    A small tokenizer for trials without a VAE: linear, orthonormal, without weights. With few channels it loses
+    detail; with all channels it loses nothing.
     """
 
     block = 4
 
     def __init__(self, channels: int, colours: int = 3):
-        """colours: 3, or 1 for grey pictures, whose three channels are equal.
+        """Tokenizer of `channels` coefficients. colours: 3, or 1 for grey pictures, whose three channels are equal.
 
-        Raises UserError when there are fewer coefficients than channels.
+        Raises UserError when a block has fewer coefficients than `channels`.
         """
         most = colours * self.block**2
         if not 1 <= channels <= most:
@@ -84,7 +86,7 @@ class Dct:
         self.identity = TokenizerIdentity(name, name, channels, factor=self.block, scale=0.25, shift=0.0)
         wave = np.cos(np.pi * np.outer(np.arange(self.block), np.arange(self.block) + 0.5) / self.block)
         wave *= np.where(np.arange(self.block) == 0, 1, np.sqrt(2))[:, None] / np.sqrt(self.block)
-        # Luminance, then two differences of colours, which vary less in photographs.
+        # Luminance comes first, then two colour differences, which vary less in photographs.
         colour = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]]) if colours == 3 else np.eye(1)
         numbers = [(c, u, v) for c in range(colours) for u in range(self.block) for v in range(self.block)]
         numbers.sort(key=lambda n: (n[1] + n[2] + 2 * n[0], -n[0], n[1]))
@@ -97,7 +99,7 @@ class Dct:
         """See Tokenizer. Raises UserError when the pictures' sides are not multiples of the block."""
         if pictures.shape[2] % self.block or pictures.shape[3] % self.block:
             sides = f"{pictures.shape[2]}x{pictures.shape[3]}"
-            raise UserError(f"pictures of {sides} do not fit '{self.identity.source}'; choose a --size divisible by 4")
+            raise UserError(f"pictures of {sides} do not fit '{self.identity.source}'; give a --size divisible by 4")
         basis = self.basis.to(pictures.device)
         x = pictures[:, : basis.shape[1]].float() / 127.5 - 1
         mean = F.conv2d(x, basis, stride=self.block)
@@ -111,7 +113,7 @@ class Dct:
 
 
 class Vae:
-    """An AutoencoderKL of diffusers, in full float32: half precision overflows in some VAEs' encoders."""
+    """An AutoencoderKL of diffusers, in float32, because half precision overflows in the encoders of some VAEs."""
 
     def __init__(self, model: Any, source: str):
         self.model = model
@@ -134,7 +136,7 @@ class Vae:
         if height % self.identity.factor or width % self.identity.factor:
             raise UserError(
                 f"pictures of {height}x{width} do not fit the VAE '{self.identity.source}'; "
-                f"choose a --size that is a multiple of {self.identity.factor}"
+                f"give a --size that is a multiple of {self.identity.factor}"
             )
         with _exactly(self.model.device):
             posterior = self.model.encode(pictures.to(self.model.device).float() / 127.5 - 1).latent_dist
@@ -154,26 +156,27 @@ class Vae:
 
 
 def load_tokenizer(source: str, device: torch.device | str = "cpu", channels: int = 3) -> Tokenizer:
-    """The tokenizer that `source` names: "pixels" (of that many channels), "dct4" (any number of coefficients), or a
-    hub id or local folder of an AutoencoderKL.
+    """The tokenizer that `source` names.
 
-    Raises UserError when there is no such VAE, or its weights are not all there.
+    source: "pixels" (with `channels` channels), "dct4" (or another number of coefficients), or the hub id or local
+    folder of an AutoencoderKL.
+    Raises UserError when there is no such VAE, or its weights are incomplete.
     """
     if source == PIXELS:
         return Pixels(channels)
     if match := re.fullmatch(r"dct([0-9]{1,3})(grey)?", source):
         return Dct(int(match[1]), colours=1 if match[2] else 3)
-    from diffusers import AutoencoderKL  # seconds that commands without a VAE need not pay
+    from diffusers import AutoencoderKL  # takes seconds, which commands without a VAE should not pay
 
     folder = Path(source)
     if (folder / "model_index.json").is_file():
         raise UserError(f"tokenizer '{source}' is a whole pipeline; name its VAE's folder, {folder / 'vae'}")
     if not folder.is_dir() and (folder.is_absolute() or source.startswith(".") or source.count("/") != 1):
         raise UserError(
-            f"tokenizer '{source}' is no folder; give 'pixels', 'dct4', a hub id, or a VAE's save_pretrained folder"
+            f"tokenizer '{source}' is not a folder; give 'pixels', 'dct4', a hub id, or a VAE's save_pretrained folder"
         )
     with warnings.catch_warnings():
-        # diffusers calls huggingface_hub in a way that this deprecates; nothing a user can mend.
+        # diffusers calls huggingface_hub in a deprecated way, which a user cannot fix.
         warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument", UserWarning)
         try:
             kind = AutoencoderKL.load_config(source).get("_class_name")
@@ -191,10 +194,10 @@ def load_tokenizer(source: str, device: torch.device | str = "cpu", channels: in
             raise UserError(f"cannot load the VAE '{source}': {said}; download it once, then give its folder") from None
     absent = [*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]]
     if absent:
-        raise UserError(f"the VAE '{source}' lacks or misnames weights, {absent[0]} first; download it again")
+        raise UserError(f"the VAE '{source}' has missing or unexpected weights (first: {absent[0]}); download it again")
     if model.config.latents_mean is not None or model.config.latents_std is not None:
         raise UserError(
-            f"the VAE '{source}' is normalised by channel (latents_mean), which is not supported; use another"
+            f"the VAE '{source}' is normalised by channel (latents_mean), which is not supported; give another"
         )
     return Vae(model.to(device).eval().requires_grad_(False), source)
 
@@ -207,10 +210,10 @@ def load_decoder(
     setting: str,
     device: torch.device | str = "cpu",
 ) -> Tokenizer:
-    """The tokenizer that latents of `channels` were made with.
+    """The tokenizer that made latents with `channels` channels.
 
-    source: where it lies now, if not where `identity` says. whose, setting: whose latents these are, and what names
-    their tokenizer; both for the error.
+    source: its place now (default: the one in `identity`). whose, setting: words for the error, the owner of the
+    latents and the setting that names their tokenizer.
     Raises UserError when the tokenizer is not known, or is another one.
     """
     source = source or (identity.source if identity else None)
@@ -219,7 +222,9 @@ def load_decoder(
     decoder = load_tokenizer(source, device, channels=channels)
     found = decoder.identity
     if found.channels != channels:
-        raise UserError(f"tokenizer '{source}' has {found.channels} channels, {whose} {channels}; give another")
+        raise UserError(
+            f"tokenizer '{source}' has {found.channels} channels instead of the {channels} of {whose}; give another"
+        )
     if identity is not None and found.digest != identity.digest:
         raise UserError(
             f"tokenizer '{source}' ({found.digest or 'pixels'}) is not the one of {whose}, '{identity.source}' "
@@ -229,14 +234,14 @@ def load_decoder(
 
 
 def _digest(model: Any) -> str:
-    """Of all weights and what the config adds to them. Its other fields show in the weights' names and shapes."""
+    """Digest of all weights and of the config fields that do not show in the names and shapes of the weights."""
     shown = {key: model.config[key] for key in DIGESTED_FIELDS} | {"weights": weights_digest(model)}
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @contextmanager
 def _exactly(device: torch.device) -> Iterator[None]:
-    """Float32 that is float32 (no TF32, no autocast around us), and the same bits at every call."""
+    """Context with true float32 (no TF32, no autocast) and the same bits at every call."""
     convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")

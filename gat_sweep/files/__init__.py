@@ -1,1 +1,1 @@
-"""Reading and writing that trusts nobody: folders and buckets, YAML, arrays, weights, secrets."""
+"""Safe reading and writing of untrusted files: folders and buckets, YAML, arrays, weights, secrets."""

@@ -1,7 +1,7 @@
-"""Passwords and keys stay out of what is written: a URI that carries one is refused before anything is.
+"""Checks that keep passwords and keys out of all files: a URI that contains one is refused before anything is written.
 
-Configs, run records and MLflow's params keep places as they were given; so a place may hold no secret. Credentials come
-from the environment, where each library looks for its own.
+Configs, run records and MLflow's params store places as they were given, so a place must not contain a secret.
+Credentials come from the environment, where each library looks for its own.
 """
 
 import os
@@ -20,15 +20,15 @@ FIXES = {  # by scheme
     "hf": "set HF_TOKEN, or use `hf auth login`",
     "http": "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (or MLFLOW_TRACKING_TOKEN), or HF_TOKEN",
 }
-OTHERS = "put an `mlflow server` before that database and give its http:// address"
+OTHERS = "start an `mlflow server` for that database and give its http:// address"
 PORTLESS = ("s3", "s3a", "gs", "hf")  # their first colon begins a secret, not a port
 CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")  # container@account is a place
-# A name that has a secret behind its =, in queries and in connection strings.
+# Names whose value is a secret, in queries and in connection strings.
 _KEY = r"(?:api|access|account|secret)[-_]?key(?:[-_]?id)?"
 _NAME = rf"[\w.-]*(?:secret|token|passw(?:or)?d|pwd|passphrase|signature|credentials?|{_KEY})"
 _OPTION = re.compile(rf"(?:^|[?&;#\s])(?:{_NAME}|sig|key|auth)\s*=\s*[^&;#\s]", re.IGNORECASE)
 _PLACE = re.compile(r"(?:(?P<scheme>[a-z][a-z0-9+.-]+):/{1,2})?(?P<rest>[^/].*)", re.IGNORECASE | re.DOTALL)
-# Where a message may quote one: user:password@ of a URI, name=value, and the header of a request.
+# Places of a secret in a message: user:password@ of a URI, name=value, and the header of a request.
 _QUOTED = (
     (re.compile(r"(://)[^/\s'\"@]*:[^\s'\"@]*@"), r"\1...@"),
     (re.compile(r"(://)[^/\s'\"@:]+@"), r"\1...@"),
@@ -36,26 +36,26 @@ _QUOTED = (
     (re.compile(r"\b(basic|bearer)\s+[\w.~+/=-]+", re.IGNORECASE), r"\1 ..."),
 )
 _SECRET_VARIABLE = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD", re.IGNORECASE)
-LONGEST = 2000  # characters of a message that are read
-SHORTEST = 6  # characters; a shorter value of a variable may be any word of a message
+LONGEST = 2000  # characters; the rest of a message is dropped
+SHORTEST = 6  # characters; a shorter value of a variable may be an ordinary word of a message
 
 
 def check_no_credentials(uri: str, option: str) -> None:
-    """Raises UserError, which names `option` and what to set instead, when a place holds a password or key.
+    """Raises UserError, which names `option` and what to set instead, when a place contains a password or key.
 
-    uri: a URI, or any other place: paths, hub ids and names pass.
+    uri: a URI or another place; paths, hub ids and names are accepted.
     """
     for text in (uri, unquote(uri)):
         scheme = _carrier(text)
         if scheme is not None:
             fix = FIXES.get("http" if scheme.startswith("http") else scheme, OTHERS if scheme else FIXES["http"])
-            raise UserError(f"{option} holds a password or key, which would be written to logs and records; {fix}")
+            raise UserError(f"{option} contains a password or key, which would be written to logs and records; {fix}")
 
 
 def check_config(values: Mapping[str, Any]) -> None:
-    """The same of every text among a config's values, which are written to records, params and checkpoints.
+    """Checks every text in the values of a config, which are written to records, params and checkpoints.
 
-    values: dotted keys, as config.flatten gives them. Raises UserError naming the key.
+    values: by dotted key, as recipe.flatten returns them. Raises UserError, which names the key.
     """
     for key, value in values.items():
         for text in _texts(value):
@@ -63,7 +63,7 @@ def check_config(values: Mapping[str, Any]) -> None:
 
 
 def without_credentials(message: str) -> str:
-    """A library's message for people to read, with what looks like a secret, or is one of this process's, left out."""
+    """A library's message without secrets: texts that look like one, and values of this process's secret variables."""
     message = message[:LONGEST]
     for pattern, shown in _QUOTED:
         message = pattern.sub(shown, message)
@@ -74,21 +74,21 @@ def without_credentials(message: str) -> str:
 
 
 def _carrier(text: str) -> str | None:
-    """The scheme ("" without one) of a place that holds a secret; None when it holds none."""
+    """Scheme of a place that contains a secret ("" for a place without a scheme); None when there is no secret."""
     match = _PLACE.fullmatch(text)
     scheme = (match["scheme"] or "").lower() if match else ""
     if (scheme or "://" in text or "?" in text) and _OPTION.search(text):
         return scheme
     if match is None:
         return None
-    before, at, _ = re.sub(r"^\[[^]]*\]", "host", match["rest"]).partition("@")  # an IPv6 address has colons of its own
+    before, at, _ = re.sub(r"^\[[^]]*\]", "host", match["rest"]).partition("@")  # an IPv6 address contains colons
     user, colon, password = before.partition(":")
     if not at or "/" in user or any(mark in user for mark in "?#"):
         return None
-    if not colon:  # a token alone, or a user's name
+    if not colon:  # only a token, or a user name
         return scheme if scheme and scheme not in CONTAINERS else None
     if "/" in password and (not scheme or (re.match(r"\d*/", password) and scheme not in PORTLESS)):
-        return None  # an @ in the path behind host:port, or behind a prefix such as hf-hub:
+        return None  # the @ is in the path after host:port, or after a prefix such as hf-hub:
     return scheme
 
 

@@ -1,7 +1,7 @@
-"""Where runs live: a folder, or s3://bucket/prefix. What a run keeps is written and read through here.
+"""Storage of runs, in a folder or at s3://bucket/prefix. All files of a run are written and read through this module.
 
-A folder is a pathlib.Path. An object store is a Remote, which has as much of Path as runs need, over pyarrow's
-filesystems; credentials come from the environment or the machine's role, never from the URI.
+A folder is a pathlib.Path. An object store is a Remote, which has the methods of Path that runs need, and uses
+pyarrow's filesystems. Credentials come from the environment or the machine's role, never from the URI.
 """
 
 import os
@@ -15,16 +15,17 @@ from pyarrow.fs import AwsStandardS3RetryStrategy, FileSelector, FileSystem, Fil
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_no_credentials
 
-ATTEMPTS = 10  # of a request to an object store, with growing pauses: about a minute without it ends no trial
-SEGMENT = 2**16  # bytes; an object cannot be appended to, so a growing file is objects of about this size
-OPTIONS = ("region", "endpoint_override", "scheme")  # what may follow the ? of an s3:// URI
+ATTEMPTS = 10  # retries of a request, with growing pauses: an outage of about a minute fails no trial
+SEGMENT = 2**16  # bytes; objects cannot grow, so a growing file consists of objects of about this size
+OPTIONS = ("region", "endpoint_override", "scheme")  # options that may follow the ? of an s3:// URI
 
 
 class Remote:
     """A file or folder in an object store.
 
-    store: "s3://bucket?options"; key: below the bucket, without slashes at its ends.
-    Its methods are pathlib.Path's, and raise FileNotFoundError as those do. Folders are made by what lies in them.
+    store: "s3://bucket?options". key: path in the bucket, without slashes at its ends.
+    The methods are those of pathlib.Path, and raise FileNotFoundError as those do. A folder exists when a file in it
+    exists.
     """
 
     def __init__(self, store: str, key: str):
@@ -59,7 +60,7 @@ class Remote:
 
     @property
     def parents(self) -> "list[Remote]":
-        """From the nearest to the bucket."""
+        """Parent folders, from the nearest to the bucket."""
         found = [self.parent]
         while found[-1].key:
             found.append(found[-1].parent)
@@ -67,7 +68,7 @@ class Remote:
 
     @property
     def path(self) -> str:
-        """As pyarrow takes it: bucket/key."""
+        """Path for pyarrow: bucket/key."""
         return f"{urlsplit(self.store).netloc}/{self.key}".rstrip("/")
 
     @property
@@ -92,9 +93,10 @@ Place = Path | Remote
 
 
 def place(text: str | Path, option: str = "--home") -> Place:
-    """A folder as an absolute path, or s3://bucket/prefix.
+    """Place that `text` names: a folder, as an absolute path, or s3://bucket/prefix.
 
-    Raises UserError for other schemes and for an option that no URI should hold, such as a key.
+    option: where the text was given, for the error. Raises UserError for other schemes, and for an option that a URI
+    should not contain, such as a key.
     """
     check_no_credentials(str(text), option)
     if "://" not in str(text):
@@ -105,14 +107,14 @@ def place(text: str | Path, option: str = "--home") -> Place:
     options = [key for key, _ in parse_qsl(parts.query, keep_blank_values=True)]
     if "@" in parts.netloc or any(key not in OPTIONS for key in options):
         raise UserError(
-            f"{option}: a URI holds the bucket and {', '.join(OPTIONS)} only; credentials come from the environment "
-            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or from the machine's role"
+            f"{option}: a URI may contain only the bucket and {', '.join(OPTIONS)}; credentials come from the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or from the machine's role"
         )
     return Remote(f"s3://{parts.netloc}" + (f"?{parts.query}" if parts.query else ""), parts.path.strip("/"))
 
 
 def children(folder: Place) -> list[Place]:
-    """What lies in a folder, by name; nothing when there is no such folder."""
+    """Files and folders in a folder, sorted by name; an empty list when there is no such folder."""
     if isinstance(folder, Path):
         return list[Place](sorted(folder.iterdir())) if folder.is_dir() else []
     found = folder.filesystem.get_file_info(FileSelector(folder.path, allow_not_found=True))
@@ -120,32 +122,32 @@ def children(folder: Place) -> list[Place]:
 
 
 def write(target: Place, content: bytes) -> None:
-    """Whole or not at all, and on the disk when this returns; what was there before stays until then.
+    """Writes a file completely or not at all; it is on disk when this returns, and the old file stays until then.
 
-    Raises OSError when there is no room, and leaves nothing behind.
+    Raises OSError when the disk is full, and leaves no temporary file.
     """
     if isinstance(target, Remote):
-        with target.filesystem.open_output_stream(target.path) as file:  # visible once it is closed
+        with target.filesystem.open_output_stream(target.path) as file:  # visible only after it is closed
             file.write(content)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Not the same name for every writer: one that outlives its killed parent must not write into ours.
+    # Every writer has its own name: a process that outlives its killed parent must not write into our file.
     descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent)
     try:
         with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's is for this user alone
+            os.fchmod(file.fileno(), 0o644)  # mkstemp lets only this user read it
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError:
-        os.unlink(temporary)  # room for the line that says why
+        os.unlink(temporary)  # frees space for the log line that says why
         raise
     _sync_folder(target.parent)
 
 
 def remove_folder(folder: Place) -> None:
-    """With all files in it; not an error when it is gone."""
+    """Removes a folder and all files in it; no error when there is no such folder."""
     if isinstance(folder, Remote):
         if folder.exists():
             folder.filesystem.delete_dir(folder.path)
@@ -157,7 +159,7 @@ def remove_folder(folder: Place) -> None:
 
 
 def append(target: Place, content: bytes) -> None:
-    """Adds to the end of a growing file, which has one writer and is read with read_from."""
+    """Appends to a growing file, which has only one writer; read it with read_from."""
     if isinstance(target, Path):
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "ab") as file:
@@ -173,7 +175,7 @@ def append(target: Place, content: bytes) -> None:
 
 
 def read_from(target: Place, offset: int = 0) -> bytes:
-    """A growing file from a byte on; empty when there is no such file."""
+    """Content of a growing file from byte `offset`; empty when there is no such file."""
     if isinstance(target, Path):
         if not target.exists():
             return b""
@@ -186,7 +188,7 @@ def read_from(target: Place, offset: int = 0) -> bytes:
 
 
 def size_of(target: Place) -> int:
-    """Bytes of a growing file; 0 when there is no such file."""
+    """Size of a growing file in bytes; 0 when there is no such file."""
     if isinstance(target, Path):
         return target.stat().st_size if target.exists() else 0
     segments = _segments(target)
@@ -198,13 +200,13 @@ def _segment(target: Remote, start: int) -> Remote:
 
 
 def _segments(target: Remote) -> list[tuple[int, int]]:
-    """(first byte, bytes) of each object that a growing file is made of."""
+    """First byte and size in bytes of each object of a growing file."""
     found = target.filesystem.get_file_info(FileSelector(target.path, allow_not_found=True))
     return sorted((int(info.base_name), info.size) for info in found)
 
 
 def _sync_folder(folder: Path) -> None:
-    """A rename is on the disk once its folder is."""
+    """Syncs a folder, because a rename is on disk only after its folder is."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -216,5 +218,5 @@ def _sync_folder(folder: Path) -> None:
 def _filesystem(store: str) -> FileSystem:
     options = dict(parse_qsl(urlsplit(store).query))
     retry = AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
-    # Delayed: one request for a small file instead of three.
+    # With a delayed open, a small file needs one request instead of three.
     return S3FileSystem(retry_strategy=retry, allow_delayed_open=True, **options)

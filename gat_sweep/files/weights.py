@@ -18,7 +18,7 @@ from gat_sweep.errors import UserError
 
 
 def weights_digest(network: nn.Module) -> str:
-    """Of every tensor of the state dict and its name, 12 hex digits."""
+    """Digest of every tensor of the state dict and its name, 12 hex digits."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -26,7 +26,7 @@ def weights_digest(network: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-# What torch and safetensors raise on files that are not what they claim to be.
+# Errors that torch and safetensors raise on invalid files.
 BAD_WEIGHTS = (
     *(pickle.UnpicklingError, SafetensorError, RuntimeError, ValueError, EOFError, LookupError, TypeError),
     *(AttributeError, AssertionError, OverflowError, struct.error),
@@ -34,9 +34,9 @@ BAD_WEIGHTS = (
 
 
 def read_weights(path: str | Path, setting: str) -> dict[str, Tensor]:
-    """A state dict of tensors from a local file: safetensors, or torch's format, of which nothing else is unpickled.
+    """State dict of tensors from a local file, in safetensors or in torch's format; only tensors are unpickled.
 
-    setting: the config value or option that names the file. Raises UserError when it holds anything else.
+    setting: the config value or option that names the file. Raises UserError when the file contains anything else.
     """
     check_weights_file(path, setting)
     try:
@@ -50,25 +50,25 @@ def read_weights(path: str | Path, setting: str) -> dict[str, Tensor]:
 
 def check_weights_file(path: str | Path, setting: str) -> None:
     if not Path(path).is_file():
-        raise UserError(f"{setting} {path}: no such file; set {setting} to the file of weights")
+        raise UserError(f"{setting} {path}: no such file; set {setting} to a file of weights")
 
 
 @contextmanager
 def only_weights(what: str) -> Iterator[None]:
-    """Around the reading of a file of weights: what it raises on others becomes a UserError."""
+    """Turns errors of reading a file of weights into a UserError; `what` names the file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about odd formats, which are refused right after
+            warnings.simplefilter("ignore", UserWarning)  # about unusual formats, which are refused anyway
             yield
     except BAD_WEIGHTS as error:
         said = next(iter(str(error).splitlines()), "")[:80]
         raise UserError(
-            f"{what} is no file of weights, or not of these ({type(error).__name__}: {said}); give a state dict of "
+            f"{what} is not a file of the expected weights ({type(error).__name__}: {said}); give a state dict of "
             "tensors, best as safetensors"
         ) from None
 
 
 def tensors_only(found: Any) -> dict[str, Tensor]:
     if not (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):
-        raise TypeError("no state dict")
+        raise TypeError("not a state dict")
     return found

@@ -1,4 +1,4 @@
-"""Strict YAML: plain data only, in which no two versions of YAML differ, and a line number for every key."""
+"""Strict YAML: only plain data that all versions of YAML read in the same way, and a line number for every key."""
 
 import math
 import re
@@ -12,22 +12,22 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import without_credentials
 
 Lines = dict[tuple[str, ...], int]
-LONGEST = 100_000  # bytes; a hundred times a sweep file
-DEEPEST = 20  # mappings and lists in one another
-DIGITS = 18  # of a whole number; fits in 64 bits
+LONGEST = 100_000  # bytes, a hundred times the size of a sweep file
+DEEPEST = 20  # levels of nested mappings and lists
+DIGITS = 18  # of a whole number, which then fits in 64 bits
 NUMBER = re.compile(rf"[-+]?(0|[1-9][0-9]{{0,{DIGITS - 1}}}|[0-9]+\.[0-9]*|\.[0-9]+)")
 EXPONENT = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+")
 TAG = "tag:yaml.org,2002:"
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
-    """The mapping in `path`, and the line of every key by its path of keys (and places in lists, from "0").
+    """The mapping in `path`, and the line of every key by its path of keys (and positions in lists, from "0").
 
-    Raises UserError on files that cannot be read, are none or too long, on syntax errors, and on whatever is no plain
-    data: tags, aliases, keys that are no text or stand twice, values that versions of YAML read differently.
+    Raises UserError when the file is missing, unreadable or too long, on syntax errors, and on all but plain data:
+    tags, aliases, keys that are not text or occur twice, and values that versions of YAML read differently.
     """
     if not path.is_file():
-        raise UserError(f"{path}: " + ("is no file; name a YAML file" if path.exists() else "no such file"))
+        raise UserError(f"{path}: " + ("is not a file; name a YAML file" if path.exists() else "no such file"))
     try:
         with open(path, "rb") as file:
             content = file.read(LONGEST + 1)
@@ -47,7 +47,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
 
 
 def parse_scalar(text: str) -> Any:
-    """The value of a `--set key=value`, read as YAML. Raises UserError as read_yaml does."""
+    """Value of a `--set key=value`, read as YAML. Raises UserError as read_yaml does."""
     if len(text) > LONGEST:
         raise UserError(f"{text[:20]!r}... is not a value (longer than {LONGEST:,} characters)")
     try:
@@ -57,7 +57,7 @@ def parse_scalar(text: str) -> Any:
 
 
 class _Plain(yaml.SafeLoader):
-    """SafeLoader without aliases, which nobody needs here and which can blow up, and without YAML 1.1's surprises."""
+    """SafeLoader without aliases, which can expand to a huge size, and without the ambiguous values of YAML 1.1."""
 
     depth = 0
 
@@ -80,14 +80,14 @@ def _number(loader: _Plain, node: yaml.ScalarNode) -> int | float:
         if math.isfinite(value):
             return value
     raise _error(
-        f"{_short(text)} is no decimal number of at most {DIGITS} digits; write one, or quote it as text", node
+        f"{_short(text)} is not a decimal number of at most {DIGITS} digits; write one, or quote it as text", node
     )
 
 
 def _flag(loader: _Plain, node: yaml.ScalarNode) -> bool:
     text = loader.construct_scalar(node)
     if text.lower() not in ("true", "false"):
-        raise _error(f"{_short(text)} is text to some and a switch to others; write true or false, or quote it", node)
+        raise _error(f"{_short(text)} is ambiguous in YAML (text or boolean); write true or false, or quote it", node)
     return bool(text.lower() == "true")
 
 
@@ -103,12 +103,12 @@ _Plain.yaml_constructors = {
     TAG + "timestamp": _date,
     None: yaml.SafeLoader.yaml_constructors[None],  # refuses every other tag
 }
-_Plain.add_implicit_resolver(TAG + "float", EXPONENT, list("-+.0123456789"))  # 1e-4 is a number, as in YAML 1.2
-_Plain.add_implicit_resolver(TAG + "int", re.compile("0o[0-7]+"), ["0"])  # to be refused, as 010 is
+_Plain.add_implicit_resolver(TAG + "float", EXPONENT, list("-+.0123456789"))  # makes 1e-4 a number, as in YAML 1.2
+_Plain.add_implicit_resolver(TAG + "int", re.compile("0o[0-7]+"), ["0"])  # makes 0o10 refused, like 010
 
 
 def _load(text: str) -> tuple[Any, Lines]:
-    """Raises YAMLError."""
+    """Value of a YAML text, and the line of every key. Raises YAMLError."""
     loader = _Plain(text)
     try:
         node = loader.get_single_node()
@@ -122,7 +122,7 @@ def _load(text: str) -> tuple[Any, Lines]:
 
 
 def _collect(node: yaml.Node, prefix: tuple[str, ...], lines: Lines) -> None:
-    """Checks keys and characters, and notes the keys' lines."""
+    """Checks keys and characters, and collects the lines of the keys."""
     if isinstance(node, yaml.ScalarNode) and not node.value.replace("\n", "").replace("\t", "").isprintable():
         raise _error("characters that cannot be printed", node)
     if isinstance(node, yaml.SequenceNode):
@@ -134,18 +134,18 @@ def _collect(node: yaml.Node, prefix: tuple[str, ...], lines: Lines) -> None:
                 raise _error("a key has to be text; quote it", key_node)
             key = (*prefix, key_node.value)
             if key in lines:
-                raise _error(f"key '{'.'.join(key)}' stands twice, first on line {lines[key]}", key_node)
+                raise _error(f"key '{'.'.join(key)}' occurs twice, first on line {lines[key]}", key_node)
             lines[key] = key_node.start_mark.line + 1
             _collect(value_node, key, lines)
 
 
 def _error(problem: str, where: Any) -> ConstructorError:
-    """At a node or event."""
+    """Error at the position of a node or event."""
     return ConstructorError(None, None, problem, where.start_mark)
 
 
 def _said(error: yaml.YAMLError) -> str:
-    """One line."""
+    """Message of an error, in one line."""
     parts = [getattr(error, "context", None), getattr(error, "problem", None)]
     return " ".join((", ".join(part for part in parts if part) or str(error)).split())[:200]
 

@@ -25,7 +25,7 @@ from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.inspection.blocks import CHUNK, Findings, Subject, look, pca_maps, similarity
 from gat_sweep.inspection.cknna import cknna
-from gat_sweep.inspection.inspect import COLUMNS, Options, inspect_command
+from gat_sweep.inspection.inspect import COLUMNS, InspectOptions, inspect_command
 from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens, without_block
 from gat_sweep.run.checkpoint import open_checkpoint, save_checkpoint
 from gat_sweep.train.loop import train
@@ -201,7 +201,9 @@ def test_latents_are_decoded_by_the_tokenizer_that_made_them(tmp_path: Path) -> 
     networks_by_name = {"ema": networks[0], "discriminator": networks[1]}
     save_checkpoint(path.parent, 0, networks_by_name, {"data": load_dataset(config.data).digest})
     with pytest.raises(UserError, match="is not the one of data set 'photographs', 'nowhere'"):
-        inspect_command(path, None, Options(), {"data.tokenizer": str(tmp_path / "vae")}, CPU, Console(quiet=True))
+        inspect_command(
+            path, None, InspectOptions(), {"data.tokenizer": str(tmp_path / "vae")}, CPU, Console(quiet=True)
+        )
 
 
 def test_lpips_is_the_packages_own_and_needs_no_download(tmp_path: Path) -> None:
@@ -231,7 +233,7 @@ def test_lpips_is_the_packages_own_and_needs_no_download(tmp_path: Path) -> None
     (tmp_path / "text.pth").write_text("no weights")
     for name, message in [
         ("other.pth", "no alexnet"),
-        ("text.pth", "no file of weights"),
+        ("text.pth", "not a file of the expected weights"),
         ("none.pth", "no such file"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -247,7 +249,7 @@ def checkpoint(home_with_reference: Path) -> Path:
 
 def inspect(checkpoint: Path, out: Path | None = None) -> tuple[dict[str, Any], list[Path]]:
     console = Console(quiet=True)
-    return inspect_command(checkpoint, out, Options(images=CHUNK + 5), {}, CPU, console)
+    return inspect_command(checkpoint, out, InspectOptions(images=CHUNK + 5), {}, CPU, console)
 
 
 def test_inspect_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
@@ -282,7 +284,7 @@ def test_bad_input_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
 
     def refused(match: str, path: Path = damaged, settings: dict[str, Any] | None = None, **options: Any) -> None:
         with pytest.raises(UserError, match=match) as error:
-            inspect_command(path, None, Options(**options), settings or {}, CPU, Console(quiet=True))
+            inspect_command(path, None, InspectOptions(**options), settings or {}, CPU, Console(quiet=True))
         assert "\n" not in str(error.value)
 
     refused("is no checkpoint; give one of", folder / "step_00000008")

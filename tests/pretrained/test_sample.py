@@ -220,7 +220,7 @@ def test_pictures_that_are_not_whole_are_not_there(
 
 
 def test_latents_are_decoded_by_their_own_tokenizer(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'dct16' has 16 channels, these latents 1"):
+    with pytest.raises(UserError, match=r"'dct16' has 16 channels instead of the 1 of these latents"):
         sample_command(folder, tmp_path / "out", PLAIN, {}, "dct16", CPU)
     with pytest.raises(UserError, match=r"'dct1' \(dct1\) is not the one of these latents, 'pixels'"):
         sample_command(folder, tmp_path / "out", PLAIN, {}, "dct1", CPU)
@@ -253,7 +253,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["folder", "--interpolate", "inter", "--classes", "3,3"], "give --classes two or more"),
     (["folder", "--interpolate", "along"], "'intra', 'inter'"),
     (["folder", "--set", "data.path=x"], "leave --set out"),
-    (["folder", "--tokenizer", "/nowhere"], "tokenizer '/nowhere' is no folder"),
+    (["folder", "--tokenizer", "/nowhere"], "tokenizer '/nowhere' is not a folder"),
     (["folder", "--device", "tpu9"], "--device"),
     (["nowhere"], "nowhere holds no config.json; give a folder that `gat-sweep export` wrote, or a trial's"),
     (["folder", "--interpolate", "intra", "--rows", "0"], "--rows 0: give 1 or more"),

@@ -9,12 +9,12 @@ from helpers.trials import tiny_config
 from rich.console import Console
 from torch import Tensor
 
-from gat_sweep.commands.latency import show_inference
+from gat_sweep.commands.latency import latency_table
 from gat_sweep.data.tokenizer import Vae
 from gat_sweep.errors import UserError
 from gat_sweep.gat import flops
 from gat_sweep.gat.generator import Generator
-from gat_sweep.speed.latency import inference_command, measure_inference
+from gat_sweep.speed.latency import latency_command, measure_latency
 
 CPU = torch.device("cpu")
 
@@ -40,7 +40,7 @@ def test_an_image_takes_one_call_of_the_generator_whatever_the_options(monkeypat
         return honest(self, w)
 
     monkeypatch.setattr(Generator, "synthesize", counted)
-    result = measure_inference(config, CPU, 6, [4], 2, tiny_vae(1), silent)
+    result = measure_latency(config, CPU, 6, [4], 2, tiny_vae(1), silent)
     ways = ["generator", "truncation", "guidance", "generator and decoder"]
     assert [row["what"] for row in result["rows"]] == ways
     # A call to warm up, one for the memory, and twice six images in batches of four.
@@ -49,7 +49,7 @@ def test_an_image_takes_one_call_of_the_generator_whatever_the_options(monkeypat
 
 def test_numbers_follow_from_each_other() -> None:
     config = tiny_config(model__generator="XL")
-    result = measure_inference(config, CPU, 4, [1, 4], 3, tiny_vae(1), silent)
+    result = measure_latency(config, CPU, 4, [1, 4], 3, tiny_vae(1), silent)
     generator = Generator(config.generator_spec)
     assert result["weight_bytes"] == sum(t.nbytes for t in generator.state_dict().values())
     assert result["flops_per_image"] == flops.generator_forward(config.generator_spec)
@@ -59,7 +59,7 @@ def test_numbers_follow_from_each_other() -> None:
         assert 0 < row["seconds_low"] <= row["seconds_per_image"] <= row["seconds_high"]
         assert row["peak_bytes"] >= held > 0
     console = Console(file=io.StringIO(), width=160)
-    show_inference(result, console)
+    latency_table(result, console)
     assert isinstance(console.file, io.StringIO)
     printed = console.file.getvalue()
     assert "NFE 1" in printed and "weights random" in printed
@@ -68,9 +68,9 @@ def test_numbers_follow_from_each_other() -> None:
 
 def test_unconditional_has_no_guidance_and_a_foreign_tokenizer_is_refused() -> None:
     config = tiny_config(data__classes=0)
-    (result,) = inference_command([config], CPU, None, 2, [2], 1, None, Console(quiet=True))
+    (result,) = latency_command([config], CPU, None, 2, [2], 1, None, Console(quiet=True))
     assert [row["what"] for row in result["rows"]] == ["generator", "truncation"] and result["tokenizer"] is None
     with pytest.raises(UserError, match="decodes 3 channels, the generator makes 1"):
-        measure_inference(config, CPU, 2, [2], 1, tiny_vae(3), silent)
-    with pytest.raises(UserError, match=r"tokenizer '\./none' is no folder"):
-        inference_command([config], CPU, None, 2, [2], 1, "./none", Console(quiet=True))
+        measure_latency(config, CPU, 2, [2], 1, tiny_vae(3), silent)
+    with pytest.raises(UserError, match=r"tokenizer '\./none' is not a folder"):
+        latency_command([config], CPU, None, 2, [2], 1, "./none", Console(quiet=True))
