@@ -64,7 +64,7 @@ def test_a_cheap_size_is_worth_more_per_gflop_and_a_dear_one_more_in_all(tmp_pat
     gains = [row["gain_per_gflop"] for row in report["candidates"]]
     assert gains == sorted(gains, reverse=True)
     json.dumps(report, allow_nan=False)
-    assert "most, whatever it costs: a size at twice XL/2" in summary(report)
+    assert "largest gain at any cost: a size at twice XL/2" in summary(report)
 
 
 def test_without_replicates_only_new_sizes_are_compared(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_aicc_counts_sigma_and_needs_points() -> None:
 def test_below_six_sizes_neither_law_is_chosen() -> None:
     for n in (3, 4, 5):
         report = compare_floors(C[:n], 5 + 3e3 * C[:n] ** -0.45)
-        assert report["verdict"] == f"not identifiable: {n} sizes, telling a floor from none takes 6"
+        assert report["verdict"] == f"not identifiable: {n} sizes, a comparison with and without a floor needs 6"
         assert (report["with_floor"] is None) == (n < 4)
 
 

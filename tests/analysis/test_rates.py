@@ -110,13 +110,15 @@ def test_a_maximum_is_no_optimum() -> None:
 def test_a_flat_grid_is_no_optimum() -> None:
     values = dict(zip(FACTORS, (10.0, 10.6, 9.8, 10.1, 10.3), strict=True))
     found = only(analyse(table(*grid("G", "S", lambda rate: values[round(rate / 4e-4, 2)], seeds=1))))
-    assert found.refusal is not None and found.refusal.startswith("flat: not told apart from no curvature, [-")
+    assert found.refusal is not None and found.refusal.startswith(
+        "flat: the curvature is not significantly above 0, [-"
+    )
     assert found.parabola is not None and found.parabola.curvature > 0 and found.parabola.vertex_low is None
 
 
 def test_three_rates_are_too_few() -> None:
     found = only(analyse(table(*grid("G", "S", bowl(4e-4, noise(0)), FACTORS[1:4], seeds=1))))
-    assert found.refusal == "3 rates have values, and any three lie on a parabola: an interval takes 4"
+    assert found.refusal == "3 rates have values; any three lie on a parabola, so an interval needs 4"
     assert found.parabola is not None and found.parabola.vertex == pytest.approx(4e-4, rel=0.2)
     two = only(analyse(table(*grid("G", "S", bowl(4e-4), FACTORS[1:3]))))
     assert two.parabola is None and "2 rates have values" in str(two.refusal)
@@ -140,7 +142,7 @@ def test_a_vertex_beyond_a_diverged_rate_is_refused() -> None:
     trials = grid("G", "S", bowl(2.2e-3, noise(3, 0.001)), FACTORS)
     lost = grid("G", "S", bowl(1.0), (4.5, 16.0), broken=(4.5, 16.0))
     assert only(analyse(table(*trials, *lost))).refusal == (
-        "the vertex, 2.19e-3, is above 1.8e-3, the last rate that the grid speaks for"
+        "the vertex, 2.19e-3, is above 1.8e-3, the last rate that the grid covers"
     )
 
 
@@ -162,7 +164,7 @@ def test_a_rate_that_one_seed_survived_is_not_the_best() -> None:
 def test_where_everything_diverges_there_is_no_optimum() -> None:
     lost = grid("G", "S", bowl(1e-3), broken=FACTORS)
     transfer = analyse(table(*lost, *grid("G", "B", bowl(1e-4, noise(1)))))
-    assert [g.refusal for g in transfer.grids] == ["there is no rate at which no seed diverged", None]
+    assert [g.refusal for g in transfer.grids] == ["at least one seed diverged at every rate", None]
     with pytest.raises(ValueError, match="with a complete trial"):
         analyse(table(*lost))
 
@@ -228,7 +230,7 @@ def test_trials_of_other_kinds_are_no_part_of_a_grid() -> None:
     transfer = analyse(table(*plain, *strangers))
     assert transfer.grids == analyse(table(*plain)).grids and transfer.cross_check == ()
     reasons = {e.trial: e.reason for e in transfer.excluded}
-    unused = "part of no rate grid and no cross-check"
+    unused = "not part of a rate grid or a cross-check"
     assert reasons == {"both": unused, "of-b": unused, "batch": unused, "failed": "g_loss is nan at step 40"}
 
 
@@ -238,10 +240,10 @@ def test_two_grids_of_one_size_are_refused() -> None:
     with pytest.raises(ValueError) as error:
         analyse(table(*plain, *other))
     assert str(error.value) == (
-        "S/2 has a rate grid of G under several configs, fit them apart; what differs: train.batch"
+        "S/2 has a rate grid of G under several configs, fit them separately; they differ in train.batch"
     )
     deep = [Trial(t.name, (t.last.__class__(**{**vars(t.last), "cell": Cell("B", "B", 4)}),), t.facts) for t in plain]
-    with pytest.raises(ValueError, match=r"rate grids of G have several patch sizes, fit them apart: \[2, 4\]"):
+    with pytest.raises(ValueError, match=r"rate grids of G have several patch sizes, fit them separately: \[2, 4\]"):
         analyse(table(*plain, *deep))
 
 
@@ -253,7 +255,7 @@ def test_mixed_protocols_are_refused() -> None:
 
 
 def test_a_table_without_comparisons_is_refused() -> None:
-    with pytest.raises(ValueError, match="neither a rate grid"):
+    with pytest.raises(ValueError, match="no complete trial is in a rate grid"):
         analyse(table(trial("s", "S", 20), trial("b", "B", 15)))
 
 
@@ -271,7 +273,7 @@ def test_a_grid_from_a_csv(tmp_path: Path) -> None:
     assert found.optimum is not None and found.optimum.vertex == pytest.approx(5e-4, rel=0.1)
     assert found.rates[-1].diverged == ("lost",) and transfer.cross_check == ()
     path.write_text("\n".join(line.replace(",384", ",") for line in lines))
-    with pytest.raises(ValueError, match="'t00' belongs to a rate grid; say its g_width"):
+    with pytest.raises(ValueError, match="'t00' belongs to a rate grid, but has no g_width"):
         analyse(load_table(path))
 
 
@@ -332,7 +334,7 @@ def test_the_published_table_4(tmp_path: Path) -> None:
     assert transfer.grids == () and transfer.exponents == {}
     text = summary(transfer.to_json())
     assert "G: no rate grid\nD: no rate grid" in text
-    assert "S/2 by rate: S: 22.08 (n = 1); B: 26.41 (n = 1), log ratio to its own 0.18; best: S" in text
+    assert "S/2 by rate: S: 22.08 (n = 1); B: 26.41 (n = 1), log ratio to its own rate 0.18; best: S" in text
 
 
 @pytest.mark.parametrize("columns", ["lr_g", "lr_g,lr_d"])

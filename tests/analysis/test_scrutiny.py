@@ -104,8 +104,8 @@ def test_itemisations_take_their_items(tmp_path: Path) -> None:
     """Costs by hand, from 20 FLOP per image in all; a table without items has none."""
     table = table_of(tmp_path, exact)
     rows = {row["counted"]: row["gflops"][0] for row in scrutinised(table)["itemisations"]}
-    assert rows["all that an iteration computes"] == pytest.approx(1e4)
-    assert rows["without teacher and alignment projector"] == pytest.approx(1e4 * 15 / 20)
+    assert rows["everything in an iteration"] == pytest.approx(1e4)
+    assert rows["everything but teacher and alignment projector"] == pytest.approx(1e4 * 15 / 20)
     assert rows["G alone"] == pytest.approx(1e4 * 3 / 20) and rows["D alone"] == pytest.approx(1e4 * 12 / 20)
     assert rows["3 G + 15 D forwards"] == pytest.approx(1e4 * 18 / 20)
     assert scrutinised(table_of(tmp_path, exact, items=False))["itemisations"] == []

@@ -90,7 +90,7 @@ def test_estimates_equal_statsmodels() -> None:
     surface = analyse(planted(0.2, 0.3, noise=0.1, seeds=2))
     report = report_of(surface)
     x, y = np.array([log_compute(*cell) for cell in CELLS for _ in (0, 1)]).T
-    value = np.log([v for cell_mean in surface.cells for v in cell_mean.values])
+    value = np.log([value for mean in surface.cells for value in mean.values])
     first = sm.OLS(value, np.stack([np.ones_like(x), x, y], 1)).fit()
     found = report["first_order"]
     for i, (key, sign) in enumerate([("log_a", 1), ("b_g", -1), ("b_d", -1)]):
@@ -134,7 +134,7 @@ def test_intervals_cover_and_equal_exponents_are_told_apart_in_one_of_twenty() -
     assert ((inside / draws >= 0.93) & (inside / draws <= 0.97)).all()
     told = verdicts.count("scaling D pays more"), verdicts.count("scaling G pays more")
     assert 0.03 <= sum(told) / draws <= 0.07 and min(told) > 0.005 * draws
-    assert sum(told) + verdicts.count("not told apart") == draws
+    assert sum(told) + verdicts.count("not significantly different") == draws
     assert 0.03 <= curved / draws <= 0.07
 
 
@@ -156,7 +156,7 @@ def test_a_flop_pays_the_same_in_both_at_the_best_split() -> None:
         analyse(planted(share, 1 - share, noise=0.1, draw=draw)).to_json()["comparison"]["per_flop"]["verdict"]
         for draw in range(300)
     ]
-    assert 0.02 <= 1 - told.count("not told apart") / 300 <= 0.08
+    assert 0.02 <= 1 - told.count("not significantly different") / 300 <= 0.08
 
 
 def test_best_split_of_the_first_order_law_is_the_closed_form() -> None:
@@ -175,7 +175,7 @@ def test_best_split_of_the_first_order_law_is_the_closed_form() -> None:
 
 def test_no_split_of_exponents_that_may_be_zero() -> None:
     split = analyse(planted(0.0, 0.4, noise=0.05, draw=1)).first_split
-    assert split.share is None and split.remark == "no best split: b_g not told from 0 or less"
+    assert split.share is None and split.remark == "no best split: b_g not significantly above 0"
     both = analyse(planted(-0.3, -0.4, noise=0.02)).first_split
     assert both.share is None and both.remark.startswith("no best split: b_g and b_d not")
 
@@ -223,14 +223,14 @@ def test_a_minimum_at_the_edge_is_no_optimum_and_the_edge_is_named() -> None:
 def test_a_minimum_whose_interval_reaches_the_edge_does_not_count() -> None:
     flat = [analyse(bowl(0.25, steepness=0.01, noise=0.3, draw=draw)).quadratic_split for draw in range(20)]
     remarks = {split.remark.split(":")[0] for split in flat if split.share is None}
-    assert remarks == {"no optimum", "no optimum that counts"}
+    assert remarks == {"no optimum", "no valid optimum"}
     assert all(split.low is None for split in flat if split.share is None)
 
 
 def test_too_few_cells_for_a_quadratic_surface() -> None:
     four = report_of(analyse(planted(0.2, 0.3, noise=0.01, cells=[(g, d) for g in "SB" for d in "SB"])))
     assert four["quadratic"] is None and four["best_split"]["quadratic"]["share"] is None
-    assert four["aicc_verdict"] == "not identifiable: a quadratic surface takes 9 cells, this table has 4"
+    assert four["aicc_verdict"] == "not identifiable: a quadratic surface needs 9 cells, this table has 4"
     assert four["first_order"]["aicc"] is None and four["first_order"]["degrees_of_freedom"] == 1
 
     wide = dict.fromkeys("abcde")
@@ -264,7 +264,7 @@ def test_mixed_protocols_patches_and_compute_are_refused() -> None:
     other = trial("S", "S", 9.0, 7, measured=PROTOCOL._replace(n=50000))
     with pytest.raises(ValueError, match="mix protocols"):
         analyse(table([*trials, other]))
-    with pytest.raises(ValueError, match="of one patch, this table has 2, 4"):
+    with pytest.raises(ValueError, match="needs one patch size, this table has 2, 4"):
         analyse(table([*trials, trial("S", "S", 9.0, 7, cell=Cell("S", "S", 4))]))
     with pytest.raises(ValueError, match=r"differ in training compute \(S-S-0, S-S-7\)"):
         analyse(table([*trials, trial("S", "S", 9.0, 7, flops=trials[0].last.flops * 2)]))
@@ -314,7 +314,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="SS lacks d_forward_flops, and not all trials have flops_per_image"):
         analyse(write_csv(tmp_path / "none.csv", {}))
     only_g = {"flops_per_image": lambda g, d: '{"g_forward": 1e9}'}
-    with pytest.raises(ValueError, match="SS's flops_per_image leave one of them none"):
+    with pytest.raises(ValueError, match="SS's flops_per_image must be positive for both"):
         analyse(write_csv(tmp_path / "half.csv", only_g))
 
 
@@ -327,7 +327,7 @@ def test_trials_without_items_make_all_count_by_forwards() -> None:
 def test_equal_values_are_valid_json_and_can_be_drawn(tmp_path: Path) -> None:
     surface = analyse(table([trial(g, d, 1.0, seed) for g, d in CELLS for seed in (0, 1)]))
     report = report_of(surface)
-    assert report["comparison"]["per_log_compute"]["verdict"] == "not told apart"
+    assert report["comparison"]["per_log_compute"]["verdict"] == "not significantly different"
     assert report["replicates"]["lack_of_fit_f"] is None  # nothing varies
     assert summary(report)
     assert all(path.stat().st_size for path in plot(surface, tmp_path / "flat"))
@@ -347,8 +347,8 @@ def test_the_figure_says_what_it_shows_and_is_reproducible(tmp_path: Path) -> No
     svg, png = plot(surface, tmp_path / "surface")
     assert (svg.name, png.name) == ("surface.svg", "surface.png")
     said = re.findall(r"<!-- (.*?) -->", svg.read_text(), flags=re.DOTALL)  # matplotlib's comment per text
-    for cell_mean in surface.cells:
-        assert f"{np.mean(cell_mean.values):.4g}" in said
+    for mean in surface.cells:
+        assert f"{np.mean(mean.values):.4g}" in said
     assert {"none", "size of G", "size of D", "fd_lite, mean over seeds", "G XL", "D S"} <= set(said)
     assert any("per log unit of compute: scaling D pays more" in text for text in said)
     assert any("per FLOP: an added FLOP pays more in G" in text for text in said)

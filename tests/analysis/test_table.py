@@ -241,7 +241,7 @@ def test_paths_that_are_no_table(tmp_path: Path) -> None:
 
 def test_analysis_needs_neither_torch_nor_ray_nor_the_training_code() -> None:
     code = (
-        "import sys, analysis.law_figure; "
+        "import sys, analysis.figures.law; "
         "print([m for m in ('torch', 'ray', 'gat_sweep', 'mlflow', 'matplotlib.pyplot') if m in sys.modules])"
     )
     root = Path(__file__).parents[2]

@@ -22,7 +22,15 @@ from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.gat.scaling import adapted_learning_rate
-from gat_sweep.inspection.coord_check import Options, check_widths, make_probe, make_trial, measure, rms, trained
+from gat_sweep.inspection.coord_check import (
+    CoordCheckOptions,
+    check_widths,
+    make_probe,
+    make_trial,
+    measure,
+    rms,
+    trained,
+)
 from gat_sweep.run.checkpoint import open_checkpoint
 from gat_sweep.train.feed import Feed
 from gat_sweep.train.loop import train
@@ -241,7 +249,7 @@ def test_bad_input_is_one_line(tmp_path: Path, options: list[str], says: str) ->
 
 def test_widths_fit_the_heads_of_the_recipe() -> None:
     def widths(config: TrialConfig) -> list[int]:
-        return check_widths(config, Options())
+        return check_widths(config, CoordCheckOptions())
 
     assert widths(tiny_config()) == WIDTHS
     assert widths(tiny_config(model__generator="B", model__discriminator="B")) == [12, 24, 48, 96, 192]

@@ -266,8 +266,8 @@ def test_one_bad_trial_does_not_hold_up_the_others(planted: PlantedTrial) -> Non
 
 
 def test_two_processes_create_one_store_quietly(tmp_path: Path) -> None:
-    code = "import sys; from gat_sweep.monitor.tracking import *; home_with_store = Path(sys.argv[1]); "
-    code += "create_store(default_uri(home_with_store), home_with_store)"
+    code = "import sys; from gat_sweep.monitor.tracking import *; home = Path(sys.argv[1]); "
+    code += "create_store(default_uri(home), home)"
     environment = os.environ | {"MLFLOW_RUN_ID": "outer", "PYTHONPATH": str(Path(__file__).parents[2])}
     both = [
         subprocess.Popen(

@@ -55,7 +55,7 @@ def test_a_prediction_is_the_band_of_the_others_and_is_scored(sizes: list[Trial]
     assert score["value"] == pytest.approx(np.mean([value_of(t) for t in largest(sizes)]))
     assert score["ratio"] == pytest.approx(score["value"] / said["predicted"])
     code, out, _ = gat("fit-law", "sizes")
-    assert "inside, it is" in out and "written before its first step" in out
+    assert "inside, measured" in out and "written before its first step" in out
 
 
 def test_what_was_altered_or_written_late_is_said(sizes: list[Trial], tmp_path: Path, gat: Gat) -> None:
@@ -66,26 +66,26 @@ def test_what_was_altered_or_written_late_is_said(sizes: list[Trial], tmp_path: 
     said = json.loads(file.read_text())
     file.write_text(json.dumps({**said, "predicted": 10 * said["predicted"]}))
     code, out, _ = gat("fit-law", "sizes")
-    assert code == 0 and "ALTERED since" in out and "outside" not in out
+    assert code == 0 and "ALTERED, its digest" in out and "outside" not in out
     late = {**said, "written": "2099-01-01T00:00:00+00:00"}
     file.write_text(json.dumps({**late, "digest": digest(late)}))
     code, out, _ = gat("fit-law", "sizes")
     assert "written AFTER its first step" in out
     file.write_text("{}")
     code, _, err = gat("fit-law", "sizes")
-    assert code == 2 and "is no prediction" in err
+    assert code == 2 and "is not a prediction" in err
 
 
 def test_who_is_too_late_or_asks_for_nothing_is_refused(sizes: list[Trial], tmp_path: Path, gat: Gat) -> None:
     for args, said in [
         (["--for", "XXL"], "has no trial of size 'XXL'; it has B, L, S, XL"),
-        (["--for", "S"], "of size S has begun already"),
+        (["--for", "S"], "of size S has already started"),
     ]:
         code, _, err = gat("predict", "sizes", *args)
         assert code == 2 and said in err and "\n" not in err.strip()
     add_record(largest(sizes)[1].folder, {"step": 0, "status": "running", "gpus": 0.0})
     code, _, err = gat("predict", "sizes", "--for", "XL")
-    assert code == 2 and f"trial {largest(sizes)[1].id} of size XL has begun already" in err
+    assert code == 2 and f"trial {largest(sizes)[1].id} of size XL has already started" in err
     assert not (tmp_path / "sizes" / "predictions").exists()
 
 

@@ -92,7 +92,7 @@ def test_the_report_of_a_run(
     assert "written before its first step" in text and "step 4, " in text
     for title in ("Scaling law", "Correlation with GFLOPs"):
         assert f">{title}</h2>" in text
-    assert "Not said of this study" in text and "Learning rates: " in text
+    assert "Not possible for this study" in text and "Learning rates: " in text
     assert any(source.startswith("data:image/svg+xml") for source in page.sources)
     assert len(text) < 3_000_000  # the large grid is made smaller
 

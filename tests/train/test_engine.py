@@ -20,23 +20,17 @@ from gat_sweep.gat.layers import rope_table
 from gat_sweep.gat.memory import Job, block_bytes
 from gat_sweep.gat.spec import GeneratorSpec
 from gat_sweep.recipe import load_recipe, resolve
+from gat_sweep.speed.clock import make_batch
 from gat_sweep.speed.straightforward import Straightforward
-from gat_sweep.train.engine import Engine, draw, worker_memory
+from gat_sweep.train.engine import Batch, Engine, worker_memory
 
 CPU = torch.device("cpu")
 TEACHER = {"teacher__name": "a", "teacher__width": 24, "objective__align_weight": 1.0}
 
 
-def inputs(config: TrialConfig, seed: int = 0) -> tuple[Any, ...]:
+def inputs(config: TrialConfig, seed: int = 0) -> Batch:
     """A batch, its teacher tokens and the random numbers of an iteration."""
-    random = torch.Generator().manual_seed(seed)
-    spec, batch = config.generator_spec, config.train.batch
-    real = torch.randn(batch, spec.channels, spec.side, spec.side, generator=random)
-    y = torch.randint(0, spec.classes, (batch,), generator=random) if spec.classes else None
-    z = torch.randn(batch, spec.z_dim, generator=random)
-    width = config.discriminator_spec.teacher_width
-    teacher = torch.randn(batch, 1 + spec.tokens, width, generator=random) if width else None
-    return real, y, z, teacher, draw(config, batch, random, True), draw(config, batch, random, False)
+    return make_batch(config, torch.Generator().manual_seed(seed))
 
 
 def largest_difference(a: torch.nn.Module, b: torch.nn.Module) -> float:
@@ -57,7 +51,7 @@ def test_the_engine_takes_the_straightforward_step(overrides: dict[str, Any]) ->
     plain = Straightforward(config, engine.generator, engine.discriminator, CPU)
     for iteration in range(2):
         batch = inputs(config, iteration)
-        ours, theirs = engine.iterate(*batch), plain.step(*batch)
+        ours, theirs = engine.iterate(batch), plain.step(batch)
         for name in ["loss_d", "loss_g"]:
             # a penalty is the square of a difference of nearly equal logits: its rounding is theirs / sigma
             assert torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=[3e-4, 2e-3][iteration])
@@ -73,7 +67,7 @@ def one_iteration(chunk: int, checkpointed: int, **overrides: Any) -> tuple[Engi
     engine = Engine(config, CPU)
     object.__setattr__(engine.memory, "chunk", chunk)
     engine.generator.checkpointed = checkpointed
-    return engine, engine.iterate(*inputs(config))
+    return engine, engine.iterate(inputs(config))
 
 
 @pytest.mark.parametrize(("chunk", "checkpointed"), [(4, 0), (3, 2), (1, 4)])
@@ -92,19 +86,19 @@ def test_after_a_non_finite_norm_nothing_moves(poisoned: str) -> None:
     """Not in that iteration and not in any later one; the report says which, and after how many good ones."""
     config = tiny_config()
     engine = Engine(config, CPU)
-    engine.iterate(*inputs(config, 0))
+    engine.iterate(inputs(config, 0))
     assert engine.trouble() is None
     before = {k: v.clone() for part in ("generator", "discriminator") for k, v in _state(engine, part).items()}
-    real, y, z, *rest = inputs(config, 1)
+    batch = inputs(config, 1)
     if poisoned == "real":
-        real[0, 0, 0, 0] = float("nan")
+        batch.real[0, 0, 0, 0] = float("nan")
     else:
         engine.generator.outputs[0].linear.weight.register_hook(lambda grad: grad * float("inf"))
         before = None  # D is allowed to move before G's gradient fails
     generator = {k: v.clone() for k, v in _state(engine, "generator").items() if "style_mean" not in k}
-    engine.iterate(real, y, z, *rest)
+    engine.iterate(batch)
     after_d = {k: v.clone() for k, v in _state(engine, "discriminator").items()}
-    engine.iterate(*inputs(config, 2))
+    engine.iterate(inputs(config, 2))
     finished, network, norm = engine.trouble() or (None, None, 0.0)
     assert (finished, network) == (1, "D" if poisoned == "real" else "G") and not torch.isfinite(torch.tensor(norm))
     assert all(torch.equal(v, _state(engine, "discriminator")[k]) for k, v in after_d.items())
@@ -126,8 +120,7 @@ def _half(rank: int, file: Path) -> None:
     object.__setattr__(engine.memory, "chunk", 2)
     mine = slice(4 * rank, 4 * rank + 4)
     for iteration in range(3):
-        real, y, z, teacher, draws_d, draws_g = inputs(config, iteration)
-        engine.iterate(real[mine], y[mine], z[mine], teacher[mine], draws_d.part(mine), draws_g.part(mine))
+        engine.iterate(inputs(config, iteration).part(mine))
     torch.save({name: part.state_dict() for name, part in engine.parts().items()}, f"{file}.{rank}")
     dist.destroy_process_group()
 
@@ -142,7 +135,7 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
     config = tiny_config(train__eps=1e-3, **TEACHER)
     alone = Engine(config, CPU)
     for iteration in range(3):
-        alone.iterate(*inputs(config, iteration))
+        alone.iterate(inputs(config, iteration))
     for worker in workers:
         worker.join(120)
         assert worker.exitcode == 0
@@ -171,9 +164,9 @@ def test_an_iteration_never_waits_for_the_device() -> None:
     config = tiny_config(augment__flip=0.4, augment__color=0.5, **TEACHER)
     engine = Engine(config, CPU)
     batch = inputs(config)
-    engine.iterate(*batch)  # optimizers make their state
+    engine.iterate(batch)  # optimizers make their state
     with Waits() as waits:
-        engine.iterate(*batch)
+        engine.iterate(batch)
         assert waits.found == []
         engine.trouble()
     assert waits.found != []
@@ -250,6 +243,6 @@ def test_compiled_blocks_give_the_same_losses() -> None:
     plain, compiled = Engine(config, CPU), Engine(tiny_config(train__eps=1e-3, workers__compile=True, **TEACHER), CPU)
     for iteration in range(2):
         batch = inputs(config, iteration)
-        ours, theirs = compiled.iterate(*batch), plain.iterate(*batch)
+        ours, theirs = compiled.iterate(batch), plain.iterate(batch)
         for name in ours:
             assert torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5), name
