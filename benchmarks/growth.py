@@ -45,12 +45,12 @@ def grown() -> list[tuple[str, int, TrialConfig]]:
 def measure(config: TrialConfig, device: torch.device, iterations: int) -> dict[str, Any]:
     """Median, fastest and slowest step, and its peak memory, per image."""
     engine, random, batch = Engine(config, device), torch.Generator(device).manual_seed(0), config.train.batch
-    engine.iterate(*make_batch(config, random))
-    peak = peak_above(lambda: engine.iterate(*make_batch(config, random)), device)
+    engine.iterate(make_batch(config, random))
+    peak = peak_above(lambda: engine.iterate(make_batch(config, random)), device)
     seconds = []
     for _ in range(iterations):
         inputs = make_batch(config, random)
-        seconds.append(timed(lambda inputs=inputs: engine.iterate(*inputs), device))  # type: ignore[misc]
+        seconds.append(timed(lambda inputs=inputs: engine.iterate(inputs), device))  # type: ignore[misc]
     activations = engine.memory.activations_g + engine.memory.activations_d
     return {
         "flops_per_image": sum(flops.iteration(config.generator_spec, config.discriminator_spec).values()),

@@ -1,1 +1,1 @@
-"""Pictures to shards: `gat-sweep encode`."""
+"""Encoding of pictures into shards, for `gat-sweep encode`."""

@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 as their authors and torchvision lay them out: batches that Python 2 pickled.
+"""CIFAR-10 and CIFAR-100 in the layout of their authors and of torchvision: batches that Python 2 pickled.
 
-Unpickling runs what a file says, and even a restricted `pickle.Unpickler` takes gigabytes at a ten-byte file's word. So
-none is used: `parsed` knows the few opcodes that such files are made of, and calls nothing for them.
+Unpickling runs code that a file names, and a file of ten bytes can make even a restricted `pickle.Unpickler` take
+gigabytes. So no unpickler is used: `parsed` knows only the few opcodes in such files, and calls nothing for them.
 """
 
 import io
@@ -15,16 +15,16 @@ from gat_sweep.encode.units import Plan, Source, Unit, divide, read_file
 from gat_sweep.errors import UserError
 
 SIDE = 32
-VALUES = 3 * SIDE**2  # of a picture: red, green, blue, row by row each
-MOST_OPCODES = 1_000_000  # CIFAR-100's train needs a quarter of that; each may take some hundred bytes of memory
-LONGEST_TEXT = 200  # of a key or a class name
+VALUES = 3 * SIDE**2  # bytes of a picture: red, green, blue, each row by row
+MOST_OPCODES = 1_000_000  # four times the need of CIFAR-100's train; each may take a few hundred bytes of memory
+LONGEST_TEXT = 200  # bytes of a key or a class name
 BAD_BATCH = (ValueError, LookupError, TypeError)
 
 
 class Layout(NamedTuple):
-    """One of the two data sets; files and keys."""
+    """Names of the files and keys of one of the two data sets."""
 
-    folder: str  # inside the archive
+    folder: str  # name of the folder in the archive
     train: tuple[str, ...]
     test: str
     meta: str
@@ -46,10 +46,11 @@ LAYOUTS = (
 
 
 def cifar_files(images: str) -> tuple[str, Layout, tuple[str, ...]] | None:
-    """(folder, its layout, files to read): the train split of a folder or of its parent, or the one file named, such as
-    FOLDER/test_batch. None when there is nothing of CIFAR's.
+    """Folder, layout and files to read, or None when `images` is not CIFAR.
 
-    Raises UserError when files are missing, or both data sets are there.
+    images: the folder of a data set or its parent, which gives the train split, or one file, such as
+    FOLDER/test_batch.
+    Raises UserError when files are missing, or when both data sets are present.
     """
     path = Path(images)
     if path.is_file():
@@ -60,7 +61,7 @@ def cifar_files(images: str) -> tuple[str, Layout, tuple[str, ...]] | None:
         return None
     inside = [layout for layout in LAYOUTS if (path / layout.folder).is_dir()]
     if len(inside) > 1:
-        raise UserError(f"--images {images} holds {' and '.join(layout.folder for layout in inside)}; name one of them")
+        raise UserError(f"--images {images} has {' and '.join(layout.folder for layout in inside)}; name one of them")
     for layout in LAYOUTS:
         folder = path / layout.folder if layout in inside else path
         files = [*layout.train, layout.meta]
@@ -73,23 +74,26 @@ def cifar_files(images: str) -> tuple[str, Layout, tuple[str, ...]] | None:
 def _check_there(folder: Path, layout: Layout, files: list[str]) -> None:
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"{folder} lacks {', '.join(missing)} of {layout.folder}'s pickles; unpack its archive again")
+        raise UserError(f"{folder} lacks {', '.join(missing)} of {layout.folder}; unpack the archive again")
 
 
 def plan_cifar(folder: str, layout: Layout, files: tuple[str, ...], shard_size: int) -> Plan:
-    """The pictures of some files in that order; a unit is of one file. Raises UserError when one is damaged."""
+    """Plan of the pictures of some files, in that order; each unit is from one file.
+
+    Raises UserError when a file is damaged.
+    """
     classes = _class_names(folder, layout)
     units: list[Unit] = []
     for name in files:
         labels = _batch(folder, name, layout.labels)[1]
         if not labels or not 0 <= min(labels) <= max(labels) < len(classes):
-            raise UserError(f"{folder}/{name} has labels beyond its {len(classes)} classes, or none; fetch it again")
+            raise UserError(f"{folder}/{name} has no labels, or labels of no class; download it again")
         units += divide([f"{name}:{i}" for i in range(len(labels))], labels, shard_size, first=len(units))
     return Plan(Source("cifar", folder, layout.labels), classes, units)  # type: ignore[arg-type]
 
 
 def cifar_rows(source: Source, unit: Unit) -> Iterator[bytes]:
-    """The unit's pictures as PPM files, which hold the pixels as they are."""
+    """Pictures of a unit, as PPM files, which contain the unchanged pixels."""
     name, _, first = unit.names[0].rpartition(":")
     pixels, _ = _batch(source.root, name, source.column)
     for row in pixels[int(first) : int(first) + len(unit.names)]:
@@ -97,61 +101,61 @@ def cifar_rows(source: Source, unit: Unit) -> Iterator[bytes]:
 
 
 def _batch(folder: str, name: str, labels_key: str) -> tuple[np.ndarray, list[int]]:
-    """Pixels uint8 [N, 3072] and labels [N] of a file."""
+    """Pixels, uint8 [N, 3072], and labels [N] of a file."""
     values = _values(folder, name)
     pixels, labels = values.get("data"), values.get(labels_key)
     if not isinstance(pixels, np.ndarray) or pixels.shape[1:] != (VALUES,):
-        raise _damaged(folder, name, f"its 'data' are no pictures of {VALUES} bytes")
+        raise _damaged(folder, name, f"its 'data' are not pictures of {VALUES} bytes")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels) or len(labels) != len(pixels):
-        raise _damaged(folder, name, f"its '{labels_key}' are no {len(pixels)} numbers")
+        raise _damaged(folder, name, f"its '{labels_key}' are not {len(pixels)} numbers")
     return pixels, labels
 
 
 def _class_names(folder: str, layout: Layout) -> tuple[str, ...]:
     names = _values(folder, layout.meta).get(layout.names)
     if not isinstance(names, list) or not names or not all(isinstance(name, bytes | str) for name in names):
-        raise _damaged(folder, layout.meta, f"its '{layout.names}' are no names")
+        raise _damaged(folder, layout.meta, f"its '{layout.names}' are not names")
     return tuple(_text(name) for name in names)
 
 
 def _values(folder: str, name: str) -> dict[str, Any]:
-    """What a file holds. Raises UserError for anything but a dictionary of plain values and pictures."""
+    """Dictionary in a file. Raises UserError for anything but a dictionary of plain values and pictures."""
     content = read_file(folder, name)
     try:
         values = parsed(content)
     except Refused as refusal:
-        raise UserError(f"{folder}/{name} {refusal}; nothing of it was run, fetch it from another place") from None
+        raise UserError(f"{folder}/{name} {refusal}; no code was run; download it from another source") from None
     except BAD_BATCH as error:
         raise _damaged(folder, name, " ".join(str(error).split())[:120] or type(error).__name__) from None
     if not isinstance(values, dict):
-        raise _damaged(folder, name, "it holds no dictionary")
+        raise _damaged(folder, name, "not a dictionary")
     return {key: value.values if isinstance(value, Array) else value for key, value in values.items()}
 
 
 def _damaged(folder: str, name: str, why: str) -> UserError:
-    return UserError(f"{folder}/{name} is no file of CIFAR's ({why}); fetch it again")
+    return UserError(f"{folder}/{name} is not a CIFAR file ({why}); download it again")
 
 
 # ---------------------------------------------------------------- the opcodes of protocol 2
 
 
 class Refused(Exception):
-    """A file asks for something that no file of CIFAR's does."""
+    """Raised for a file that asks for something that no CIFAR file asks for."""
 
 
 class Name(NamedTuple):
-    """Something in a module of Python's, as a file names it. It is never looked up."""
+    """An object of a Python module, as a file names it; it is never looked up."""
 
     module: str
     name: str
 
 
 class Type:
-    """NumPy's dtype uint8, the only one there is here."""
+    """Stands for NumPy's dtype uint8, the only dtype in these files."""
 
 
 class Array:
-    """NumPy's array, whose values come after it is made."""
+    """Stands for NumPy's array, whose values follow after it is created."""
 
     values: np.ndarray | None = None
 
@@ -167,14 +171,15 @@ TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 
 
 def parsed(data: bytes) -> Any:
-    """What a pickle of protocol 2 describes: dictionaries, lists, tuples, numbers, texts, bytes and uint8 arrays.
+    """Content of a pickle of protocol 2: dictionaries, lists, tuples, numbers, texts, bytes and uint8 arrays.
 
-    Raises Refused when it names anything to be called, ValueError, LookupError or TypeError when it is broken.
+    Raises Refused when the pickle wants to call anything else, and ValueError, LookupError or TypeError when it is
+    damaged.
     """
     file, stack, memo = io.BytesIO(data), list[Any](), dict[int, Any]()
-    room = len(data)  # for bytes that are made of other values again and again
+    room = len(data)  # limits bytes that are created again and again from the same values
     if _read(file, 2) != b"\x80\x02":
-        raise ValueError("no pickle of protocol 2")
+        raise ValueError("not a pickle of protocol 2")
     for _ in range(MOST_OPCODES):
         code = _read(file, 1)
         if code == b".":
@@ -197,7 +202,7 @@ def parsed(data: bytes) -> Any:
             stack.append(MARK)
         elif code in TUPLES:
             if len(stack) < TUPLES[code]:
-                raise ValueError("a tuple of nothing")
+                raise ValueError("a tuple without values")
             stack[-TUPLES[code] :] = [tuple(stack[-TUPLES[code] :])]
         elif code == b"t":
             items = _since_mark(stack)
@@ -216,18 +221,18 @@ def parsed(data: bytes) -> Any:
             stack.append(_called(stack.pop(), arguments))
             room -= len(stack[-1]) if isinstance(stack[-1], bytes) else 0
             if room < 0:
-                raise ValueError("it describes more than it holds")
+                raise ValueError("it describes more data than it contains")
         elif code == b"b":
             _build(stack.pop(), stack[-1])
         else:
-            raise Refused(f"has opcode {code!r}, which no file of CIFAR's has")
+            raise Refused(f"has opcode {code!r}, which no CIFAR file has")
     raise ValueError("it does not end")
 
 
 def _called(what: Any, arguments: Any) -> Any:
-    """What NumPy's three callables would give; nothing is called."""
+    """Result that one of three known callables would give; nothing is called. Raises Refused for others."""
     if not isinstance(what, Name):
-        raise ValueError("a call of nothing")
+        raise ValueError("a call without a name")
     if what in RECONSTRUCT and arguments[:1] == (NDARRAY,):
         return Array()
     if what == DTYPE and arguments[0] in ("u1", b"u1"):
@@ -239,12 +244,12 @@ def _called(what: Any, arguments: Any) -> Any:
 
 def _build(state: Any, target: Any) -> None:
     if isinstance(target, Type):
-        return  # byte order and the like, of which single bytes have none
+        return  # byte order and the like, which single bytes do not have
     if not isinstance(target, Array):
         raise Refused("would set attributes")
     _, shape, kind, columns_first, content = state
     if not isinstance(kind, Type) or not isinstance(content, bytes):
-        raise ValueError("an array of something else than bytes")
+        raise ValueError("an array of anything but bytes")
     if not isinstance(shape, tuple) or not all(type(side) is int for side in shape):
         raise ValueError("an array without shape")
     target.values = np.frombuffer(content, np.uint8).reshape(shape, order="F" if columns_first else "C")
@@ -252,13 +257,13 @@ def _build(state: Any, target: Any) -> None:
 
 def _text(value: Any) -> str:
     if not isinstance(value, bytes | str) or len(value) > LONGEST_TEXT:
-        raise TypeError("a key or name that is no short text")
+        raise TypeError("a key or name that is not a short text")
     return value.decode("latin1") if isinstance(value, bytes) else value
 
 
 def _top(stack: list[Any], kind: type) -> Any:
     if type(stack[-1]) is not kind:
-        raise TypeError(f"an item for something else than a {kind.__name__}")
+        raise TypeError(f"an item for anything but a {kind.__name__}")
     return stack[-1]
 
 

@@ -1,7 +1,7 @@
-"""A unit of work to a shard, without Ray.
+"""Encoding of one unit of work into a shard, without Ray.
 
-What a shard holds depends on its unit alone, not on who encoded it, when, or beside what; so a unit whose end was not
-recorded is done again, under the same name, to the same bytes.
+The content of a shard depends only on its unit, not on the worker, the time or other units. A unit that was not
+recorded as done is encoded again, under the same name and to the same bytes.
 """
 
 from collections.abc import Callable
@@ -21,38 +21,38 @@ from gat_sweep.encode.sources import Loaded
 from gat_sweep.encode.units import Source
 from gat_sweep.errors import UserError
 
-if TYPE_CHECKING:  # brings timm along, which only --teacher needs
+if TYPE_CHECKING:  # imports timm, which only --teacher needs
     from gat_sweep.vision.teacher import Teacher
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """What every worker is told."""
+    """Settings of an encoding, the same for every worker."""
 
     source: Source
     out: str  # folder of the data set
     tokenizer: TokenizerIdentity
     picture_side: int
-    batch: int  # images at once through the networks
-    store_images: bool  # beside latents; pixels are pictures themselves
+    batch: int  # images per forward of the networks
+    store_images: bool  # store pictures with latents; pixels already are pictures
     teacher: CachedTeacher | None
     teacher_grid: int
     teacher_checkpoint: str | None
 
     @property
     def runs_networks(self) -> bool:
-        """Whether there is more to do than to write what was read."""
+        """Whether an encoder runs a network, and does not only write what was read."""
         return self.teacher is not None or (self.tokenizer.source != PIXELS and self.source.kind != "latents")
 
 
 class Encoder:
-    """Encodes units on a device and writes them; loads the networks at the first that needs them."""
+    """Encodes units on a device and writes them; loads the networks when the first unit needs them."""
 
     def __init__(self, encoding: Encoding, device: str = "cpu"):
         self.encoding, self.device = encoding, device
 
     def write(self, index: int, loaded: Loaded) -> Done:
-        """Encodes a unit as read_unit gave it and writes its shard, unless none of its images can be used."""
+        """Encodes a unit from read_unit and writes its shard, unless all of its images are unusable."""
         arrays: dict[str, np.ndarray] = {}
         count = len(loaded.names)
         good, why = np.ones(count, bool), {}
@@ -65,7 +65,7 @@ class Encoder:
         for name, values in arrays.items():
             arrays[name], fits = float16(values)
             for i in np.flatnonzero(good & ~fits):
-                why[i] = f"not finite: {name} in float16, which ends at 65504"
+                why[i] = f"not finite: {name} in float16, whose largest value is 65504"
             good &= fits
         skipped = [*loaded.skipped, *((loaded.names[i], reason) for i, reason in why.items())]
         shard = None
@@ -88,7 +88,7 @@ class Encoder:
         identity = self.encoding.tokenizer
         tokenizer = load_tokenizer(identity.source, self.device)
         if tokenizer.identity != identity:
-            raise UserError(f"this machine's '{identity.source}' is not that of the one that started; copy it here")
+            raise UserError(f"'{identity.source}' on this machine differs from the one on the first; copy that here")
         return tokenizer
 
     @cached_property
@@ -101,12 +101,14 @@ class Encoder:
             expected.name, self.encoding.teacher_checkpoint, self.encoding.teacher_grid, torch.device(self.device)
         )
         if teacher.digest != expected.digest:
-            raise UserError(f"this machine's '{expected.name}' is not that of the one that started; copy it here")
+            raise UserError(f"'{expected.name}' on this machine differs from the one on the first; copy that here")
         return teacher
 
     def _batched(self, network: Callable[[Tensor], tuple[Tensor, ...]], pictures: np.ndarray) -> list[np.ndarray]:
-        """The network's outputs for all pictures, in batches that are always full: the last is filled up with its
-        last picture, as libraries choose other arithmetic for other batches."""
+        """Outputs of the network for all pictures, in batches that are always full.
+
+        The last batch repeats its last picture, because libraries use different arithmetic for other batch sizes.
+        """
         batch, count = self.encoding.batch, len(pictures)
         parts = []
         for start in range(0, count, batch):

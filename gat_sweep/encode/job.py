@@ -1,4 +1,4 @@
-"""The encoding of a data set: plan it, do what is not done, write the manifest."""
+"""The encoding of a data set: it plans the units, encodes those that are missing, and writes the manifest."""
 
 import os
 import time
@@ -23,46 +23,46 @@ from gat_sweep.encode.units import Plan, Unit
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_no_credentials
 
-LINE_EVERY = 30.0  # seconds between plain lines where there is no terminal
-RATE_AFTER = 3.0  # seconds from the first unit; several come at once at the beginning
-SHOWN_BAD = 3
+LINE_EVERY = 30.0  # seconds between plain lines without a terminal
+RATE_AFTER = 3.0  # seconds after the first unit; at the beginning several units are done at once
+SHOWN_BAD = 3  # unusable images that a line names
 
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """What `gat-sweep encode` is asked for."""
+    """Options of `gat-sweep encode`."""
 
     out: Path
     tokenizer: str  # "pixels", or a VAE (see load_tokenizer)
-    images: str | None = None  # folder or parquet (see plan_images); of latents, the folder of their pictures
-    latents: str | None = None  # edm2's or REPA's folder, instead of encoding
-    teacher: str | None = None  # store its tokens
+    images: str | None = None  # folder or parquet (see plan_images); with latents, the folder of their pictures
+    latents: str | None = None  # folder that the tool of edm2 or REPA wrote, to import instead of encoding
+    teacher: str | None = None  # network whose tokens are stored
     teacher_checkpoint: str | None = None
-    teacher_grid: int | None = None  # tokens per side; half of the latent's side unless given
-    store_images: bool = False  # lossless, beside a VAE's latents
-    size: int = 256  # of pictures; of imported latents' pictures it is what the VAE makes of them
+    teacher_grid: int | None = None  # tokens per side (default: half of the latent's side)
+    store_images: bool = False  # store pictures, lossless, with the latents of a VAE
+    size: int = 256  # side of the pictures; for imported latents it follows from the latents and the VAE
     label_column: str | None = None  # of parquet files
     shard_size: int = 1024  # images
-    batch: int = 16  # images at once through the networks
-    max_bad: int = 100  # images that cannot be used, before all stops
-    address: str | None = None  # of a running Ray cluster ("auto") whose nodes see the same folders; here unless given
-    cpus: int | None = None  # of this machine without an address, all unless given
-    gpus: int | None = None  # the same
+    batch: int = 16  # images per forward of the networks
+    max_bad: int = 100  # stop when more images than this are unusable
+    address: str | None = None  # a Ray cluster ("auto") whose nodes see the same folders (default: this machine)
+    cpus: int | None = None  # CPUs of this machine to use, without an address (default: all)
+    gpus: int | None = None  # GPUs of this machine to use, without an address (default: all)
 
 
-# Does units in any order, and yields each as it is done. Then address, CPUs and GPUs as in EncodeJob.
+# Encodes units in any order and yields each when it is done. The last arguments are address, cpus and gpus of EncodeJob.
 Run = Callable[[Encoding, list[Unit], str | None, int | None, int | None], Generator[Done, None, None]]
 
 
 def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
-    """Encodes a data set into job.out; the same job again does what is not done yet.
+    """Encodes a data set into job.out; a second call with the same job continues where the first stopped.
 
-    Raises UserError for input that cannot be encoded, a folder that holds something else, and too many bad images.
+    Raises UserError for input that cannot be encoded, a folder with other content, and too many unusable images.
     """
     for option in ("out", "tokenizer", "images", "latents", "teacher_checkpoint"):
         if value := getattr(job, option):
             check_no_credentials(str(value), f"--{option.replace('_', '-')}")
-    # A folder by its full path: workers, and whoever decodes the latents one day, stand elsewhere.
+    # Folders have full paths, because workers and later decoders run in other folders.
     tokenizer = load_tokenizer(
         os.path.abspath(job.tokenizer) if os.path.isdir(job.tokenizer) else job.tokenizer
     ).identity
@@ -85,7 +85,7 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
         ledger = Ledger(out, identity)
         if ledger.finished:
             manifest = open_shards(out).manifest
-            console.print(f"{out} is encoded already: {manifest.count:,} images", soft_wrap=True, highlight=False)
+            console.print(f"{out} is already encoded: {manifest.count:,} images", soft_wrap=True, highlight=False)
             return manifest
         encoding = Encoding(
             plan.source,
@@ -99,12 +99,12 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
             os.path.abspath(job.teacher_checkpoint) if job.teacher_checkpoint else None,
         )
         _work(job, plan, encoding, ledger, console, run)
-        for stray in (out / SHARDS).glob(".*.tmp"):  # of workers that were killed while writing
+        for stray in (out / SHARDS).glob(".*.tmp"):  # left by workers that were killed while they wrote
             stray.unlink(missing_ok=True)
         done = [ledger.done[unit.index] for unit in plan.units]
         shards = tuple(d.shard for d in done if d.shard)
         if not shards:
-            raise UserError(f"no image could be used ({_some_bad(ledger)}); see {ledger.path}")
+            raise UserError(f"all images are unusable ({_some_bad(ledger)}); see {ledger.path}")
         manifest = write_manifest(
             out,
             name=out.name,
@@ -120,38 +120,38 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
             shards=shards,
             skipped=tuple(skipped for d in done for skipped in d.skipped),
         )
-    left_out = f", {len(manifest.skipped)} left out ({_some_bad(ledger)})" if manifest.skipped else ""
+    left_out = f", {len(manifest.skipped)} skipped ({_some_bad(ledger)})" if manifest.skipped else ""
     console.print(f"encoded {manifest.count:,} images into {out}{left_out}", soft_wrap=True, highlight=False)
     return manifest
 
 
 def _plan(job: EncodeJob, tokenizer: TokenizerIdentity) -> tuple[Plan, int]:
-    """What to encode, and the side of its pictures."""
+    """Plan of the images to encode, and the side of their pictures."""
     images = os.path.abspath(job.images) if job.images else None
     if job.latents is None:
         if images is None:
-            raise UserError("nothing to encode; give --images, or --latents")
+            raise UserError("nothing to encode; give --images or --latents")
         if job.size % tokenizer.factor:
-            raise UserError(f"--size {job.size} is not a multiple of {tokenizer.factor}, the VAE's factor; choose one")
+            raise UserError(f"--size {job.size} is not a multiple of {tokenizer.factor}, the VAE's factor; give one")
         return plan_images(images, job.shard_size, job.label_column), job.size
     if images is None and (job.teacher or job.store_images):
         raise UserError(
-            "--teacher and --store-images need pictures; add --images, the folder the latents were made from"
+            "--teacher and --store-images need pictures; add --images, the folder that the latents were made from"
         )
     if images is not None and not (job.teacher or job.store_images):
-        raise UserError("--images beside --latents is for --store-images or --teacher; add one of them or leave it out")
+        raise UserError("--images with --latents needs --store-images or --teacher; add one of them, or omit --images")
     plan = plan_latents(os.path.abspath(job.latents), images, job.shard_size)
     channels, side = plan.source.latent
     if tokenizer.source == PIXELS or channels != tokenizer.channels:
         raise UserError(
-            f"latents of {channels} channels are not those of --tokenizer {tokenizer.source}, which has "
-            f"{tokenizer.channels}; name the VAE they were made by"
+            f"the latents have {channels} channels, but --tokenizer {tokenizer.source} has "
+            f"{tokenizer.channels}; name the VAE that made them"
         )
     return plan, side * tokenizer.factor
 
 
 def _teacher(job: EncodeJob, grid: int) -> CachedTeacher:
-    from gat_sweep.vision.teacher import load_teacher  # brings timm along
+    from gat_sweep.vision.teacher import load_teacher  # imports timm
 
     assert job.teacher is not None
     teacher = load_teacher(job.teacher, job.teacher_checkpoint, grid, torch.device("cpu"))
@@ -159,9 +159,9 @@ def _teacher(job: EncodeJob, grid: int) -> CachedTeacher:
 
 
 def _work(job: EncodeJob, plan: Plan, encoding: Encoding, ledger: Ledger, console: Console, run: Run) -> None:
-    """Does the units that the ledger lacks.
+    """Encodes the units that are not in the ledger.
 
-    Raises UserError when too many images are bad; what was done stays done.
+    Raises UserError when too many images are unusable; finished units are kept.
     """
     left = [unit for unit in plan.units if unit.index not in ledger.done]
     sizes = {unit.index: len(unit.names) for unit in plan.units}
@@ -169,8 +169,11 @@ def _work(job: EncodeJob, plan: Plan, encoding: Encoding, ledger: Ledger, consol
     if not left:
         return
     before = sum(sizes[index] for index in ledger.done)
-    # Closed also when this raises: that ends the workers.
-    with _Shown(console, before, len(plan)) as shown, closing(run(encoding, left, job.address, job.cpus, job.gpus)) as finished:
+    # Also closed on an error, which ends the workers.
+    with (
+        _Shown(console, before, len(plan)) as shown,
+        closing(run(encoding, left, job.address, job.cpus, job.gpus)) as finished,
+    ):
         for done in finished:
             ledger.add(done)
             shown.add(sizes[done.unit])
@@ -181,8 +184,8 @@ def _check_bad(job: EncodeJob, ledger: Ledger) -> None:
     bad = sum(len(done.skipped) for done in ledger.done.values())
     if bad > job.max_bad:
         raise UserError(
-            f"{bad} images cannot be used ({_some_bad(ledger)}; all in {ledger.path}); mend them and encode into "
-            f"another folder, or leave them out with --max-bad {max(2 * bad, 1000)}"
+            f"{bad} images are unusable ({_some_bad(ledger)}; full list in {ledger.path}); fix them and encode into "
+            f"another folder, or skip them with --max-bad {max(2 * bad, 1000)}"
         )
 
 
@@ -193,13 +196,13 @@ def _some_bad(ledger: Ledger) -> str:
 
 
 class _Shown:
-    """Images so far, per second, and the time left: a bar on a terminal, else a line now and then."""
+    """Progress of an encoding, its rate and the time left: a bar on a terminal, otherwise a line from time to time."""
 
     def __init__(self, console: Console, before: int, total: int):
         self.console, self.before, self.total = console, before, total
         self.count = before
         self.bar: Any = None
-        self.first: tuple[float, int] | None = None  # when the first unit of this launch was done, and images by then
+        self.first: tuple[float, int] | None = None  # when the first unit of this launch was done, and images then
 
     def __enter__(self) -> "_Shown":
         self.spoken = time.monotonic()
@@ -209,7 +212,7 @@ class _Shown:
             self.task = self.bar.add_task("", total=self.total, completed=self.before, rate="starting")
             self.bar.start()
         elif self.before:
-            self._say(f"{self.before:,} of {self.total:,} images are done already")
+            self._say(f"{self.before:,} of {self.total:,} images are already done")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -219,7 +222,7 @@ class _Shown:
     def add(self, images: int) -> None:
         self.count += images
         now = time.monotonic()
-        if self.first is None:  # what came before was start-up
+        if self.first is None:  # the time until now was start-up
             self.first = (now, self.count)
         since, count = self.first
         rate = (self.count - count) / (now - since) if now - since > RATE_AFTER else None

@@ -1,4 +1,4 @@
-"""What of an encoding is done: a fsynced line per finished unit, after a first line that says which job it is."""
+"""The finished units of an encoding: a first line with the job, then one line per unit, each synced to disk."""
 
 import fcntl
 import json
@@ -26,21 +26,21 @@ class Done(Record):
 
 
 class Ledger:
-    """The ledger of a job in a folder, which is begun or gone on with.
+    """The ledger of a job in a folder, which is started or continued.
 
-    job: what the shards depend on.
-    Raises UserError when the folder holds another job, or something else.
+    job: the values that the shards depend on.
+    Raises UserError when the folder has another job or other content.
     """
 
     def __init__(self, folder: Path, job: dict[str, Any]):
         self.folder, self.path = folder, folder / LEDGER
         content = self.path.read_bytes() if self.path.exists() else b""
-        lines = content[: content.rfind(b"\n") + 1].splitlines()  # a crash leaves half a line behind the last
+        lines = content[: content.rfind(b"\n") + 1].splitlines()  # a crash may leave an incomplete line at the end
         if not lines:
             others = sorted(path.name for path in folder.iterdir() if path.name not in (LEDGER, LOCK))
             if others:
                 raise UserError(
-                    f"--out {folder} holds {others[0]}, which is no encoding begun here; choose an empty folder"
+                    f"--out {folder} has {others[0]}, which is not part of an encoding; choose an empty folder"
                 )
             self.path.write_bytes(b"")
             self._append(json.dumps({"job": job}))
@@ -50,17 +50,17 @@ class Ledger:
             before = json.loads(lines[0])["job"]
             finished = [Done.model_validate_json(line) for line in lines[1:]]
         except (ValueError, KeyError, ValidationError) as error:
-            raise UserError(f"{self.path} was damaged ({str(error).splitlines()[0]}); choose another --out") from None
+            raise UserError(f"{self.path} is damaged ({str(error).splitlines()[0]}); choose another --out") from None
         differs = [f"{key} was {before.get(key)}, is {job[key]}" for key in job if before.get(key) != job[key]]
         if differs:
-            raise UserError(f"--out {folder} holds another encoding: {'; '.join(differs)}; choose another --out")
+            raise UserError(f"--out {folder} has another encoding: {'; '.join(differs)}; choose another --out")
         if len(content) > content.rfind(b"\n") + 1:
             with open(self.path, "r+b") as file:
                 file.truncate(content.rfind(b"\n") + 1)
         self.done = {done.unit: done for done in finished if self._is_there(done)}
 
     def add(self, done: Done) -> None:
-        """Written through to the disk when this returns; the shard is there already."""
+        """Records a finished unit, whose shard is already written; the record is on disk when this returns."""
         self._append(done.model_dump_json())
         self.done[done.unit] = done
 
@@ -83,21 +83,21 @@ class Ledger:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder and keeps others out of it, until the end of the block or of the process.
+    """Creates the folder and locks it against other processes, until the end of the block or of the process.
 
-    Raises UserError when another process is at work there.
+    Raises UserError when another process has the lock.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise UserError(f"--out {folder}: {error.strerror}; choose a folder that can be written to") from None
+        raise UserError(f"--out {folder}: {error.strerror}; choose a writable folder") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
         raise UserError(
-            f"another `gat-sweep encode` writes to {folder}; wait for its end or choose another --out"
+            f"another `gat-sweep encode` writes to {folder}; wait until it ends, or choose another --out"
         ) from None
     finally:
         os.close(descriptor)

@@ -1,6 +1,6 @@
-"""Units on Ray Data: tasks on CPUs read and crop, an actor per GPU (or CPU, where there is none) encodes and writes.
+"""Encoding on Ray Data: tasks on CPUs read and crop, an actor per GPU (or per CPU without GPUs) encodes and writes.
 
-Imports ray inside of functions, as this is imported wherever data sets are; and torch, see sources.py.
+Functions import ray and torch, not the module, so that importing it is fast and readers need no torch (see sources.py).
 """
 
 import json
@@ -20,23 +20,25 @@ from gat_sweep.encode.sources import Loaded, read_unit
 from gat_sweep.encode.units import Source, Unit
 from gat_sweep.errors import UserError
 
-if TYPE_CHECKING:  # these bring torch along, which readers do without
+if TYPE_CHECKING:  # these import torch, which readers do not need
     from gat_sweep.encode.encoder import Encoding
     from gat_sweep.encode.ledger import Done
 
-CPUS_PER_WRITER = 8  # where there is no network to run, an encoder only writes what so many CPUs read
+CPUS_PER_WRITER = 8  # without a network, one encoder only writes what this many CPUs read
 
 
 def run_on_ray(
     encoding: "Encoding", units: list[Unit], address: str | None, cpus: int | None, gpus: int | None
 ) -> "Generator[Done, None, None]":
-    """Does units on the Ray at `address`, or on a Ray started here with so many CPUs and GPUs; yields each as it is done.
+    """Does units on the Ray at `address`, or on a Ray started here; yields each as it is done.
+
+    cpus, gpus: of the Ray started here; None: all of this machine's.
 
     Raises UserError when a worker met one.
     """
     from gat_sweep.encode.ledger import Done
 
-    # Ray's core calls it an error, in a long line, that Ray Data's actors may be restarted.
+    # Ray's core logs a long line, as an error, when actors of Ray Data may be restarted.
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     with ExitStack() as stack:
         with _no_stderr():
@@ -51,7 +53,7 @@ def run_on_ray(
         encoders = (devices or cores) if networks else max(1, cores // CPUS_PER_WRITER)
         items = [{"unit": json.dumps(asdict(unit))} for unit in units]
         rows = (
-            ray.data.from_items(items, override_num_blocks=len(items))  # a task each
+            ray.data.from_items(items, override_num_blocks=len(items))  # one task per unit
             .map_batches(
                 partial(_read, encoding.source, encoding.picture_side, encoding.store_images),
                 batch_size=1,
@@ -64,7 +66,7 @@ def run_on_ray(
                 batch_format="pyarrow",
                 fn_constructor_kwargs={"encoding": encoding, "device": "cuda" if devices and networks else "cpu"},
                 compute=ray.data.ActorPoolStrategy(size=min(encoders, len(items))),
-                # No CPU: the readers would wait for ever for those that encoders hold and do not use while they wait.
+                # Encoders reserve no CPU: readers would wait forever for CPUs that idle encoders hold.
                 num_cpus=0,
                 num_gpus=1 if devices and networks else 0,
             )
@@ -77,7 +79,7 @@ def run_on_ray(
 
 @contextmanager
 def _no_stderr() -> Iterator[None]:
-    """Ray's core announces there, from C++, that it was told to be quiet. Failures are exceptions."""
+    """Hides stderr, where Ray's C++ core prints about its log settings; failures are exceptions."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
@@ -89,23 +91,23 @@ def _no_stderr() -> Iterator[None]:
 
 
 def _read(source: Source, size: int, as_png: bool, batch: pa.Table) -> pa.Table:
-    """Runs in a task: a unit to its pictures, in one row, which Ray Data cannot cut."""
+    """Reads the pictures of a unit, in a task, into one row, which Ray Data cannot split."""
     unit = Unit(**json.loads(batch["unit"][0].as_py()))
     try:
         return _pack(unit.index, read_unit(source, unit, size, as_png))
-    except UserError as error:  # an exception would come back as Ray's own, with all of its trace
+    except UserError as error:  # an exception would arrive as one of Ray's, with a long traceback
         return _pack(unit.index, Loaded([], [], [], None, None, []), str(error))
 
 
 class _Encoder:
-    """Runs in an actor."""
+    """Encodes units, in an actor."""
 
     def __init__(self, encoding: "Encoding", device: str):
         import torch
 
         from gat_sweep.encode.encoder import Encoder
 
-        torch.set_num_threads(1)  # an encoder per CPU does; and sums over more threads differ in the last bits
+        torch.set_num_threads(1)  # there is one encoder per CPU, and sums over more threads differ in the last bits
         self.encoder = Encoder(encoding, device)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -120,7 +122,7 @@ class _Encoder:
 
 
 def _pack(index: int, loaded: Loaded, error: str = "") -> pa.Table:
-    """A unit as a table of one row; arrays go without a copy."""
+    """A unit as a table of one row, without copying arrays."""
     head: dict[str, Any] = {"index": index, "names": loaded.names, "labels": loaded.labels, "skipped": loaded.skipped}
     columns = {"images": pa.array([loaded.images], pa.list_(pa.large_binary()))}
     for name in ("pictures", "moments"):
@@ -133,7 +135,7 @@ def _pack(index: int, loaded: Loaded, error: str = "") -> pa.Table:
 
 
 def _unpack(batch: pa.Table) -> tuple[int, Loaded, str]:
-    """What _pack took."""
+    """Arguments of _pack, from the table that it returned."""
     head = json.loads(batch["head"][0].as_py())
     pictures, moments = (
         None if head[name] is None else np.frombuffer(batch[name][0].as_buffer(), dtype).reshape(head[name])

@@ -1,6 +1,6 @@
-"""Pictures or latents on disk: the plan of what to encode, and the reading of one unit of it.
+"""Pictures and latents on disk: the plan of an encoding, and the reading of one unit.
 
-Imports no torch, as nothing here does that reads: readers are many processes, and start with a fraction of the memory.
+No module that reads imports torch: there are many reader processes, and without torch each needs much less memory.
 """
 
 import glob
@@ -23,20 +23,20 @@ SPLITS = {"train", "val", "valid", "validation", "test"}
 
 @dataclass(frozen=True)
 class Loaded:
-    """A unit as read: the n images that can be used, and the others with reasons."""
+    """A unit as read: its n usable images, and the skipped ones with reasons."""
 
     names: list[str]
     labels: list[int]
     skipped: list[tuple[str, str]]
     pictures: np.ndarray | None  # [n, 3, size, size] uint8; None when n is 0
     moments: np.ndarray | None  # [n, 2C, Y, X] float32: mean, then std
-    images: list[bytes]  # the pictures as PNG, where they are to be stored so
+    images: list[bytes]  # the pictures as PNG, if they are stored
 
 
 def plan_images(images: str, shard_size: int, label_column: str | None = None) -> Plan:
-    """The pictures of a folder, a parquet file, a folder of parquet files or a glob of them, or CIFAR's batches.
+    """Plan of the pictures of a folder, a parquet file, a folder or glob of parquet files, or the batches of CIFAR.
 
-    Raises UserError when there are none, or when it is not clear which are meant.
+    Raises UserError when there are no pictures, or when it is not clear which are meant.
     """
     if cifar := cifar_files(images):
         return plan_cifar(*cifar, shard_size)
@@ -53,16 +53,16 @@ def plan_images(images: str, shard_size: int, label_column: str | None = None) -
     if not tables or not all(table.endswith(".parquet") for table in tables):
         missing = "" if path.exists() or tables else "there is no such file or folder; "
         raise UserError(
-            f"--images {images}: {missing}give a folder of pictures, CIFAR's folder, a .parquet file, or a folder or "
-            "glob of them"
+            f"--images {images}: {missing}give a folder of pictures, the folder of CIFAR, a .parquet file, or a folder "
+            "or glob of .parquet files"
         )
     return plan_parquet(tables, shard_size, label_column)
 
 
 def read_unit(source: Source, unit: Unit, size: int, as_png: bool = False) -> Loaded:
-    """The unit's pictures, cropped to `size`, and its latents; with as_png the pictures as files too.
+    """Pictures of a unit, cropped to `size`, and its latents; with as_png also the pictures as PNG files.
 
-    Raises UserError when a file cannot be read at all: that is the disk's trouble, not the picture's.
+    Raises UserError when a file cannot be read from disk; a damaged picture is only skipped.
     """
     names, labels, skipped = [], [], []
     pictures: list[np.ndarray] = []
@@ -95,13 +95,13 @@ def _plan_folder(root: Path, shard_size: int) -> Plan:
     loose = [name for name in sorted(os.listdir(root)) if _is_picture(name)]
     if not classes:
         if not loose:
-            raise UserError(f"--images {root}: no pictures ({', '.join(EXTENSIONS)}) and no parquet files in it")
+            raise UserError(f"--images {root}: it has no pictures ({', '.join(EXTENSIONS)}) and no parquet files")
         return Plan(Source("folder", str(root)), (), divide(loose, [0] * len(loose), shard_size))
     if set(classes) <= SPLITS:
-        raise UserError(f"--images {root} holds the splits {', '.join(classes)}; name one of them")
+        raise UserError(f"--images {root} has the splits {', '.join(classes)}; name one of them")
     if loose:
         raise UserError(
-            f"--images {root} has pictures beside its class folders, such as {loose[0]}; move them into one"
+            f"--images {root} has pictures outside its class folders, such as {loose[0]}; move them into one"
         )
     names: list[str] = []
     labels: list[int] = []
@@ -116,9 +116,9 @@ def _plan_folder(root: Path, shard_size: int) -> Plan:
 
 
 def _walk(root: str, prefix: str) -> Iterator[str]:
-    """Pictures in and below a folder of the root; links to folders below it are not followed, they may lead in circles.
+    """Paths of all pictures in a folder of the root and its subfolders; links to folders are not followed.
 
-    Raises UserError for a picture that is a link out of the root.
+    Raises UserError for a picture that is a link to a file outside the root.
     """
     with os.scandir(os.path.join(root, prefix)) as entries:
         for entry in entries:
@@ -137,7 +137,7 @@ def _is_picture(name: str) -> bool:
 
 
 def _pictures(source: Source, unit: Unit) -> Iterator[bytes | None]:
-    """What the unit's picture files hold; None for each of latents alone."""
+    """Content of the picture files of a unit; None for each image of latents without pictures."""
     if source.kind == "parquet":
         yield from parquet_rows(source, unit)
     elif source.kind == "cifar":

@@ -1,4 +1,4 @@
-"""What is to be encoded, divided into units of work. The same input gives the same division, on any machine."""
+"""Units of work of an encoding; the same input gives the same units on any machine."""
 
 import hashlib
 import json
@@ -11,18 +11,18 @@ from typing import IO, Literal
 
 from gat_sweep.errors import UserError
 
-LARGEST = 2**28  # bytes of a picture's file
+LARGEST = 2**28  # most bytes of a picture file
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the items of units lie; what a worker needs besides its unit."""
+    """Place of the images; with its unit, all that a worker needs."""
 
     kind: Literal["folder", "parquet", "latents"]
     root: str
-    column: str = ""  # of a parquet file: the pictures
-    latent: tuple[int, int] = (0, 0)  # of latents: channels and side
-    pictures: str = ""  # of latents: the folder of their pictures, if there is one
+    column: str = ""  # parquet: the column of pictures; cifar: the key of labels
+    latent: tuple[int, int] = (0, 0)  # latents: channels and side
+    pictures: str = ""  # latents: the folder of their pictures, if there is one
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,17 @@ class Unit:
     """The images of one shard."""
 
     index: int
-    names: Sequence[str]  # files relative to the root; of parquet file:row, rows in order, all of one file
+    names: Sequence[str]  # files relative to the root; for parquet and cifar file:row, rows in order, from one file
     labels: Sequence[int]
-    pictures: Sequence[str] = ()  # of latents: the pictures' files
+    pictures: Sequence[str] = ()  # latents: the files of their pictures
 
 
 @dataclass(frozen=True)
 class Plan:
+    """All images to encode, in units."""
+
     source: Source
-    classes: tuple[str, ...]  # names; none: unlabelled
+    classes: tuple[str, ...]  # names; empty for unlabelled data
     units: list[Unit]
 
     def __len__(self) -> int:
@@ -46,7 +48,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Of names, labels and their division into units, 12 hex digits."""
+        """Digest of names, labels and their division into units, 12 hex digits."""
         digest = hashlib.sha256(json.dumps([self.source.kind, self.classes]).encode())
         for unit in self.units:
             digest.update(json.dumps([unit.names, unit.labels, unit.pictures]).encode())
@@ -56,7 +58,7 @@ class Plan:
 def divide(
     names: Sequence[str], labels: Sequence[int], size: int, pictures: Sequence[str] = (), first: int = 0
 ) -> list[Unit]:
-    """Consecutive runs of `size` images, numbered from `first`."""
+    """Units of `size` consecutive images, numbered from `first`. Raises UserError for a name that is not text."""
     for name in (*names, *pictures):
         if not name.isascii() and name != name.encode(errors="replace").decode():
             raise UserError(f"file name {name!r} is not valid text; rename it")
@@ -68,34 +70,34 @@ def divide(
 
 
 def numbered_classes(labels: Sequence[int], where: str) -> tuple[str, ...]:
-    """Classes without names. Raises UserError when numbers are left out."""
+    """Numbers as class names. Raises UserError when a number is missing."""
     seen = sorted(set(labels))
     if seen != list(range(len(seen))):
         missing = next((i for i, label in enumerate(seen) if i != label), 0)
         raise UserError(
-            f"{where}: labels have to be 0 to K-1, here they are {seen[0]} to {seen[-1]} without {missing}; "
+            f"{where}: labels must be 0 to K-1, but they are {seen[0]} to {seen[-1]} without {missing}; "
             "renumber them, or name another --label-column"
         )
     return tuple(str(label) for label in seen)
 
 
 def open_file(root: str, name: str) -> IO[bytes]:
-    """A file below a folder. Raises UserError when it cannot be read: that is the disk's trouble, not the picture's.
+    """Opens a file in a folder. Raises UserError when it cannot be read from disk.
 
-    Links that lead out of the folder are not followed: whoever wrote the folder would choose what is read.
+    Links to files outside the folder are refused; otherwise the author of the folder could choose any file.
     """
     path = os.path.join(root, name)
     check_inside(root, path)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f"{path} is no file; remove it and run the same command again")
+            raise UserError(f"{path} is not a file; remove it and run the same command again")
         return open(path, "rb")
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); mend that and run the same command again") from None
 
 
 def read_file(root: str, name: str) -> bytes:
-    """All of a file below a folder. Raises UserError as open_file does."""
+    """Content of a file in a folder. Raises UserError as open_file does, and for files that are too large."""
     path = os.path.join(root, name)
     try:
         with open_file(root, name) as file:
@@ -108,10 +110,10 @@ def read_file(root: str, name: str) -> bytes:
 
 
 def check_inside(root: str, path: str) -> None:
-    """Raises UserError when a path below a folder leads out of it; the folder itself may be a link."""
+    """Raises UserError when a path in a folder leads outside it; the folder itself may be a link."""
     found = os.path.realpath(path)
     if not found.startswith(_real(root) + os.sep):
-        raise UserError(f"{path} is a link that leaves {root} (to {found}); put the files themselves there")
+        raise UserError(f"{path} is a link to {found}, outside {root}; copy the files there instead")
 
 
 @lru_cache

@@ -165,7 +165,7 @@ def trained(config: TrialConfig, feed: Feed) -> Iterator[Engine]:
     engine = Engine(config, feed.device)
     yield engine
     for step in range(config.train.steps):
-        engine.iterate(*feed.batch(step))
+        engine.iterate(feed.batch(step))
         yield engine
 
 

@@ -4,7 +4,7 @@ import gc
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,13 @@ from gat_sweep.config import TrialConfig
 from gat_sweep.data.sampler import batch_indices
 from gat_sweep.errors import UserError
 from gat_sweep.gat import flops
-from gat_sweep.gat.augment import AugmentDraws
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
-from gat_sweep.gat.losses import Draws
 from gat_sweep.speed.clock import held_bytes, make_batch, matmul_ceiling, peak_above, timed
 from gat_sweep.speed.straightforward import Straightforward
 from gat_sweep.text import Say
 from gat_sweep.train.device import chosen_device, hardware
-from gat_sweep.train.engine import Engine
-from gat_sweep.train.feed import Batch
+from gat_sweep.train.engine import Batch, Engine
 
 
 def bench_command(
@@ -73,8 +70,8 @@ def compare(config: TrialConfig, device: torch.device, iterations: int, say: Cal
     plain = Straightforward(config, engine.generator, engine.discriminator, device)
     random = torch.Generator(device).manual_seed(0)
     steps: dict[str, Callable[[Batch], dict[str, Tensor]]] = {
-        "engine": lambda batch: engine.iterate(*batch),
-        "straightforward": lambda batch: plain.step(*batch),
+        "engine": engine.iterate,
+        "straightforward": plain.step,
     }
 
     say("comparing losses on the same noise")
@@ -153,17 +150,19 @@ def straightforward_flops(config: TrialConfig) -> int:
     with meta:
         networks = Generator(config.generator_spec), Discriminator(config.discriminator_spec)
     plain = Straightforward(config, *networks, meta)
-    real, y, z, teacher, draws_d, draws_g = make_batch(config, torch.Generator())
-    inputs = [t if t is None else t.to(meta) for t in (real, y, z, teacher)]
+    batch = make_batch(config, torch.Generator())
     with FlopCounterMode(display=False) as counter:
-        plain.steps(*inputs, *(_on_meta(draws) for draws in (draws_d, draws_g)))  # type: ignore[arg-type]
+        plain.steps(_on_meta(batch))
     return counter.get_total_flops() // config.train.batch
 
 
-def _on_meta(draws: Draws) -> Draws:
-    assert draws.augment is not None
-    moved = AugmentDraws(**{f.name: getattr(draws.augment, f.name).to("meta") for f in fields(draws.augment)})
-    return Draws(draws.mng.to("meta"), None if draws.penalty is None else draws.penalty.to("meta"), moved)
+def _on_meta(given: Any) -> Any:
+    """A batch, or draws, with every tensor on the meta device."""
+    if isinstance(given, Tensor):
+        return given.to("meta")
+    if not is_dataclass(given) or isinstance(given, type):
+        return given
+    return replace(given, **{field.name: _on_meta(getattr(given, field.name)) for field in fields(given)})
 
 
 def loader_rate(config: TrialConfig, images: int, device: torch.device) -> float:

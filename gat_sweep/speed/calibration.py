@@ -53,7 +53,7 @@ def _rate(config: TrialConfig, device: torch.device) -> Rate:
     seconds = []
     for _ in range(WARMUP + STEPS):
         batch = make_batch(config, random)
-        seconds.append(timed(lambda batch=batch: engine.iterate(*batch), device))  # type: ignore[misc]
+        seconds.append(timed(lambda batch=batch: engine.iterate(batch), device))  # type: ignore[misc]
     items = iteration_flops(config)
     networks = sum(items.values()) - items.get("teacher_forward", 0)
     step = statistics.median(seconds[WARMUP:]) * sum(items.values()) / networks

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.train.engine import draw
-from gat_sweep.train.feed import Batch
+from gat_sweep.train.engine import Batch, draw
 
 
 def make_batch(config: TrialConfig, random: torch.Generator) -> Batch:
@@ -23,7 +22,7 @@ def make_batch(config: TrialConfig, random: torch.Generator) -> Batch:
     z = torch.randn(size, spec.z_dim, generator=random, device=device)
     width = config.discriminator_spec.teacher_width
     teacher = torch.randn(size, 1 + spec.tokens, width, generator=random, device=device) if width else None
-    return real, y, z, teacher, draw(config, size, random, True), draw(config, size, random, False)
+    return Batch(real, y, z, teacher, draw(config, size, random, True), draw(config, size, random, False))
 
 
 def timed(step: Callable[[], object], device: torch.device) -> float:

@@ -267,23 +267,21 @@ class Straightforward:
             levels = augment(levels, final, self.config.augment, draws.augment, side)
         return self.discriminator(perturb(levels, draws.mng[side]), y)
 
-    def step(
-        self, real: Tensor, y: Tensor | None, z: Tensor, teacher: Tensor | None, draws_d: Any, draws_g: Any
-    ) -> dict[str, Tensor]:
-        """One iteration; returns per-image losses [B]."""
-        losses, w = self.steps(real, y, z, teacher, draws_d, draws_g)
-        self.averages(w, y)
+    def step(self, batch: Any) -> dict[str, Tensor]:
+        """One iteration on a train.engine.Batch; returns per-image losses [B]."""
+        losses, w = self.steps(batch)
+        self.averages(w, batch.y)
         return losses
 
     def parts(self) -> list[Any]:
         """Everything with a state_dict that an iteration changes."""
         return [self.generator, self.ema, self.discriminator, self.optimizer_g, self.optimizer_d]
 
-    def steps(
-        self, real: Tensor, y: Tensor | None, z: Tensor, teacher: Tensor | None, draws_d: Any, draws_g: Any
-    ) -> tuple[dict[str, Tensor], Tensor]:
+    def steps(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
         """D step, then G step; the losses, and the styles w [B, D] of the fakes."""
         objective, levels = self.config.objective, self.config.generator_spec.levels
+        real, y, z, teacher = batch.real, batch.y, batch.z, batch.teacher
+        draws_d, draws_g = batch.draws_d, batch.draws_g
         reals = [real] * levels
 
         # D step: Eq. 6 to 10

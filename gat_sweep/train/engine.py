@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,32 @@ from gat_sweep.gat.losses import Draws, discriminator_losses, generator_loss
 from gat_sweep.gat.memory import Memory
 from gat_sweep.gat.mng import make_perturb
 from gat_sweep.plan import memory_plan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one iteration works on, with every random number of it."""
+
+    real: Tensor  # [B, C, Y, X]
+    y: Tensor | None  # [B] classes; None: unconditional
+    z: Tensor  # [B, z_dim] latent codes of G
+    teacher: Tensor | None  # [B, 1+T, W] what D's tokens of `real` are aligned with; None: no alignment
+    draws_d: Draws
+    draws_g: Draws
+
+    def __len__(self) -> int:
+        return len(self.real)
+
+    def part(self, images: slice) -> "Batch":
+        """Some of the B images."""
+        return Batch(
+            self.real[images],
+            None if self.y is None else self.y[images],
+            self.z[images],
+            None if self.teacher is None else self.teacher[images],
+            self.draws_d.part(images),
+            self.draws_g.part(images),
+        )
 
 
 class Engine:
@@ -65,59 +92,56 @@ class Engine:
         names = ["generator", "discriminator", "ema", "optimizer_g", "optimizer_d"]
         return {name: getattr(self, name) for name in names}
 
-    def iterate(
-        self, real: Tensor, y: Tensor | None, z: Tensor, teacher: Tensor | None, draws_d: Draws, draws_g: Draws
-    ) -> dict[str, Tensor]:
-        """One D step and one G step; returns the terms of both losses, [B] each, and the gradient norms.
-
-        real [B, C, Y, X], y [B] or None, z [B, z_dim], teacher [B, 1+T, W] or None.
-        """
-        config, batch = self.config, len(real)
+    def iterate(self, batch: Batch) -> dict[str, Tensor]:
+        """One D step and one G step; returns the terms of both losses, [B] each, and the gradient norms."""
+        size = len(batch)
         with self.bf16:
-            fake_levels, w = self._call_g(z, y)  # one forward serves both steps
+            fake_levels, w = self._call_g(batch.z, batch.y)  # one forward serves both steps
         # G's graph ends here; the G step hands it the gradient of its images, summed over the chunks.
         fakes = fake_levels.detach().requires_grad_()
 
         terms: dict[str, list[Tensor]] = {}
-        for images in self._chunks(batch):
-            with self._averaged(self._call_d, images.stop == batch):
+        for images in self._chunks(size):
+            part = batch.part(images)
+            with self._averaged(self._call_d, images.stop == size):
                 with self.bf16:
-                    part = discriminator_losses(
+                    losses = discriminator_losses(
                         self._call_d,
-                        real[images],
+                        part.real,
                         fakes[:, images].detach(),
-                        None if y is None else y[images],
-                        None if teacher is None else teacher[images],
-                        draws_d.part(images),
+                        part.y,
+                        part.teacher,
+                        part.draws_d,
                         self._augment,
                         self.perturb,
-                        config.objective,
+                        self.config.objective,
                     )
-                (part["loss_d"].sum() / batch).backward()
-            for name, value in part.items():
+                (losses["loss_d"].sum() / size).backward()
+            for name, value in losses.items():
                 terms.setdefault(name, []).append(value.detach())
         self._update(0, self.discriminator, self.optimizer_d)
 
         self.discriminator.requires_grad_(False)
-        for images in self._chunks(batch):
+        for images in self._chunks(size):
+            part = batch.part(images)
             with self.bf16:
                 loss_g = generator_loss(
                     self.discriminator,
-                    real[images],
+                    part.real,
                     fakes[:, images],
-                    None if y is None else y[images],
-                    draws_g.part(images),
+                    part.y,
+                    part.draws_g,
                     self._augment,
                     self.perturb,
                 )
-            (loss_g.sum() / batch).backward()
+            (loss_g.sum() / size).backward()
             terms.setdefault("loss_g", []).append(loss_g.detach())
         self.discriminator.requires_grad_(True)
         fake_levels.backward(fakes.grad)
         self._update(1, self.generator, self.optimizer_g)
         self._finished += ~self._stopped
-        update_style_mean(self.generator, w.detach(), y)
-        update_ema(self.ema, self.generator, config.train.ema_decay)
+        update_style_mean(self.generator, w.detach(), batch.y)
+        update_ema(self.ema, self.generator, self.config.train.ema_decay)
         norms = {"grad_norm_d": self._norms[0].clone(), "grad_norm_g": self._norms[1].clone()}
         return {name: torch.cat(values) for name, values in terms.items()} | norms
 

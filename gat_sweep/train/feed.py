@@ -6,16 +6,12 @@ All of it is a function of the config's seed, the step and the rank, so that a t
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Dataset
 from gat_sweep.data.loader import Loader
-from gat_sweep.gat.losses import Draws
-from gat_sweep.train.engine import draw
+from gat_sweep.train.engine import Batch, draw
 from gat_sweep.vision.teacher import taught, teacher_tokens, trial_teacher
-
-Batch = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Draws, Draws]  # the arguments of Engine.iterate
 
 
 class Feed:
@@ -40,7 +36,7 @@ class Feed:
         self.loader = Loader(config, taught(config, dataset, device, say), device, rank, world)
 
     def batch(self, step: int) -> Batch:
-        """What this worker trains on in a step: real [B, C, Y, X], y [B] or None, z [B, z_dim], tokens, draws."""
+        """What this worker trains on in a step."""
         config, random, device = self.config, self.random, self.device
         random.manual_seed(_mix(config.seed, step, self.rank))
         rows = self.loader.batch(step)
@@ -51,7 +47,7 @@ class Feed:
         assert draws_d.augment is not None
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
             tokens = teacher_tokens(self.teacher, config, rows, draws_d.augment)
-        return real, y, z, tokens, draws_d, draws_g
+        return Batch(real, y, z, tokens, draws_d, draws_g)
 
 
 def _mix(seed: int, step: int, rank: int) -> int:

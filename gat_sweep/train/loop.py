@@ -28,7 +28,7 @@ from gat_sweep.run.checkpoint import Checkpoint, check_data, resume, step_checkp
 from gat_sweep.run.saved import Damaged
 from gat_sweep.run.stop import stop_reason
 from gat_sweep.run.trial import Trial
-from gat_sweep.train.collapse import Collapse
+from gat_sweep.train.counters import Counters
 from gat_sweep.train.device import keep_freed_memory
 from gat_sweep.train.engine import Engine
 from gat_sweep.train.feed import Feed
@@ -67,24 +67,15 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
     # ---------------------------------------------------------------- resume
     owner = take_over(trial.folder, lambda text: leave_note(trial, text)) if rank == 0 else ""
     found = _resumed(trial, engine.parts(), rank, world)
-    step, facts = 0, dict[str, Any]()
     if found:
-        step, facts = found.step, found.facts
         check_data(found, dataset, f"trial {trial.id}")
-    began = saved_at = step
-    evaluated = facts.get("evaluated", 0)
-    seconds = facts.get("seconds", 0.0)
-    # Sums since the last log, kept on the device.
-    logged = {name: torch.tensor(value, device=device) for name, value in facts.get("logged", {}).items()}
-    logged_steps = facts.get("logged_steps", 0)
-    collapse = Collapse(**facts.get("collapse", {}))
+    step_flops = sum(iteration_flops(config).values()) * config.train.batch
+    begun = (found.step, found.facts) if found else (0, {})
+    counters = Counters.restored(config.train.batch, step_flops, *begun, device)
+    began = saved_at = counters.step
 
-    recorder = Recorder(trial, step, collapse) if rank == 0 else None
+    recorder = Recorder(trial, counters) if rank == 0 else None
     report = recorder.note if recorder else (lambda text: leave_note(trial, text))
-    flops_per_step = sum(iteration_flops(config).values()) * config.train.batch
-    # Of all steps before, which may have been another trial's with another batch and other losses.
-    images_before, flops_before = facts.get("images", 0), facts.get("flops", 0)
-    started = time.perf_counter() - seconds
     saved_when = time.perf_counter()
     agreement = Agreement(world)
     watch = Watch(
@@ -97,13 +88,6 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
         lambda: stop_reason(trial.run_folder, trial.id),
     )
 
-    def progress() -> dict[str, float]:
-        return {
-            "images": images_before + (step - began) * config.train.batch,
-            "flops": flops_before + (step - began) * flops_per_step,
-            "seconds": time.perf_counter() - started,
-        }
-
     def why_stop() -> str:
         return asked_to_stop() or watch.stop_reason
 
@@ -115,19 +99,20 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
     def stopped() -> Outcome:
         reason = why_stop() or "another worker of the trial was asked to stop"
         if recorder:
-            recorder.status("stopped", step, reason)
-        return Outcome("stopped", step, reason)
+            recorder.status("stopped", reason)
+        return Outcome("stopped", counters.step, reason)
 
     with watch, agreement:
         evaluator = Evaluator(config, dataset, trial.home, device, rank, world, say=report)
-        if recorder and step == 0 and evaluator.reference.halves is not None:
-            recorder.journal(0, {f"{evaluator.extractor.metric}_real_halves": evaluator.reference.halves})
-        window_start, window_step = time.perf_counter(), step
+        if recorder and counters.step == 0 and evaluator.reference.halves is not None:
+            recorder.journal({f"{evaluator.extractor.metric}_real_halves": evaluator.reference.halves})
+        window_start, window_step = time.perf_counter(), counters.step
 
         while True:
+            step = counters.step
             watch.at(step, "agree")
             last = step == config.train.steps
-            evaluates = (last or step % config.train.eval_every == 0) and step > evaluated
+            evaluates = (last or step % config.train.eval_every == 0) and step > counters.evaluated
             logs = last or step % config.train.log_every == 0
             late = time.perf_counter() - saved_when > config.workers.save_minutes * 60
             stops, saves = agreement.reached(bool(why_stop()), rank == 0 and late)
@@ -138,25 +123,24 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
             # after a norm that is not finite no weight moves, so it can be asked late.
             if (logs or saves or evaluates) and (trouble := engine.trouble()):
                 finished, network, norm = trouble
-                step = began + finished
-                reason = f"gradient norm of {network} is {norm} at step {step}"
+                counters.move(began + finished - step)
+                reason = f"gradient norm of {network} is {norm} at step {counters.step}"
                 if recorder:
-                    recorder.close("diverged", reason, step, progress())
-                return Outcome("diverged", step, reason)
+                    recorder.close("diverged", reason)
+                return Outcome("diverged", counters.step, reason)
 
             # -------------------------------------------------------- log
-            if logs and logged_steps:
+            if logs and counters.logged_steps:
                 watch.at(step, "log")
-                means = {name: value.item() / logged_steps for name, value in logged.items()}
-                flagged = collapse.look(step, means)
+                means = counters.means()
+                flagged = counters.collapse.look(step, means)
                 if recorder:
                     now = time.perf_counter()
                     rate = (step - window_step) * config.train.batch / (now - window_start)
-                    recorder.journal(step, {**means, "images_per_second": rate, **progress()})
+                    recorder.journal({**means, "images_per_second": rate, **counters.progress()})
                     if flagged:
                         recorder.note(flagged)
                     window_start, window_step = now, step
-                logged, logged_steps = {}, 0
 
             # -------------------------------------------------------- save
             # Before evaluating: whoever is told to end in the middle of that has everything on the disk.
@@ -164,19 +148,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
                 watch.at(step, "save")
                 saved_at, saved_when = step, time.perf_counter()
                 if recorder:
-                    recorder.checkpoint(
-                        step,
-                        engine.parts(),
-                        {
-                            "data": dataset.digest,
-                            "world": world,
-                            **progress(),
-                            "evaluated": evaluated,
-                            "logged": {name: value.item() for name, value in logged.items()},
-                            "logged_steps": logged_steps,
-                            "collapse": vars(collapse),
-                        },
-                    )
+                    recorder.checkpoint(engine.parts(), {"data": dataset.digest, "world": world})
 
             # -------------------------------------------------------- stop?
             if stops:
@@ -189,16 +161,16 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
                     result = evaluator.measure(engine.ema, extras=last, between=between_chunks)
                 except Stopped:
                     return stopped()
-                evaluated = step
+                counters.evaluated = step
                 if recorder:
-                    recorder.evaluation(step, result, progress())
-                    recorder.samples(step, evaluator.samples(engine.ema, 0, GRID * GRID))
+                    recorder.evaluation(result)
+                    recorder.samples(evaluator.samples(engine.ema, 0, GRID * GRID))
                 if last:
                     status, reason = "done", ""
                     if not math.isfinite(result.value):
                         status, reason = "failed", f"{result.metric} is {result.value} after the last step"
                     if recorder:
-                        recorder.close(status, reason, step, progress())
+                        recorder.close(status, reason)
                     return Outcome(status, step, reason)
                 window_start, window_step = time.perf_counter(), step
 
@@ -206,11 +178,8 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
             watch.at(step, "data")
             batch = feed.batch(step)
             watch.at(step, "step")
-            terms = engine.iterate(*batch)
-            for name, value in terms.items():
-                logged[name] = logged[name] + value.mean() if name in logged else value.mean()
-            logged_steps += 1
-            step += 1
+            counters.add(engine.iterate(batch))
+            counters.move(1)
 
 
 class Agreement:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 from PIL import Image
@@ -16,7 +17,7 @@ from gat_sweep.run.checkpoint import save_checkpoint
 from gat_sweep.run.journal import add_record
 from gat_sweep.run.table import RunTable
 from gat_sweep.run.trial import Trial
-from gat_sweep.train.collapse import Collapse
+from gat_sweep.train.counters import Counters
 from gat_sweep.version import source_commit
 
 GRID = 8  # sample grids are GRID x GRID
@@ -25,41 +26,42 @@ GRID = 8  # sample grids are GRID x GRID
 class Recorder:
     """Writes what a trial leaves behind; rank 0 only."""
 
-    def __init__(self, trial: Trial, step: int, collapse: Collapse):
-        self.folder, self.collapse = trial.folder, collapse
+    def __init__(self, trial: Trial, counters: Counters):
+        """counters: those of the loop, which moves them; every line and row is of the step where they are."""
+        self.folder, self.counters = trial.folder, counters
         write_config(trial)
         self.table = RunTable(trial.table, trial_constants(trial.run, trial.sweep, trial.id, trial.config))
-        self.table.truncate(step)
+        self.table.truncate(counters.step)
         workers = trial.config.workers
         line: dict[str, Any] = {"status": "running", "gpus": workers.count * workers.gpus}
         if earlier := signs(self.folder / "alive").get(0):
             line["previous"] = {"step": earlier["step"], "time": earlier["time"]}  # how far the attempt before came
-        self._append(step, line)
-        self.step = step
+        self._append(line)
 
-    def journal(self, step: int, metrics: dict[str, float]) -> None:
-        self._append(step, {"metrics": metrics})
+    def journal(self, metrics: dict[str, float]) -> None:
+        self._append({"metrics": metrics})
 
     def note(self, text: str) -> None:
         """Something that whoever watches should know; not a result."""
-        self._append(self.step, {"note": text})
+        self._append({"note": text})
 
-    def status(self, status: str, step: int, reason: str) -> None:
-        self._append(step, {"status": status, "reason": reason})
+    def status(self, status: str, reason: str) -> None:
+        self._append({"status": status, "reason": reason})
 
-    def checkpoint(self, step: int, parts: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Raises Unsaved when there is no room, or no way to write."""
+    def checkpoint(self, parts: dict[str, Any], facts: dict[str, Any]) -> None:
+        """A checkpoint of `parts`, with the counters and other facts. Raises Unsaved when it cannot be written."""
+        step = self.counters.step
         try:
-            save_checkpoint(self.folder / "checkpoints", step, parts, facts)
+            save_checkpoint(self.folder / "checkpoints", step, parts, {**facts, **self.counters.facts()})
         except OSError as error:
             raise Unsaved(f"checkpoint of step {step} cannot be written: {error}; the one before is whole") from error
 
-    def evaluation(self, step: int, result: Evaluation, progress: dict[str, float]) -> None:
-        flags = self.collapse.flag
-        self.table.put(step=step, status="running", reason="", flags=flags, **vars(result), **_columns(progress))
-        self.journal(step, {**result.journal(), **progress})
+    def evaluation(self, result: Evaluation) -> None:
+        progress = self.counters.progress()
+        self._row(self.table.put, progress, status="running", reason="", **vars(result))
+        self.journal({**result.journal(), **progress})
 
-    def samples(self, step: int, pictures: Tensor) -> None:
+    def samples(self, pictures: Tensor) -> None:
         """A grid of uint8 pictures [n, 3, h, w], small ones enlarged by whole factors."""
         rows, height = len(pictures) // GRID, pictures.shape[2]
         grid = pictures[: rows * GRID].unflatten(0, (rows, GRID)).permute(0, 3, 1, 4, 2)  # rows, y, columns, x, rgb
@@ -69,15 +71,18 @@ class Recorder:
         image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
         content = io.BytesIO()
         image.save(content, format="PNG")
-        write(self.folder / "samples" / f"step_{step:08d}.png", content.getvalue())
+        write(self.folder / "samples" / f"step_{self.counters.step:08d}.png", content.getvalue())
 
-    def close(self, status: str, reason: str, step: int, progress: dict[str, float]) -> None:
-        self.table.close(status, reason, step, flags=self.collapse.flag, **_columns(progress))
-        self.status(status, step, reason)
+    def close(self, status: str, reason: str) -> None:
+        self._row(self.table.close, self.counters.progress(), status=status, reason=reason)
+        self.status(status, reason)
 
-    def _append(self, step: int, values: dict[str, Any]) -> None:
-        self.step = step
-        add_record(self.folder, {"step": step, **values})
+    def _row(self, write_row: Callable[..., None], progress: dict[str, float], **values: Any) -> None:
+        counts = {"images": progress["images"], "flops": float(progress["flops"]), "seconds": progress["seconds"]}
+        write_row(step=self.counters.step, flags=self.counters.collapse.flag, **values, **counts)
+
+    def _append(self, values: dict[str, Any]) -> None:
+        add_record(self.folder, {"step": self.counters.step, **values})
 
 
 class Unsaved(Exception):
@@ -100,10 +105,6 @@ def record_failure(trial: Trial, reason: str) -> None:
 
 def write_config(trial: Trial) -> None:
     write(trial.folder / "config.json", trial.config.model_dump_json(indent=1).encode())
-
-
-def _columns(progress: dict[str, float]) -> dict[str, Any]:
-    return {"images": progress["images"], "flops": float(progress["flops"]), "seconds": progress["seconds"]}
 
 
 def trial_constants(run: str, sweep: str, trial: str, config: TrialConfig) -> dict[str, Any]:
