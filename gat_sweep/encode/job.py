@@ -50,7 +50,7 @@ class EncodeJob:
     gpus: int | None = None  # GPUs of this machine to use, without an address (default: all)
 
 
-# Encodes units in any order and yields each when it is done. The last arguments are address, cpus and gpus of EncodeJob.
+# Encodes units in any order and yields each when it is done. The last arguments are EncodeJob's address, cpus, gpus.
 Run = Callable[[Encoding, list[Unit], str | None, int | None, int | None], Generator[Done, None, None]]
 
 

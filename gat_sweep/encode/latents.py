@@ -102,7 +102,5 @@ def _number(name: str) -> int:
     """Number of a file, such as 3 for 00000/img-mean-std-00000003.npy and 00000/img00000003.png."""
     digits = re.search(r"([0-9]+)\.\w+$", name)
     if not digits:
-        raise UserError(
-            f"'{name}' does not end with a number, which pairs latents with pictures; leave out --images"
-        )
+        raise UserError(f"'{name}' does not end with a number, which pairs latents with pictures; leave out --images")
     return int(digits[1])

@@ -30,11 +30,10 @@ CPUS_PER_WRITER = 8  # without a network, one encoder only writes what this many
 def run_on_ray(
     encoding: "Encoding", units: list[Unit], address: str | None, cpus: int | None, gpus: int | None
 ) -> "Generator[Done, None, None]":
-    """Does units on the Ray at `address`, or on a Ray started here; yields each as it is done.
+    """Encodes units on the Ray cluster at `address`, or on a local Ray; yields each unit when it is done.
 
-    cpus, gpus: of the Ray started here; None: all of this machine's.
-
-    Raises UserError when a worker met one.
+    cpus, gpus: how many of this machine a local Ray uses; None for all.
+    Raises UserError when one was raised in a worker.
     """
     from gat_sweep.encode.ledger import Done
 

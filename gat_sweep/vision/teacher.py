@@ -1,4 +1,4 @@
-"""The vision foundation model that D is aligned with (paper section 2.5, Eq. 9): pictures in, tokens out."""
+"""The vision foundation model that D is aligned with (paper section 2.5, Eq. 9); it maps pictures to tokens."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -18,12 +18,12 @@ from gat_sweep.files.weights import weights_digest
 from gat_sweep.gat.augment import AugmentDraws, move, move_tokens
 from gat_sweep.vision.extractors import EfficientNetLite0, vision_transformer
 
-SIDE = 224  # of the pictures every teacher sees
+SIDE = 224  # side of the pictures that every teacher gets
 EFFICIENTNET = "efficientnet_lite0"
 
 
 class Teacher:
-    """A frozen network on a device.
+    """A frozen network on a device, whose tokens D learns to predict.
 
     Attributes:
         width: of a token.
@@ -38,16 +38,15 @@ class Teacher:
 
     @torch.no_grad()
     def tokens(self, pictures: Tensor) -> Tensor:
-        """Pictures [N, 3, h, w], 0 to 255, to float32 [N, 1 + grid * grid, width]: [cls], then the grid row by row.
+        """Tokens, float32 [N, 1 + grid * grid, width], of pictures [N, 3, h, w], 0 to 255; [cls] comes first.
 
-        A network without [cls] token gives the mean of its map in its place; the map is resized (bicubic) when its
-        grid is another.
+        For a network without a [cls] token it is the mean of the map. A map with another grid is resized (bicubic).
         """
         x = F.interpolate(pictures.float() / 255, size=(SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
         features = self.network.forward_features((x - self.mean) / self.std).float()
         if features.ndim == 4:  # [N, W, y, x]
             grid, first = features, features.mean(dim=(2, 3))
-        else:  # [N, prefix + y * x, W]; registers stand between [cls] and the patches
+        else:  # [N, prefix + y * x, W]; register tokens are between [cls] and the patches
             patches = features[:, self.prefix :]
             side = int(patches.shape[1] ** 0.5)
             grid, first = patches.transpose(1, 2).unflatten(2, (side, side)), features[:, 0]
@@ -57,11 +56,11 @@ class Teacher:
 
 
 def load_teacher(name: str, checkpoint: str | None, grid: int, device: torch.device | str = "cpu") -> Teacher:
-    """The teacher of that name, its patch tokens on a grid x grid.
+    """The teacher of the given name, with grid x grid patch tokens.
 
-    name: "efficientnet_lite0" (comes with the installation) or a vision transformer of timm's.
-    checkpoint: local weights for timm, read weights-only; timm's hub unless given.
-    Raises UserError when the weights cannot be had.
+    name: "efficientnet_lite0" (comes with the installation) or a vision transformer of timm.
+    checkpoint: local weights for timm, read weights-only (default: timm's hub).
+    Raises UserError for an unknown name, and when the weights are not available.
     """
     if name == EFFICIENTNET:
         network: Any = EfficientNetLite0(SIDE).network
@@ -74,7 +73,10 @@ def load_teacher(name: str, checkpoint: str | None, grid: int, device: torch.dev
 
 
 def trial_teacher(config: TrialConfig, device: torch.device) -> Teacher | None:
-    """The teacher that a trial runs while it trains; None without alignment, or when its tokens are stored."""
+    """The teacher that a trial runs in training; None without alignment, or if tokens are stored.
+
+    Raises UserError as load_teacher does, and when the width of its tokens is not teacher.width.
+    """
     teacher = config.teacher
     if teacher is None or config.discriminator_spec.teacher_width == 0 or teacher.cached:
         return None
@@ -85,16 +87,16 @@ def trial_teacher(config: TrialConfig, device: torch.device) -> Teacher | None:
 
 
 def taught(config: TrialConfig, dataset: Dataset, device: torch.device, say: Callable[[str], None]) -> Dataset:
-    """A trial's data set with the tokens that its config wants stored: digits get theirs here, others have them.
+    """Data set of a trial with the stored tokens that its config needs; for digits they are computed here.
 
-    say: gets a line when that takes a while.
+    say: gets one line when that takes a while.
     """
     teacher = config.teacher
     if teacher is None or not teacher.cached or config.discriminator_spec.teacher_width == 0:
         return dataset
     if not isinstance(dataset, Digits) or dataset.tokens is not None:
         return dataset
-    say(f"asking {teacher.name} about {len(dataset):,} digits, a minute or two")
+    say(f"computing the tokens of {len(dataset):,} digits with {teacher.name}, a minute or two")
     network = load_teacher(teacher.name, teacher.checkpoint, config.data.side // config.model.patch, device)
     tokens = [network.tokens(part.to(device)).half().cpu() for part in dataset.pictures.split(64)]
     stored = CachedTeacher(name=teacher.name, digest=network.digest, tokens=1 + network.grid**2, width=network.width)
@@ -102,10 +104,10 @@ def taught(config: TrialConfig, dataset: Dataset, device: torch.device, say: Cal
 
 
 def teacher_tokens(teacher: Teacher | None, config: TrialConfig, rows: Rows, draws: AugmentDraws) -> Tensor | None:
-    """What D's tokens of the real images are to agree with, [B, 1 + T, W]; None without alignment.
+    """Tokens of the teacher for the real images, [B, 1 + T, W], which D is aligned with; None without alignment.
 
-    The teacher sees each picture translated and flipped as its latent is (A.1); stored tokens are moved on their
-    grid instead, their [cls] left as it is.
+    The teacher gets each picture translated and flipped like its latent (A.1). Stored tokens are moved on their grid
+    instead, and their [cls] is unchanged.
     """
     if config.discriminator_spec.teacher_width == 0:
         return None
@@ -113,7 +115,7 @@ def teacher_tokens(teacher: Teacher | None, config: TrialConfig, rows: Rows, dra
     if rows.teacher is not None:
         return move_tokens(rows.teacher.float(), real, config.model.patch)
     assert teacher is not None and rows.pictures is not None
-    # Latents move in zeros; the picture's zero is the middle grey.
+    # A shift fills latents with zeros; in a picture zero is middle grey.
     centred = rows.pictures.float() - 127.5
     return teacher.tokens(move(centred, real, centred.shape[-1] // config.data.side) + 127.5)
 
@@ -137,6 +139,6 @@ def forward_flops(name: str) -> int:
 def _check_name(name: str) -> None:
     if not name.startswith("vit_") or not timm.is_model(name):
         raise UserError(
-            f"unknown teacher '{name}'; use {EFFICIENTNET}, or a vision transformer of timm's such as "
+            f"unknown teacher '{name}'; use {EFFICIENTNET}, or a vision transformer of timm such as "
             "vit_base_patch14_dinov2.lvd142m"
         )

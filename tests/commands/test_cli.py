@@ -23,7 +23,7 @@ BAD = [
     (["run", WIDTHS, "--recipe", "digits", "--set", "ladder.S.heads=3"], "width 8 is not divisible by heads 3"),
     (["run", WIDTHS], "data.path is not set; write a data set with `gat-sweep encode`"),
     (["run", WIDTHS, "--set", "data.path=nowhere"], "nowhere has no manifest.json"),
-    (["encode", "--out", "out", "--tokenizer", "pixels"], "give --images, or --latents"),
+    (["encode", "--out", "out", "--tokenizer", "pixels"], "give --images or --latents"),
     (["encode", "--images", "nowhere", "--out", "out", "--tokenizer", "pixels"], "nowhere"),
     (["encode", "--images", ".", "--out", "out", "--tokenizer", "/nowhere"], "tokenizer '/nowhere' is not a folder"),
     (["evaluate", "step_00000004"], "is no checkpoint; give one of"),

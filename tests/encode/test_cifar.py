@@ -213,7 +213,7 @@ def test_nothing_in_a_batch_is_run(tmp_path: Path) -> None:
     for name, content in found.items():
         assert refuses(folder, content), name
         assert not marker.exists(), name
-    with pytest.raises(UserError, match=r"data_batch_1 would call 'posix'\.'mkdir'; nothing of it was run"):
+    with pytest.raises(UserError, match=r"data_batch_1 would call 'posix'\.'mkdir'; no code was run"):
         (folder / "data_batch_1").write_bytes(found["alone"])
         plan_images(str(folder), 10)
 
@@ -298,10 +298,10 @@ def test_unclear_places_are_told(tmp_path: Path) -> None:
     write_cifar(folder)
     (folder / "data_batch_4").rename(tmp_path / "elsewhere")
     for images in (folder, tmp_path):
-        with pytest.raises(UserError, match=r"lacks data_batch_4 of cifar-10-batches-py's pickles; unpack"):
+        with pytest.raises(UserError, match=r"lacks data_batch_4 of cifar-10-batches-py; unpack"):
             plan_images(str(images), 10)
     (folder / "data_batch_4").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="is a link that leaves"):
+    with pytest.raises(UserError, match=r"is a link to .*, outside"):
         plan_images(str(folder), 10)
     (folder / "batches.meta").unlink()
     with pytest.raises(UserError, match=r"lacks batches\.meta"):

@@ -83,7 +83,7 @@ def test_pictures_become_pixels(tmp_path: Path, tiles: str) -> None:
     assert {skipped.source: skipped.reason.partition(":")[0] for skipped in manifest.skipped} == {
         f"china/{i * 50:03d}-bad.jpg": word for i, word in enumerate(bad_pictures())
     }
-    assert "encoded 320 images" in said.getvalue() and "6 left out (china/000-bad.jpg is empty" in said.getvalue()
+    assert "encoded 320 images" in said.getvalue() and "6 skipped (china/000-bad.jpg is empty" in said.getvalue()
     shards = open_shards(tmp_path / "set")
     assert shards.labels.tolist() == [0] * 160 + [1] * 160
     picture = square((Path(tiles) / "flower/040-080.jpg").read_bytes(), 32)
@@ -130,7 +130,7 @@ def test_a_teachers_tokens_are_stored(tmp_path: Path, tiles: str) -> None:
     shards = open_shards(tmp_path / "set")
     tokens = load_teacher(name, None, 4, torch.device("cpu")).tokens(torch.from_numpy(shards.pictures([5, 1])))
     np.testing.assert_allclose(shards.teacher([5, 1]), tokens, rtol=1e-2, atol=1e-3)
-    with pytest.raises(UserError, match="holds another encoding: teacher was"):
+    with pytest.raises(UserError, match="has another encoding: teacher was"):
         run(replace(job, teacher_grid=5))
 
 
@@ -149,7 +149,7 @@ def test_latents_of_edm2_are_imported(tmp_path: Path, vae: str) -> None:
     assert not alone.has_pictures and alone.classes == ("0", "1")
     with pytest.raises(UserError, match="need pictures; add --images"):
         run(EncodeJob(tmp_path / "x", vae, latents=folders["latents"], store_images=True))
-    with pytest.raises(UserError, match="latents of 4 channels are not those of --tokenizer pixels"):
+    with pytest.raises(UserError, match="the latents have 4 channels, but --tokenizer pixels has"):
         run(EncodeJob(tmp_path / "x", "pixels", latents=folders["latents"]))
 
 
@@ -167,10 +167,10 @@ def test_latents_beyond_half_precision_are_left_out(tmp_path: Path, vae: str) ->
 
 def test_too_many_bad_images_stop_it_and_nothing_is_lost(tmp_path: Path, tiles: str) -> None:
     job = EncodeJob(tmp_path, "pixels", images=tiles, size=32, shard_size=20, max_bad=3)
-    with pytest.raises(UserError, match=r"4 images cannot be used \(china/000-bad.jpg is empty.*--max-bad"):
+    with pytest.raises(UserError, match=r"4 images are unusable \(china/000-bad.jpg is empty.*--max-bad"):
         run(job)
     before = (tmp_path / "encode.jsonl").read_text()
-    with pytest.raises(UserError, match="4 images cannot be used"):
+    with pytest.raises(UserError, match="4 images are unusable"):
         run(job)
     assert (tmp_path / "encode.jsonl").read_text() == before
     assert run(replace(job, max_bad=10)).count == 320
@@ -180,7 +180,7 @@ def test_too_many_bad_images_stop_it_and_nothing_is_lost(tmp_path: Path, tiles: 
 def test_nothing_but_bad_images_makes_no_data_set(tmp_path: Path) -> None:
     for i in range(3):
         save(tmp_path / f"in/{i}.jpg", b"")
-    with pytest.raises(UserError, match="no image could be used"):
+    with pytest.raises(UserError, match="all images are unusable"):
         run(EncodeJob(tmp_path / "out", "pixels", images=str(tmp_path / "in"), size=32))
     assert not (tmp_path / "out/manifest.json").exists() and not list((tmp_path / "out").rglob("*.arrow"))
 
@@ -217,7 +217,7 @@ def test_cut_off_anywhere_it_ends_the_same(tmp_path: Path, tiles: str) -> None:
 
     said = io.StringIO()
     run(cut, said, by=lambda *_: pytest.fail("nothing was left to do"))
-    assert "is encoded already: 320 images" in said.getvalue()
+    assert "is already encoded: 320 images" in said.getvalue()
 
 
 def test_one_folder_holds_one_encoding(tmp_path: Path, tiles: str, vae: str) -> None:
@@ -229,11 +229,11 @@ def test_one_folder_holds_one_encoding(tmp_path: Path, tiles: str, vae: str) -> 
         (replace(job, tokenizer=vae), "tokenizer was pixels, is "),
         (replace(job, images=f"{tiles}/china"), "images was 326, is 166"),
     ]:
-        with pytest.raises(UserError, match=f"holds another encoding: .*{says}"):
+        with pytest.raises(UserError, match=f"has another encoding: .*{says}"):
             run(other)
     run(replace(job, batch=3, max_bad=50))  # how, not what
     save(tmp_path / "mine/notes.txt", b"")
-    with pytest.raises(UserError, match=r"holds notes.txt, which is no encoding"):
+    with pytest.raises(UserError, match=r"has notes.txt, which is not part of an encoding"):
         run(replace(job, out=tmp_path / "mine"))
 
 
@@ -251,9 +251,9 @@ def test_two_at_once_are_refused(tmp_path: Path, tiles: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"images": None}, "give --images, or --latents"),
+        ({"images": None}, "give --images or --latents"),
         ({"size": 31, "tokenizer": "VAE"}, "--size 31 is not a multiple of 2"),
-        ({"out": Path(__file__) / "x"}, "choose a folder that can be written to"),
+        ({"out": Path(__file__) / "x"}, "choose a writable folder"),
     ],
 )
 def test_jobs_that_cannot_be_done(tmp_path: Path, tiles: str, vae: str, fields: dict[str, Any], says: str) -> None:
@@ -313,6 +313,6 @@ def test_on_ray_it_ends_as_without(tmp_path: Path, tiles: str, vae: str, killed:
     said = second.communicate(timeout=120)[0].decode()
     assert second.returncode == 0, said
     lines = [line for line in said.splitlines() if " images/s, " not in line]
-    assert len(lines) == 2 and "are done already" in lines[0] and "encoded 320 images" in lines[1], said
+    assert len(lines) == 2 and "are already done" in lines[0] and "encoded 320 images" in lines[1], said
     assert content(out) == content(whole.out)
     assert len(journal.read_text().splitlines()) == 1 + 21  # none twice

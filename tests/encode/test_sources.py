@@ -137,14 +137,14 @@ def test_a_folder_without_subfolders_is_unlabelled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        (["train/a/1.png", "val/a/1.png"], "holds the splits train, val; name one"),
-        (["a/1.png", "loose.png"], "beside its class folders, such as loose.png"),
+        (["train/a/1.png", "val/a/1.png"], "has the splits train, val; name one"),
+        (["a/1.png", "loose.png"], "outside its class folders, such as loose.png"),
         (["a/1.png", "b/notes.txt"], "no pictures in class folder 'b'"),
         (["notes.txt"], "no pictures"),
         (["data_batch_1", "batches.meta"], "pickles"),
         (["train-00000-of-00002.parquet", "test-00000-of-00001.parquet"], "several splits; .*test.*train"),
         (["train-00000-of-00002.parquet"], "1 of 2 parquet files"),
-        (["train.parquet"], "no parquet file"),
+        (["train.parquet"], "not a parquet file"),
     ],
 )
 def test_unclear_folders_are_refused(tmp_path: Path, files: list[str], says: str) -> None:
@@ -186,13 +186,13 @@ def test_parquet_columns_are_found_by_type(tmp_path: Path) -> None:
     write_parquet(path, {"jpg": plain})
     assert plan_images(str(path), 10).classes == ()
     write_parquet(path, {"jpg": plain, "width": [16] * 4, "cls": [0, 1, 2, 0]})
-    with pytest.raises(UserError, match="width, cls; name the classes' with --label-column"):
+    with pytest.raises(UserError, match="width, cls; choose one with --label-column"):
         plan_images(str(path), 10)
     assert plan_images(str(path), 10, "cls").classes == ("0", "1", "2")
-    with pytest.raises(UserError, match="no column 'clz' of integers; did you mean"):
+    with pytest.raises(UserError, match="no integer column 'clz'; did you mean"):
         plan_images(str(path), 10, "clz")
     write_parquet(path, {"a": plain, "b": plain})
-    with pytest.raises(UserError, match=r"2 columns of pictures \['a', 'b'\]"):
+    with pytest.raises(UserError, match=r"2 image columns \['a', 'b'\]"):
         plan_images(str(path), 10)
 
 
@@ -254,7 +254,7 @@ def test_bad_latents_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../other.npy", "/etc/other.npy", "a/../../b.npy", "00000/x.txt"])
 def test_lists_may_not_leave_their_folder(tmp_path: Path, name: str) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": [[name, 0]]}))
-    with pytest.raises(UserError, match="below its folder"):
+    with pytest.raises(UserError, match="in its folder"):
         plan_latents(str(tmp_path), None, 10)
 
 

@@ -232,7 +232,7 @@ def test_lpips_is_the_packages_own_and_needs_no_download(tmp_path: Path) -> None
     torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
     for name, message in [
-        ("other.pth", "no alexnet"),
+        ("other.pth", "not torchvision's alexnet"),
         ("text.pth", "not a file of the expected weights"),
         ("none.pth", "no such file"),
     ]:
