@@ -1,1 +1,1 @@
-"""From a run table to the scaling law and its figure; imports neither Ray nor the training code."""
+"""Analyses of run tables: the scaling law, its checks, figures. It imports neither Ray nor the training code."""

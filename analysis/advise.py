@@ -1,9 +1,9 @@
-"""Which next cell narrows the interval of the largest size most per unit of compute: design algebra, no simulation.
+"""Advice on the next trials: which cell narrows the law's interval at the target most per unit of compute.
 
-A size strays from the law by what is its own (variance `between`), and by its seeds (variance `seeds` / how many).
-Both are estimated from the table and taken for known; a new cell is expected to fall on the law. What narrows is the
-interval of the law at the target; a prediction interval also holds the straying of the target itself, which no other
-cell changes.
+The expected width follows from the design matrix; nothing is simulated. A size deviates from the law by an effect of
+its own (variance `between`) and by its seeds (variance `seeds` / number of seeds). Both are estimated from the table
+and then taken as known; a new cell is expected to lie on the law. A new cell narrows the interval of the law. The
+prediction interval also contains the target's own deviation, which no other cell reduces.
 """
 
 import math
@@ -21,7 +21,7 @@ from analysis.statistics import CONFIDENCE
 from analysis.table import UNIT, Table
 
 SHOWN = 5
-ROUNDING = 1e-9  # of ln value: what points on a law exactly stray by
+ROUNDING = 1e-9  # of ln value: smaller deviations from a law are rounding errors
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,22 @@ class Candidate:
     """A cell that could be trained next."""
 
     what: str
-    gflops: float  # of all its trials
+    gflops: float  # of all its trials together
     trials: int
-    half_width: float  # of ln value at the target, expected once it is there
-    prediction_half_width: float  # of a size there, with as many seeds as now
-    gain: float  # by which the half-width falls
+    half_width: float  # of the law's interval of ln value at the target, expected with this cell
+    prediction_half_width: float  # of the prediction interval there, with as many seeds as now
+    gain: float  # decrease of half_width
     gain_per_gflop: float
 
 
 @dataclass(frozen=True)
 class Advice:
-    """Candidates by falling gain per GFLOP."""
+    """The law's interval at the target now, and candidates, largest gain per GFLOP first."""
 
     metric: str
     target: str
     target_gflops: float
-    half_width: float  # of ln value at the target, now
+    half_width: float  # of the law's interval of ln value at the target, now
     prediction_half_width: float
     between: float  # standard deviations of ln value
     seeds: float | None
@@ -67,12 +67,12 @@ class Advice:
 
 
 def analyse(table: Table, target_gflops: float | None = None, candidates: Sequence[float] | None = None) -> Advice:
-    """Compare one more seed of each size, sizes between neighbours, and one below and one above all.
+    """Compare candidates: one more seed of each size, sizes between neighbours, one below and one above all sizes.
 
-    target_gflops: training compute at which the law is to be known, the largest size's unless given. candidates:
-    compute of one trial each, in GFLOPs, of the new sizes to compare in the place of those said.
-    Half-widths are of ln value, at 95 %; they use Student's t with n - 2 degrees of freedom, so that a new size gains
-    one and a new seed none. Variances stay as they are estimated now, which is expected of them, not known.
+    target_gflops: training compute at which the law should be known; default: the largest size's. candidates:
+    compute of one trial each, in GFLOPs, of new sizes to compare instead of the default new sizes.
+    Half-widths are of ln value, at 95 %, with Student's t and n - 2 degrees of freedom: a new size adds a degree of
+    freedom, a new seed does not. Both variances keep their present estimates.
     Raises ValueError as fit_law does, for points exactly on a law, and for compute that is not positive.
     """
     law = fit_law(table)
@@ -83,15 +83,15 @@ def analyse(table: Table, target_gflops: float | None = None, candidates: Sequen
     spread = seed_spread(points)
     counts = np.array([len(point.values) for point in points])
     noise = 0.0 if spread is None else spread**2
-    # What sizes stray by themselves is what is left of the residual once the seeds' share is taken off.
+    # The sizes' own variance is the residual variance less the seeds' share.
     between = max(0.0, law.fit.residual_std**2 - noise * fmean(1 / counts))
     if between + noise < ROUNDING**2:
-        raise ValueError("the points lie on a law exactly: no cell narrows an interval that has no width")
+        raise ValueError("the points lie on a law exactly: its interval has no width, so no cell narrows it")
     x = np.log([point.gflops for point in points])
     at = math.log(target)
 
     def widths(x: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-        """(of the law, of a prediction of the target) at the target."""
+        """Return the half-widths at the target: (of the law, of a prediction of the target)."""
         variance = between + noise / counts
         design = np.stack([np.ones_like(x), x], axis=1)
         covariance = np.linalg.inv(design.T @ (design / variance[:, None]))
@@ -111,13 +111,19 @@ def analyse(table: Table, target_gflops: float | None = None, candidates: Sequen
         after, prediction = widths(new_x, new_counts)
         found.append(Candidate(what, cost, trials, after, prediction, now - after, (now - after) / cost))
     found.sort(key=lambda candidate: -candidate.gain_per_gflop)
-    remarks = [f"{len(points)} sizes: another adds a degree of freedom, from {len(points) - 2} to {len(points) - 1}"]
+    remarks = [
+        f"{len(points)} sizes: one more raises the degrees of freedom from {len(points) - 2} to {len(points) - 1}"
+    ]
     if spread is None:
-        remarks.append("no size has two seeds: what seeds stray by is not known, and only new sizes are compared")
+        remarks.append("no size has two seeds: the spread between seeds is unknown, so only new sizes are compared")
     elif between == 0:
-        remarks.append("seeds alone explain how the points stray; that sizes have nothing of their own is a guess")
+        remarks.append(
+            "the spread between seeds explains all residuals; that sizes add none of their own is an assumption"
+        )
     if not math.isclose(now, fitted := _fitted_half_width(law.fit, at), rel_tol=0.1):
-        remarks.append(f"the fit itself, which weighs all sizes alike, has a factor of {math.exp(fitted):.3g} there")
+        remarks.append(
+            f"the fit itself weighs all sizes alike; its interval is a factor of {math.exp(fitted):.3g} there"
+        )
     return Advice(
         law.measured.metric,
         largest.cell.label if target_gflops is None else f"C = {target:.4g} GFLOPs",
@@ -133,12 +139,13 @@ def analyse(table: Table, target_gflops: float | None = None, candidates: Sequen
 
 
 def _fitted_half_width(fit: PowerLaw, at: float) -> float:
-    """Of the fitted law at ln C."""
+    """Half-width of ln value at ln C, by the fitted law."""
     t = float(stats.t.ppf((1 + CONFIDENCE) / 2, fit.n - 2))
     return t * fit.residual_std * math.sqrt(1 / fit.n + (at - fit.mean_log_compute) ** 2 / fit.log_compute_ss)
 
 
 def _more_seeds(points: Sequence[Point], x: np.ndarray, counts: np.ndarray, spread: float | None) -> list[Any]:
+    """One more seed of each size as candidates; empty where the spread between seeds is unknown."""
     if spread is None:
         return []
     return [
@@ -150,7 +157,7 @@ def _more_seeds(points: Sequence[Point], x: np.ndarray, counts: np.ndarray, spre
 def _new_sizes(
     points: Sequence[Point], x: np.ndarray, counts: np.ndarray, seeds: int, asked: Sequence[float] | None
 ) -> list[Any]:
-    """Those asked for, or between neighbours and beyond both ends; with as many seeds as the others."""
+    """New sizes as candidates: those asked for, or sizes between neighbours and beyond both ends."""
     names = [point.cell.label for point in points]
     places = [
         (f"a size between {a} and {b}", (u + v) / 2) for a, b, u, v in zip(names, names[1:], x, x[1:], strict=False)
@@ -177,9 +184,9 @@ def summary(report: dict[str, Any]) -> str:
     """The advice in words, for a terminal."""
     factor = math.exp(report["half_width"])
     lines = [
-        f"{report['metric']} at {report['target']}: the law is known to a factor of {factor:.3g} either way (95 %)",
-        "next, by how much it narrows per GFLOP:",
+        f"{report['metric']} at {report['target']}: the law's 95 % interval is a factor of {factor:.3g} up and down",
+        "candidates, largest gain per GFLOP first:",
     ]
     for row in report["candidates"][:SHOWN]:
         lines.append(f"  {row['what']}: factor {math.exp(row['half_width']):.3g}, for {row['gflops']:.3g} GFLOPs")
-    return "\n".join([*lines, f"most, whatever it costs: {report['largest_gain']}", *report["remarks"]])
+    return "\n".join([*lines, f"largest gain at any cost: {report['largest_gain']}", *report["remarks"]])

@@ -1,8 +1,8 @@
-"""The analyses that are a function of a table, by the command that runs them; `report` runs them all.
+"""Analyses of a table, by the command that runs them; `report` runs them all.
 
-The command's name says where each part lies: analysis/<command>.py has `analyse` and `summary`, and
-analysis/figures/<command>.py, where there is one, has `plot`. Imports none of them: the command line reads this for its
-help.
+A command's name says where its parts are: analysis/<command>.py has `analyse` and `summary`, and
+analysis/figures/<command>.py, if it exists, has `plot`. This module imports none of them, because the command line
+reads it for its help.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Analysis:
-    """A function of a table, whose result has `to_json`; the summary of its module puts that in words."""
+    """An analysis of a table: its title in the report, its line of help, and whether it has a figure."""
 
     title: str
     about: str

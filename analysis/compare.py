@@ -1,8 +1,8 @@
 """Arms of a study compared seed by seed: means, spreads, paired differences with intervals (Fig. 5a, 5c, A.17).
 
-An arm is all trials that differ in the seed alone. Arms of one size are compared with the cheapest of that size, or
-with the one asked for, in logarithms: a seed that is good for one arm may be good for the other, which pairing takes
-out. Never the best of many.
+An arm is all trials that differ in the seed alone. Each arm is compared with a reference: the cheapest arm of its size,
+or the arm asked for, never the one with the best result. Differences are in logarithms and paired by seed: a seed
+that is good for one arm may be good for the other, and pairing removes that.
 """
 
 import math
@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis.statistics import CONFIDENCE, holm, mean_interval
-from analysis.table import Cell, Excluded, Protocol, Table, Trial, gflops, one_protocol, strict
+from analysis.table import Cell, Excluded, Protocol, Table, Trial, gflops, json_head, one_protocol, strict_json
 
-# What a cell or a replicate names already, and whom a trial goes on from: that it does is said instead.
+# Keys that do not distinguish arms: the seed, what the cell names, and where a trial starts (`after` has that).
 NAMED = (
     "seed", "recipe", "model.generator", "model.discriminator", "model.patch", "start", "start.trial", "start.step",
 )  # fmt: skip
-COLUMNS = ("lr_g", "lr_d", "g_width", "d_width")  # of a table without a config
+COLUMNS = ("lr_g", "lr_d", "g_width", "d_width")  # settings in a table without a config
 NUMBERS = ("mean", "std", "low", "high", "gflops")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Trials that differ in the seed alone; at the last evaluation of each."""
+    """Trials that differ in the seed alone, at the last evaluation of each."""
 
     label: str
     cell: Cell
@@ -41,12 +41,12 @@ class Arm:
     std: float | None  # over seeds; None for one
     low: float | None  # of the mean, 95 % Student-t
     high: float | None
-    curve: tuple[tuple[int, float, float, float], ...]  # (step, mean, least, most) where all its seeds were evaluated
+    curve: tuple[tuple[int, float, float, float], ...]  # (step, mean, min, max) where all its seeds were evaluated
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm against the reference of its size, over the seeds that both have."""
+    """Difference between an arm and the reference of its size, over the seeds that both have."""
 
     arm: str
     reference: str
@@ -57,7 +57,7 @@ class Difference:
     difference: float  # in the metric, mean
     low: float | None
     high: float | None
-    p: float | None  # of no difference in logarithms
+    p: float | None  # of the hypothesis that logarithms do not differ
     p_adjusted: float | None  # Holm, over all differences of the study
     verdict: str
     trials: tuple[str, ...]
@@ -65,16 +65,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a study's arms came to."""
+    """Arms of a study, and their differences from the references."""
 
     measured: Protocol
     arms: tuple[Arm, ...]  # with a complete trial; by rising compute
     differences: tuple[Difference, ...]
     excluded: tuple[Excluded, ...]
-    excluded_from: tuple[str, ...]  # the arm of each
+    excluded_from: tuple[str, ...]  # the arm of each excluded trial
 
     def to_json(self) -> dict[str, Any]:
-        """Strictly valid JSON. Arms without a complete trial come last, with n = 0 and no numbers."""
+        """Return strictly valid JSON. Arms without a complete trial come last, with n = 0 and no numbers."""
         arms = [
             {"label": arm.label, "size": arm.cell.label, "n": len(arm.values)}
             | {key: getattr(arm, key) for key in NUMBERS}
@@ -91,19 +91,19 @@ class Comparison:
                     | {"seeds": [], "values": [], "trials": [trial.trial for trial in trials], "curve": []}
                 )
         return {
-            **self.measured.to_json(),
-            "confidence": CONFIDENCE,
+            **json_head(self.measured),
             "arms": arms,
-            "differences": [strict(asdict(difference)) for difference in self.differences],
+            "differences": [strict_json(asdict(difference)) for difference in self.differences],
             "excluded": [{"arm": label, **trial.to_json()} for label, trial in lost],
         }
 
 
 def analyse(table: Table, reference: str | None = None) -> Comparison:
-    """The arms of a table's complete trials, and each against a reference (Fig. 5a, 5c; one arm alone is A.17).
+    """Compare each arm of a table's complete trials with a reference (Fig. 5a, 5c; one arm alone is A.17).
 
-    reference: label of an arm; at other sizes the arm with the same settings is meant. Without it, and at sizes that
-    lack such an arm, the cheapest of the size; of all sizes, where each has one arm only.
+    reference: label of an arm; other sizes use their arm with the same settings. Without it, and at sizes that lack
+    such an arm, the reference is the cheapest arm of the size. If every size has one arm only, it is the cheapest of
+    all sizes.
     Raises ValueError, in one line, for mixed protocols, no complete trial, an unknown reference, two trials of an arm
     with one seed, or trials of an arm that end at different steps.
     """
@@ -133,34 +133,34 @@ def analyse(table: Table, reference: str | None = None) -> Comparison:
     return Comparison(measured, tuple(arms), _differences(pairs), excluded, tuple(labels[e.trial] for e in excluded))
 
 
-def _told_by(trial: Trial) -> dict[str, Any]:
-    """All that may tell a trial's arm from others, what follows from the rest last."""
+def _distinguishing(trial: Trial) -> dict[str, Any]:
+    """Return all that may distinguish a trial's arm from others; what follows from the rest comes last."""
     config = {key: value for key, value in trial.facts.config.items() if key not in NAMED}
-    steps = config.pop("train.steps", None)  # a trial that goes on has more of them
+    steps = config.pop("train.steps", None)  # a trial that starts from another has more of them
     after = "another" if trial.facts.config.get("start.trial") else "nothing"
     columns = {name: getattr(trial.facts, name) for name in COLUMNS}
     return config | {"after": after, "train.steps": steps} | columns
 
 
 def _settings(trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
-    """By trial, the settings that vary in the study; one that follows from the size and from others is left out."""
-    told = [_told_by(trial) for trial in trials]
+    """Return by trial the settings that vary in the study, without those that follow from the size and from others."""
+    everything = [_distinguishing(trial) for trial in trials]
     parts: list[tuple[Any, ...]] = [(trial.cell,) for trial in trials]
     kept: list[str] = []
-    for key in dict.fromkeys(key for one in told for key in one):
-        finer = [(*part, repr(one.get(key))) for part, one in zip(parts, told, strict=True)]
+    for key in dict.fromkeys(key for one in everything for key in one):
+        finer = [(*part, repr(one.get(key))) for part, one in zip(parts, everything, strict=True)]
         if len(set(finer)) > len(set(parts)):
             parts, kept = finer, [*kept, key]
-    return {trial.name: {key: one.get(key) for key in kept} for trial, one in zip(trials, told, strict=True)}
+    return {trial.name: {key: one.get(key) for key in kept} for trial, one in zip(trials, everything, strict=True)}
 
 
 def _labels(trials: Sequence[Trial], settings: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """By trial, its arm's name: what most arms have goes without saying."""
+    """Return by trial the name of its arm; a value that most arms share is not named."""
     arms = {(trial.cell, repr(settings[trial.name])): settings[trial.name] for trial in trials}
     keys = list(next(iter(settings.values())))
     usual: dict[str, str] = {}
     for key in keys:
-        value, count = Counter(repr(said[key]) for said in arms.values()).most_common(1)[0]
+        value, count = Counter(repr(setting[key]) for setting in arms.values()).most_common(1)[0]
         usual[key] = value if 2 * count > len(arms) else ""
     usual["after"] = repr("nothing")
     short = Counter(key.rpartition(".")[2] for key in keys)
@@ -168,13 +168,13 @@ def _labels(trials: Sequence[Trial], settings: dict[str, dict[str, Any]]) -> dic
     sized = len({trial.cell for trial in trials}) > 1
     labels = {}
     for trial in trials:
-        said = [f"{names[k]}={_text(v)}" for k, v in settings[trial.name].items() if repr(v) != usual[k]]
-        labels[trial.name] = ", ".join([*([trial.cell.label] if sized or not said else []), *said])
+        unusual = [f"{names[k]}={_text(v)}" for k, v in settings[trial.name].items() if repr(v) != usual[k]]
+        labels[trial.name] = ", ".join([*([trial.cell.label] if sized or not unusual else []), *unusual])
     return labels
 
 
 def _text(value: Any) -> str:
-    """A CSV's numbers are all read as floats."""
+    """A setting as text; whole numbers lose the `.0` that a CSV gives them."""
     return "-" if value is None else str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -184,13 +184,13 @@ def _arm(label: str, trials: list[Trial], settings: dict[str, Any], measured: Pr
     names, ends = ", ".join(trial.name for trial in trials), sorted({trial.steps for trial in trials})
     if len(values) < len(trials):
         raise ValueError(
-            f"two trials have one seed and nothing else that tells them apart: {names}; "
-            "give the table a column with the seed, or with what varies"
+            f"two trials have the same seed and the same settings: {names}; "
+            "add a column with the seed, or with what varies"
         )
     if len(ends) > 1:
         raise ValueError(
-            f"trials of {label} end at different steps ({', '.join(map(str, ends))}) and are no replicates: {names}; "
-            "give the table a column with what varies, such as train.steps"
+            f"trials of {label} end at different steps ({', '.join(map(str, ends))}) and are not replicates: {names}; "
+            "add a column with what varies, such as train.steps"
         )
     found = mean_interval(list(values.values()))
     return Arm(
@@ -216,7 +216,7 @@ def _curve(trials: list[Trial], measured: Protocol) -> tuple[tuple[int, float, f
 
 
 def _differences(pairs: list[tuple[Arm, Arm]]) -> tuple[Difference, ...]:
-    """Paired t tests of the logarithms, adjusted together."""
+    """Paired t tests of the logarithms, with p values adjusted together."""
     tested = [_paired(arm, reference) for arm, reference in pairs]
     adjusted = holm([found["p"] for found in tested])
     return tuple(
@@ -235,13 +235,13 @@ def _differences(pairs: list[tuple[Arm, Arm]]) -> tuple[Difference, ...]:
 def _verdict(found: dict[str, Any], p: float | None) -> str:
     if p is None:
         return "one seed: no interval" if found["seeds"] else "no seed in common"
-    return "not told apart" if p > 1 - CONFIDENCE else ("better" if found["ratio"] < 1 else "worse")
+    return "not significantly different" if p > 1 - CONFIDENCE else ("better" if found["ratio"] < 1 else "worse")
 
 
 def _paired(arm: Arm, reference: Arm) -> dict[str, Any]:
     seeds = tuple(seed for seed in arm.values if seed in reference.values)
     ours, theirs = (np.array([side.values[seed] for seed in seeds]) for side in (arm, reference))
-    if not seeds:  # means are all that can be compared
+    if not seeds:  # only the means can be compared
         ours, theirs = np.array([arm.mean]), np.array([reference.mean])
     logs, plain = mean_interval(np.log(ours / theirs)), mean_interval(ours - theirs)
     return {
@@ -257,7 +257,7 @@ def _exp(log: float | None) -> float | None:
 
 
 def _p(logs: NDArray[np.float64]) -> float | None:
-    """Of the mean being 0, two-sided; None for one. Differences that are all the same, and not 0, leave no doubt."""
+    """Two-sided p of a mean of 0; None for one value. Values that are all equal, and not 0, give p = 0."""
     if len(logs) < 2:
         return None
     error = float(logs.std(ddof=1)) / math.sqrt(len(logs))
@@ -270,8 +270,8 @@ def summary(report: dict[str, Any]) -> str:
     lines = [f"{report['metric']}, mean over seeds [95 %]"]
     for arm in report["arms"]:
         spread = "one seed" if arm["std"] is None else f"[{arm['low']:.4g}, {arm['high']:.4g}], std {arm['std']:.3g}"
-        said = f"{arm['mean']:.4g} {spread}" if arm["n"] else "no complete trial"
-        lines.append(f"  {arm['label']}: {said}, n = {arm['n']}")
+        mean = f"{arm['mean']:.4g} {spread}" if arm["n"] else "no complete trial"
+        lines.append(f"  {arm['label']}: {mean}, n = {arm['n']}")
     for row in report["differences"]:
         interval = "" if row["ratio_low"] is None else f" [{row['ratio_low']:.3g}, {row['ratio_high']:.3g}]"
         p = "" if row["p_adjusted"] is None else f", p = {row['p_adjusted']:.2g} (Holm)"

@@ -1,4 +1,4 @@
-"""Metric against the generator's forward GFLOPs over sizes (the paper's Fig. 3c), with what so few points can say."""
+"""Correlation of the metric with the generator's forward GFLOPs over sizes (the paper's Fig. 3c), with intervals."""
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass
@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from analysis.statistics import CONFIDENCE, Correlation, pearson, spearman
-from analysis.table import Cell, Excluded, Protocol, Row, Table, check_one_config, gflops, one_protocol
+from analysis.statistics import Correlation, pearson, spearman
+from analysis.table import Cell, Excluded, Protocol, Row, Table, check_one_config, gflops, json_head, one_protocol
 
 MIN_POINTS = 3
 
 
 @dataclass(frozen=True)
 class Model:
-    """One size and patch at the step that all are compared at: mean over seeds."""
+    """One size and patch at the step of the comparison: mean over seeds."""
 
     cell: Cell
     g_forward_gflops: float
@@ -25,7 +25,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Correlations:
-    """How the metric goes with forward GFLOPs over models, at one training step."""
+    """Correlations of the metric with forward GFLOPs over models, at one training step."""
 
     measured: Protocol
     step: int
@@ -38,9 +38,8 @@ class Correlations:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            **self.measured.to_json(),
+            **json_head(self.measured),
             "step": self.step,
-            "confidence": CONFIDENCE,
             **{
                 name: asdict(getattr(self, name))
                 for name in ("pearson", "pearson_log_gflops", "pearson_log_log", "spearman")
@@ -53,7 +52,7 @@ class Correlations:
 
 
 def analyse(table: Table) -> Correlations:
-    """The table's sizes and patches, at the last step at which every complete trial was evaluated.
+    """Correlate over the table's sizes and patches, at the last step at which every complete trial was evaluated.
 
     Raises ValueError, in one line, for fewer than three models, mixed protocols, or no step in common.
     """
@@ -63,7 +62,7 @@ def analyse(table: Table) -> Correlations:
     at: list[dict[int, Row]] = [{r.step: r for r in t.rows if r.measured == measured and r.value > 0} for t in trials]
     steps = set.intersection(*(set(rows) for rows in at)) if at else set()
     if measured is None or not steps:
-        raise ValueError("no step at which every complete trial was evaluated; give trials with such a step")
+        raise ValueError("there is no step at which every complete trial was evaluated; give trials with such a step")
     step = max(steps)
     by_cell: dict[Cell, list[Row]] = defaultdict(list)
     for rows in at:
@@ -93,8 +92,8 @@ def analyse(table: Table) -> Correlations:
     )
 
 
-def said(found: Correlation) -> str:
-    """r and its interval in short."""
+def correlation_text(found: Correlation) -> str:
+    """Return r and its interval as short text."""
     if found.r is None:
         return "undefined: one of the two is constant"
     if found.low is None or found.high is None:
@@ -111,6 +110,6 @@ def summary(report: dict[str, Any]) -> str:
         "spearman": "Spearman",
     }
     lines = [f"{report['metric']} at step {report['step']} against forward GFLOPs of G, {len(report['models'])} models"]
-    lines += [f"  {name}: {said(Correlation(**report[key]))}" for key, name in names.items()]
+    lines += [f"  {name}: {correlation_text(Correlation(**report[key]))}" for key, name in names.items()]
     lines += [f"left out: {e['trial']} ({e['size']}): {e['reason']}" for e in report["excluded"]]
     return "\n".join(lines)

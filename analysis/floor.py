@@ -1,8 +1,8 @@
-"""A power law with a floor, value = E + a C^-b, beside the law without one; which of them the points can tell.
+"""Power law with a floor, value = E + a C^-b, compared with the law without a floor.
 
-Fitted like the law without a floor: least squares on logarithms, each point counting the same. There is no closed form,
-so every fit is begun at many places and says how each ended. Intervals of b are profiles of the residual sum of squares
-(an F test at every b), as the linearised ones are far off where E and b trade against each other.
+The fit is that of the law without a floor: least squares on logarithms, with equal weights. It has no closed form, so
+it starts from many places and records how each start ended. Intervals of b are profiles of the residual sum of squares
+(an F test at every b), because linearised intervals are far off where a change of E makes up for a change of b.
 """
 
 import itertools
@@ -19,20 +19,20 @@ from analysis.law import fit_power_law
 from analysis.statistics import CONFIDENCE, aicc
 
 Points = NDArray[np.float64]
-# Where fits begin: exponents, and floors as shares of the smallest value.
+# Starts of the fit: exponents, and floors as shares of the smallest value.
 START_EXPONENTS = (0.1, 0.25, 0.5, 1.0, 2.0)
 START_FLOORS = (0.0, 0.3, 0.6, 0.9)
-EXPONENTS = (-1.0, 8.0)  # no law of interest is outside
-BELOW = 1 - 1e-9  # of the smallest value: a floor has to leave something above it
-ROUNDING = 1e-7  # of ln value
-SAME = 1e-6  # relative difference of two objectives that are the same optimum
+EXPONENTS = (-1.0, 8.0)  # bounds of b; laws of interest lie inside
+BELOW = 1 - 1e-9  # the largest floor as a share of the smallest value, so that the law has a part above the floor
+ROUNDING = 1e-7  # of ln value: smaller residuals are rounding errors
+SAME = 1e-6  # relative difference below which two objectives are the same optimum
 PARAMETERS = {"power law": 3, "power law with floor": 4}  # sigma counted
-SENSITIVITY = (0.0, 0.5, 0.9, 1.0, 1.1)  # times the pinned floor
+SENSITIVITY = (0.0, 0.5, 0.9, 1.0, 1.1)  # factors of the pinned floor
 
 
 @dataclass(frozen=True)
 class Start:
-    """One fit from one place."""
+    """Start of a fit, and the objective where it ended."""
 
     b: float
     floor: float
@@ -55,14 +55,14 @@ class FloorLaw:
 
     @property
     def agreeing(self) -> int:
-        """Starts that ended at the optimum."""
+        """Number of starts that ended at the optimum."""
         return sum(start.objective <= self.rss * (1 + SAME) + 1e-15 for start in self.starts)
 
 
 def fit_floor_law(compute: ArrayLike, value: ArrayLike, floor: float | None = None) -> FloorLaw:
     """Fit value = E + a C^-b to points [n], all positive.
 
-    floor: E, when it is known from elsewhere, as from the tokenizer's reconstruction distance; fitted unless given.
+    floor: E if it is known, for example from the tokenizer's reconstruction distance; default: fitted.
     Raises ValueError for fewer than four points (three with a floor), for a floor that is not below every value, and
     when no start converges.
     """
@@ -78,15 +78,17 @@ def fit_floor_law(compute: ArrayLike, value: ArrayLike, floor: float | None = No
     rss = math.inf
     shares = START_FLOORS if floor is None else (0.0,)
     for b, share in itertools.product(START_EXPONENTS, shares):
-        begun = share * float(v.min()) if floor is None else floor
-        height = np.log(np.maximum(v - begun, 0.05 * v)).mean()
+        start_floor = share * float(v.min()) if floor is None else floor
+        height = np.log(np.maximum(v - start_floor, 0.05 * v)).mean()
         free = [height, b] if floor is not None else [height, b, share * BELOW]
         found = _minimum(lambda p: _residuals(p, x, v, floor), free)
-        starts.append(Start(b, begun, 2 * float(found.cost), bool(found.success)))
+        starts.append(Start(b, start_floor, 2 * float(found.cost), bool(found.success)))
         if found.success and 2 * found.cost < rss:
             rss, best = 2 * float(found.cost), found.x
     if best is None:
-        raise ValueError(f"none of {len(starts)} fits of a law with a floor converged; the points hold no such law")
+        raise ValueError(
+            f"none of {len(starts)} fits of a law with a floor converged; the points do not follow such a law"
+        )
     fitted = floor if floor is not None else float(best[2]) * float(v.min())
     b = float(best[1])
     with np.errstate(over="ignore"):
@@ -96,7 +98,7 @@ def fit_floor_law(compute: ArrayLike, value: ArrayLike, floor: float | None = No
 
 
 def _residuals(p: NDArray[np.float64], x: Points, v: Points, floor: float | None) -> Points:
-    """ln value less the law's; p = (ln of a C^-b at the mean of ln C, b, E over the smallest value)."""
+    """Residuals of ln value; p = (ln of a C^-b at the mean of ln C, b, E over the smallest value)."""
     bottom = floor if floor is not None else p[2] * v.min()
     return np.log(v) - np.logaddexp(np.log(bottom) if bottom > 0 else -np.inf, p[0] - p[1] * x)
 
@@ -112,12 +114,12 @@ def _minimum(residuals: Callable[[NDArray[np.float64]], Points], begin: list[flo
 def _profile_interval(
     x: Points, v: Points, floor: float | None, best: NDArray[np.float64], rss: float
 ) -> tuple[float | None, float | None]:
-    """Where the best fit at a fixed b is as bad as the F test allows; None where it never is."""
+    """Return the values of b at which the fit is just as bad as the F test allows; None on a side without one."""
     free = len(best)
     dof = len(x) - free
     if dof < 1:
         return None, None
-    # Points on a law exactly leave rounding alone, which no test is meant for.
+    # Points exactly on a law leave only rounding errors, which the F test does not describe.
     limit = rss * (1 + stats.f.ppf(CONFIDENCE, 1, dof) / dof) + len(x) * ROUNDING**2
     others = [0] if floor is not None else [0, 2]
     centre = float(best[1])
@@ -129,7 +131,7 @@ def _profile_interval(
             return _residuals(whole, x, v, floor)
 
         low, high = [-np.inf, 0.0][: len(others)], [np.inf, BELOW][: len(others)]
-        # The floor moves with b, and may have to start elsewhere.
+        # The best floor changes with b, so the fit also starts near both ends of its range.
         begins = [best[others], *(np.array([best[0], share]) for share in (0.01, 0.99) if floor is None)]
         found = [optimize.least_squares(at, np.clip(p, low, high), bounds=(low, high)) for p in begins]
         return min(2 * float(one.cost) for one in found) - limit
@@ -151,9 +153,10 @@ def _profile_interval(
 
 
 def compare_floors(compute: ArrayLike, value: ArrayLike, pinned: float | None = None) -> dict[str, Any]:
-    """For JSON: both laws, what AICc says where there are points enough (5 for one, 6 for the other), and else that it
-    is not identifiable; with a pinned floor the exponent as that floor is varied.
+    """Compare the law with a floor to the law without, for JSON.
 
+    verdict: the law that AICc prefers, or `not identifiable` with too few points (AICc needs 5 for the law without a
+    floor, 6 with one). pinned: the exponents at floors around the pinned one.
     Raises ValueError for a pinned floor that is not below every value.
     """
     c, v = np.asarray(compute, dtype=np.float64), np.asarray(value, dtype=np.float64)
@@ -174,7 +177,7 @@ def compare_floors(compute: ArrayLike, value: ArrayLike, pinned: float | None = 
     with_floor = report["with_floor"] and report["with_floor"]["aicc"]
     if without is None or with_floor is None:
         least = max(PARAMETERS.values()) + 2
-        report["verdict"] = f"not identifiable: {n} sizes, telling a floor from none takes {least}"
+        report["verdict"] = f"not identifiable: {n} sizes, a comparison with and without a floor needs {least}"
     else:
         preferred = "with a floor" if with_floor < without else "without a floor"
         report["verdict"] = f"AICc prefers the law {preferred} by {abs(with_floor - without):.1f}"

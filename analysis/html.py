@@ -1,7 +1,7 @@
-"""One HTML file that holds a whole study: tables, figures, samples, what failed; it loads nothing from anywhere.
+"""HTML report of a whole study in one file: tables, figures, samples, failures; it loads nothing from elsewhere.
 
-Every number of an analysis stands in a table whose last column links to the trials that it was read from, and these to
-their rows.
+Every number of an analysis is in a table. The last column links to the trials that the number was read from, and each
+trial links to its rows.
 """
 
 import base64
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 TRIALS = ("trials", "trial")  # keys whose values are names of trials
-SHOWN_ROWS = 200  # of a trial; more are said to be in its file
+SHOWN_ROWS = 200  # of a trial; the report names the file that has all of them
 STYLE = """
 body { font: 15px/1.5 Georgia, 'DejaVu Serif', serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
 h1, h2, h3 { font-weight: normal; line-height: 1.2 } h2 { border-bottom: 1px solid #999; margin-top: 2.5rem }
@@ -30,7 +30,7 @@ details { margin: .4rem 0 } summary { cursor: pointer } a { color: #00508a }
 
 @dataclass(frozen=True)
 class Section:
-    """One analysis: its words, its figure (a .svg) and its JSON."""
+    """An analysis in the report: its words, its figure (a .svg) and its JSON."""
 
     title: str
     text: str
@@ -53,13 +53,13 @@ def html_report(
     trials: Mapping[str, Mapping[str, Any]],
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
     sections: Sequence[Section],
-    not_said: Sequence[tuple[str, str]],
+    refused: Sequence[tuple[str, str]],
     pictures: Sequence[Picture],
 ) -> str:
-    """The file's text.
+    """Return the text of the file.
 
-    about: what stands at its head. trials: by name, what the table of results shows of each. rows: by name, the rows of
-    its table. not_said: (analysis, why it says nothing of this study).
+    about: facts at the head of the report. trials: by name, the facts in the table of results. rows: by name, the rows
+    of the trial's table. refused: (analysis, why this study does not allow it).
     """
     link = _Linker(trials)
     parts = [f"<h1>{escape(title)}</h1>", _facts(about, link)]
@@ -74,19 +74,19 @@ def html_report(
         parts.append(f"<pre>{link(section.text)}</pre>")
         for name, table in evidence(section.report):
             parts.append(f"<details><summary>{escape(name)}</summary>{_table(table, link)}</details>")
-    if not_said:
-        parts.append("<h2>Not said of this study</h2><ul>")
-        parts += [f"<li>{escape(name)}: {link(why)}</li>" for name, why in not_said]
+    if refused:
+        parts.append("<h2>Not possible for this study</h2><ul>")
+        parts += [f"<li>{escape(name)}: {link(why)}</li>" for name, why in refused]
         parts.append("</ul>")
     parts.append('<h2 id="results">Results</h2>')
     parts.append(_table([{"trial": name, **facts} for name, facts in trials.items()], link))
     parts.append('<h2 id="samples">Samples</h2>')
-    parts += [_grid(picture, link) for picture in pictures] or ["<p>None are kept.</p>"]
+    parts += [_grid(picture, link) for picture in pictures] or ["<p>No samples are kept.</p>"]
     parts.append('<h2 id="rows">Rows</h2>')
     for name in trials:
         found = list(rows.get(name, []))
         parts.append(f'<h3 id="{_id(name)}">{escape(name)}</h3>')
-        parts.append(_table(found[-SHOWN_ROWS:], link) if found else "<p>It has none.</p>")
+        parts.append(_table(found[-SHOWN_ROWS:], link) if found else "<p>No rows.</p>")
         if len(found) > SHOWN_ROWS:
             parts.append(f"<p>The last {SHOWN_ROWS} of {len(found)} rows; all are in table/{escape(name)}.parquet.</p>")
     head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
@@ -94,7 +94,7 @@ def html_report(
 
 
 def evidence(report: Any, above: str = "") -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
-    """(where, rows) of every list of records in a JSON that name their trials, however deep."""
+    """Yield (where, records) for every list of records in a JSON that name their trials, at any depth."""
     if isinstance(report, Mapping):
         for key, value in report.items():
             yield from evidence(value, f"{above}, {key}" if above else str(key))
@@ -107,10 +107,10 @@ def evidence(report: Any, above: str = "") -> Iterator[tuple[str, list[Mapping[s
 
 
 class _Linker:
-    """Escapes a text, and makes every name of a trial in it a link to the trial's rows."""
+    """Escape of a text that also links every name of a trial to the trial's rows."""
 
     def __init__(self, trials: Mapping[str, Any]):
-        names = sorted(trials, key=len, reverse=True)  # a name may begin with another
+        names = sorted(trials, key=len, reverse=True)  # longest first, because a name may begin with another
         self.pattern = re.compile("|".join(rf"(?<![\w-]){re.escape(name)}(?![\w-])" for name in names) or r"(?!)")
 
     def __call__(self, text: str) -> str:
@@ -128,9 +128,9 @@ def _facts(values: Mapping[str, str], link: _Linker) -> str:
 
 
 def _table(records: Sequence[Mapping[str, Any]], link: _Linker) -> str:
-    """Columns are the keys of all records; nested values are left to tables of their own, but lists of plain ones."""
+    """A table with a column for each key; nested values have tables of their own, except lists of plain values."""
     keys = [key for key in dict.fromkeys(k for record in records for k in record) if _is_plain(records, key)]
-    keys.sort(key=lambda key: key in TRIALS and key != "trial")  # many trials last, a record's own name first
+    keys.sort(key=lambda key: key in TRIALS and key != "trial")  # `trials` comes last, a record's own `trial` first
     keys.sort(key=lambda key: key != "trial")
     head = "".join(f"<th>{escape(key.replace('_', ' '))}</th>" for key in keys)
     body = []
@@ -139,7 +139,7 @@ def _table(records: Sequence[Mapping[str, Any]], link: _Linker) -> str:
         for key in keys:
             value = record.get(key)
             kind = ' class="number"' if isinstance(value, int | float) and not isinstance(value, bool) else ""
-            cells.append(f"<td{kind}>{link(_said(value))}</td>")
+            cells.append(f"<td{kind}>{link(_value_text(value))}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table><tr>{head}</tr>{''.join(body)}</table>"
 
@@ -152,7 +152,7 @@ def _is_plain(records: Sequence[Mapping[str, Any]], key: str) -> bool:
     return all(plain(v) or (isinstance(v, list | tuple) and all(map(plain, v))) for v in values)
 
 
-def _said(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -162,7 +162,7 @@ def _said(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     if isinstance(value, list | tuple):
-        return ", ".join(map(_said, value))
+        return ", ".join(map(_value_text, value))
     return str(value)
 
 

@@ -1,7 +1,7 @@
-"""The scaling law of the paper's Fig. 21: metric = a C^-b, fitted in log space with honest intervals.
+"""The scaling law of the paper's Fig. 21: metric = a C^-b, fitted to logarithms, with intervals.
 
-With the handful of sizes such a sweep has, the intervals are Student-t with n - 2 degrees of freedom:
-at n = 4 they cover 95 %, where bootstraps cover 67 to 91 %.
+The intervals are Student-t with n - 2 degrees of freedom, because a sweep has only a few sizes: at n = 4 they cover
+95 %, where bootstraps cover 67 to 91 %.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis.statistics import CONFIDENCE, Correlation, pearson, slope_t_quantile
+from analysis.statistics import Correlation, pearson, slope_t_quantile
 from analysis.table import (
     UNIT,
     Cell,
@@ -24,8 +24,9 @@ from analysis.table import (
     Trial,
     check_one_config,
     gflops,
+    json_head,
     one_protocol,
-    strict,
+    strict_json,
 )
 
 MIN_SIZES = 3  # two points leave no degree of freedom
@@ -57,19 +58,19 @@ class PowerLaw:
         return np.exp(self.mean_log_value - self.b * (x - self.mean_log_compute))
 
     def band(self, compute: ArrayLike, of: int = 1) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(low, high) of the 95 % prediction interval at each C, for the mean of so many new points like the fitted."""
+        """Return (low, high) of the 95 % prediction interval at each C, for the mean of `of` new points."""
         x = np.log(np.asarray(compute, dtype=np.float64))
         spread = np.sqrt(1 / of + 1 / self.n + (x - self.mean_log_compute) ** 2 / self.log_compute_ss)
         half = slope_t_quantile(self.n) * self.residual_std * spread
         centre = self.mean_log_value - self.b * (x - self.mean_log_compute)
-        with np.errstate(over="ignore"):  # one degree of freedom can make the upper end infinite
+        with np.errstate(over="ignore"):  # with one degree of freedom the upper end may be infinite
             return np.exp(centre - half), np.exp(centre + half)
 
 
 def fit_power_law(compute: ArrayLike, value: ArrayLike) -> PowerLaw:
     """Fit value = a C^-b to points [n], both positive; the unit of C is the caller's.
 
-    Raises ValueError for fewer than three points, or when all have the same C.
+    Raises ValueError for fewer than three points, or if all have the same C.
     """
     c, v = np.asarray(compute, dtype=np.float64), np.asarray(value, dtype=np.float64)
     assert c.shape == v.shape and c.ndim == 1 and (c > 0).all() and (v > 0).all()
@@ -77,7 +78,7 @@ def fit_power_law(compute: ArrayLike, value: ArrayLike) -> PowerLaw:
     if n < MIN_SIZES:
         raise ValueError(f"a power law needs at least {MIN_SIZES} points, got {n}")
     if np.ptp(x) == 0:
-        raise ValueError("a power law needs points at different compute, all have the same")
+        raise ValueError("a power law needs points at different compute, and all points have the same")
     centred = x - x.mean()
     ss = float(centred @ centred)
     slope = float(centred @ (y - y.mean())) / ss
@@ -103,7 +104,7 @@ class Point:
     g_forward_gflops: float  # one generator forward of one sample, multiply-adds / 1e9
     value: float
     trials: tuple[str, ...]
-    values: tuple[float, ...]  # of each trial: the spread between training seeds
+    values: tuple[float, ...]  # of each trial, for the spread between training seeds
 
     def to_json(self) -> dict[str, Any]:
         return {**self.cell._asdict(), **{key: item for key, item in vars(self).items() if key != "cell"}}
@@ -111,7 +112,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Law:
-    """The fit, what it was fitted to, and what was left out."""
+    """The fit, the points it was fitted to, and the trials left out."""
 
     fit: PowerLaw
     measured: Protocol
@@ -122,12 +123,11 @@ class Law:
     spearman: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Strictly valid JSON: what is not finite (an end of a very wide interval) is null."""
+        """Return strictly valid JSON: a number that is not finite, such as an end of a very wide interval, is null."""
         fit = asdict(self.fit)
         report: dict[str, Any] = {
             "law": f"{self.measured.metric} = a * C^-b",
             **{key: fit[key] for key in ("b", "b_low", "b_high", "a", "a_low", "a_high", "n")},
-            "confidence": CONFIDENCE,
             "degrees_of_freedom": self.fit.n - 2,
             "residual_std_log": self.fit.residual_std,
             "pearson_gflops": self.pearson_gflops.r,
@@ -137,20 +137,20 @@ class Law:
             "pearson_log_gflops_low": self.pearson_log_gflops.low,
             "pearson_log_gflops_high": self.pearson_log_gflops.high,
             "spearman": self.spearman,
-            **self.measured.to_json(),
+            **json_head(self.measured),
             "unit": UNIT,
             "conventions": CONVENTIONS,
             "points": [point.to_json() for point in self.points],
             "excluded": [trial.to_json() for trial in self.excluded],
         }
-        return strict(report)
+        return strict_json(report)
 
 
 def fit_law(table: Table) -> Law:
     """Fit the law through the table's sizes, one point each (the paper's Fig. 21).
 
-    Raises ValueError, in one line, when final evaluations were made in different ways (metric, number of
-    images, reference, protocol), trials of a size differ in more than the seed, or fewer than three sizes are complete.
+    Raises ValueError, in one line, if final evaluations were made in different ways (metric, number of images,
+    reference, protocol), if trials of a size differ in more than the seed, or if fewer than three sizes are complete.
     """
     trials, excluded = table.complete(), table.excluded()
     measured = one_protocol(trials)

@@ -1,6 +1,6 @@
-"""A parabola through values against a rate, its vertex, and the power of the width that vertices fall with.
+"""Parabola of the metric over a learning rate, its vertex, and the power of the width with which vertices fall.
 
-Everything is in logarithms. A vertex has its interval by Fieller's theorem: it is a ratio of two estimates.
+All fits are in logarithms. A vertex is a ratio of two estimates, so its interval follows Fieller's theorem.
 """
 
 import math
@@ -15,7 +15,7 @@ from analysis.statistics import CONFIDENCE
 
 @dataclass(frozen=True)
 class Parabola:
-    """ln value = level + tilt u + curvature u^2, u = ln rate - centre; None where no degree of freedom is left."""
+    """ln value = level + tilt u + curvature u^2, u = ln rate - centre; None if no degree of freedom is left."""
 
     centre: float
     level: float
@@ -23,8 +23,8 @@ class Parabola:
     curvature: float
     curvature_low: float | None  # 95 %, Student-t
     curvature_high: float | None
-    vertex: float  # a rate; of a maximum where the curvature is negative
-    vertex_low: float | None  # 95 %, by Fieller's theorem; None where its set is unbounded
+    vertex: float  # a rate; that of a maximum if the curvature is negative
+    vertex_low: float | None  # 95 %, by Fieller's theorem; None if it is unbounded
     vertex_high: float | None
     vertex_error: float | None  # of ln vertex, by the delta method
     residual_std: float | None  # of ln value
@@ -37,22 +37,22 @@ class Parabola:
 
 @dataclass(frozen=True)
 class Exponent:
-    """Slope of ln optimum on ln width with its 95 % interval; None where it is not identifiable."""
+    """Slope of ln optimum over ln width with its 95 % interval; None if it is not identifiable."""
 
     slope: float | None
     low: float | None
     high: float | None
     method: str | None  # of the interval
     p_minus_one: float | None  # two-sided, of the slope -1 of Eq. 4
-    p_zero: float | None  # of the slope 0: one rate fits all widths
+    p_zero: float | None  # two-sided, of the slope 0: one rate for all widths
     verdict: str
 
 
 def fit_parabola(rate: ArrayLike, value: ArrayLike) -> Parabola:
-    """Least squares of ln value on ln rate, both [n] and positive; equal rates are replicates.
+    """Fit a parabola of ln value over ln rate, both [n] and positive, by least squares; equal rates are replicates.
 
     The vertex is a ratio of correlated estimates, so its interval is Fieller's (1954), which need not be symmetric.
-    That set is bounded exactly where the curvature's interval excludes 0.
+    The interval is bounded exactly if the curvature's interval excludes 0.
     Raises ValueError for fewer than three distinct rates.
     """
     x, y = np.log(np.asarray(rate, dtype=np.float64)), np.log(np.asarray(value, dtype=np.float64))
@@ -87,10 +87,11 @@ def fit_parabola(rate: ArrayLike, value: ArrayLike) -> Parabola:
 
 
 def fit_exponent(widths: ArrayLike, optima: ArrayLike, errors: ArrayLike, tried: int) -> Exponent:
-    """Slope of ln optimum on ln width, each [n], with a test of Eq. 4's -1 and of 0.
+    """Fit the slope of ln optimum over ln width, each [n], and test it against -1 (Eq. 4) and 0.
 
-    From three widths on, least squares with Student-t and n - 2 degrees of freedom. Two leave none: then the standard
-    errors [n] of the logarithms of the optima are all there is. tried: number of widths with a grid, for the verdict.
+    Three widths or more give a Student-t interval with n - 2 degrees of freedom. Two widths leave no degree of
+    freedom, so the interval comes from errors [n], the standard errors of ln optimum. tried: number of widths with a
+    grid, for the verdict.
     """
     x, y = np.log(np.asarray(widths, dtype=np.float64)), np.log(np.asarray(optima, dtype=np.float64))
     n = len(x)
@@ -112,6 +113,3 @@ def fit_exponent(widths: ArrayLike, optima: ArrayLike, errors: ArrayLike, tried:
     words = ["differs from" if p < 1 - CONFIDENCE else "consistent with" for p in (one, none)]
     verdict = f"{words[0]} -1, {words[1]} 0"
     return Exponent(slope, slope - half, slope + half, method, one, none, verdict)
-
-
-# ---------------------------------------------------------------- what trials are compared

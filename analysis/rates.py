@@ -1,8 +1,8 @@
-"""The best learning rate at each width, and the power of the width that it falls with (the paper's Eq. 4, Fig. 5b).
+"""Best learning rate at each width, and the power of the width with which it falls (the paper's Eq. 4, Fig. 5b).
 
 Eq. 4, derived in A.11, adapts a rate as 1 / width: the optima of G and of D should then lie on a line of slope -1 in
-log-log. An optimum is the vertex of a parabola of ln value in ln rate, and counts only where the grid shows a minimum.
-Table 4 asks the same with fewer trials: sizes at their own adapted rate and at each other's.
+log-log. An optimum is the vertex of a parabola of ln value over ln rate. It counts only if the grid shows a minimum.
+Table 4 asks the same with fewer trials: each size at its own adapted rate and at those of other sizes.
 """
 
 import json
@@ -16,20 +16,20 @@ from typing import Any
 import numpy as np
 
 from analysis.parabola import Exponent, Parabola, fit_exponent, fit_parabola
-from analysis.statistics import CONFIDENCE, mean_interval
-from analysis.table import Cell, Excluded, Protocol, Table, Trial, one_protocol, strict
+from analysis.statistics import mean_interval
+from analysis.table import Cell, Excluded, Protocol, Table, Trial, json_head, one_protocol, strict_json
 
 NETWORKS = ("G", "D")
 MIN_RATES = 4
 VARIED = ("train.rate_of", "train.rate_g", "train.rate_d")
-UNUSED = "part of no rate grid and no cross-check"
+UNUSED = "not part of a rate grid or a cross-check"
 
 
 @dataclass(frozen=True)
 class Seeds:
-    """One size at one rate: complete trials give values, diverged ones are named."""
+    """One size at one rate: values of the complete trials, names of the diverged ones."""
 
-    rate: float | str  # absolute; in a cross-check the size whose width it is adapted to, where the table says that
+    rate: float | str  # absolute; in a cross-check the size to whose width it is adapted, if the table has that
     mean: float | None
     std: float | None  # over seeds; None for one
     values: tuple[float, ...]
@@ -46,7 +46,7 @@ class Grid:
     width: int  # of that network
     rates: tuple[Seeds, ...]  # rising
     parabola: Parabola | None  # None below three rates with values
-    refusal: str | None  # why the vertex is no optimum
+    refusal: str | None  # why the vertex is not an optimum
 
     @property
     def optimum(self) -> Parabola | None:
@@ -55,7 +55,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Ratio:
-    """ln(value / value at the own rate), mean over seeds that have both; 95 % Student-t from two of them on."""
+    """ln(value / value at the own rate): mean over seeds that have both, 95 % Student-t interval from two seeds on."""
 
     rate: float | str
     log_ratio: float
@@ -68,7 +68,7 @@ class CrossCheck:
     """A row of Table 4."""
 
     size: str
-    own: str | None  # the column of its own rate; None where the table does not say which that is
+    own: str | None  # the column of its own rate; None if the table does not have that
     best: float | str | None  # the column of the lowest mean
     columns: tuple[Seeds, ...]
     ratios: tuple[Ratio, ...]  # of the others to its own
@@ -88,7 +88,7 @@ class Transfer:
         return [grid for grid in self.grids if grid.network == network]
 
     def to_json(self) -> dict[str, Any]:
-        """Strictly valid JSON: what is not finite (the vertex of an almost flat parabola) is null.
+        """Return strictly valid JSON: a number that is not finite, such as an almost flat parabola's vertex, is null.
 
         A network without a grid is null. Rates are absolute; spreads, curvatures, ratios are of natural logarithms.
         """
@@ -96,10 +96,9 @@ class Transfer:
         for network, exponent in self.exponents.items():
             grids = [{**asdict(g), "optimum": g.optimum and g.optimum.vertex} for g in self.of(network)]
             networks[network] = {**asdict(exponent), "grids": grids}
-        return strict(
+        return strict_json(
             {
-                **self.measured.to_json(),
-                "confidence": CONFIDENCE,
+                **json_head(self.measured),
                 "networks": networks,
                 "cross_check": [asdict(row) for row in self.cross_check],
                 "excluded": [trial.to_json() for trial in self.excluded],
@@ -108,7 +107,7 @@ class Transfer:
 
 
 def short_rate(rate: float) -> str:
-    """Three digits, as in 1.25e-4."""
+    """A rate with three digits, such as 1.25e-4."""
     mantissa, _, exponent = f"{rate:.2e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}"
 
@@ -117,20 +116,20 @@ def short_rate(rate: float) -> str:
 
 
 def analyse(table: Table) -> Transfer:
-    """Optimum per width, its slope on width, and Table 4, from the trials of a learning-rate sweep.
+    """Find the optimum per width, its slope over width, and Table 4, in the trials of a learning-rate sweep.
 
-    A grid holds trials of one size in both networks, equal in all but the rate of one network and the seed. Diverged
-    trials are worse than all others where a minimum is looked for, and enter no fit.
+    A grid holds trials of one size in both networks, equal in all but the rate of one network and the seed. A diverged
+    trial is not fitted; in the search for a minimum it counts as worse than all others.
     Raises ValueError, in one line, for mixed protocols, for grids of one network under several configs or patch sizes,
-    for a grid without a width, and when there is neither a grid nor a cross-check.
+    for a grid without a width, and for a table with neither a grid nor a cross-check.
     """
     measured = one_protocol(table.complete())
     grids = [grid for network in NETWORKS for grid in _grids(table, network)]
     rows = cross_check(table)
     if measured is None or not (grids or rows):
         raise ValueError(
-            f"{table.path}: neither a rate grid (one size at several lr_g with one lr_d, or the reverse) nor a "
-            "cross-check (one size at several train.rate_of), with a complete trial"
+            f"{table.path}: no complete trial is in a rate grid (one size at several lr_g with one lr_d, or the "
+            "reverse) or in a cross-check (one size at several train.rate_of)"
         )
     exponents = {}
     for network in NETWORKS:
@@ -146,10 +145,10 @@ def analyse(table: Table) -> Transfer:
 
 
 def cross_check(table: Table) -> tuple[CrossCheck, ...]:
-    """Table 4: each size at its own rate and at those of other sizes, cheapest size first; empty without such trials.
+    """Build Table 4: each size at its own rate and at those of other sizes, cheapest size first; empty without trials.
 
-    Where the table has no train.rate_of, trials of a size with several rates (lr_g, and lr_d equal to it or absent) are
-    compared; the columns are then the rates, and none is known to be the size's own.
+    Without train.rate_of, trials of a size at several rates (lr_g, with lr_d equal or absent) are compared. The columns
+    are then the rates, and the size's own rate is not known.
     Raises ValueError for mixed protocols and for a size compared under several configs.
     """
     one_protocol(table.complete())
@@ -158,7 +157,7 @@ def cross_check(table: Table) -> tuple[CrossCheck, ...]:
     sizes = [cell.generator_size for cell in by_cost]
     rows = []
     for cell in by_cost:
-        # Rates rise; sizes go as the rows do.
+        # Columns are rates in rising order, or sizes in the order of the rows.
         names = sorted(found[cell], key=lambda name: sizes.index(name) if name in sizes else len(sizes))
         columns = tuple(_seeds(name, found[cell][name]) for name in names)
         own = cell.generator_size if cell.generator_size in names else None
@@ -174,6 +173,7 @@ def cross_check(table: Table) -> tuple[CrossCheck, ...]:
 
 
 def _whose_rate(trial: Trial) -> float | str | None:
+    """Return the column of Table 4 to which a trial belongs; None without one."""
     facts = trial.facts
     if any(_factor(trial, network) != 1 for network in NETWORKS):
         return None
@@ -187,9 +187,9 @@ def _factor(trial: Trial, network: str) -> float:
 
 
 def _series(table: Table, read: Callable[[Trial], tuple[Any, Any]], what: str) -> dict[Cell, dict[Any, list[Trial]]]:
-    """By size, the trials that differ in one setting (and the seed) alone, by that setting; at least two of it.
+    """Group trials that differ in one setting (and the seed) alone, by size and by setting; at least two settings.
 
-    read: a trial -> (the setting, None where it has no part in this; the rate that is held).
+    read: a trial -> (its setting, or None for a trial outside the series; the rate that is held).
     """
     found: dict[Cell, dict[str, dict[Any, list[Trial]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for trial in table.trials:
@@ -197,7 +197,7 @@ def _series(table: Table, read: Callable[[Trial], tuple[Any, Any]], what: str) -
         ended = trial.complete or trial.last.status == "diverged"
         if setting is None or not ended or trial.cell.generator_size != trial.cell.discriminator_size:
             continue
-        # Columns of a user's CSV without a dot may be remarks; in a config they are its recipe and seed.
+        # Keys without a dot are remarks in a user's CSV, and recipe and seed in a config.
         config = {key: v for key, v in trial.facts.config.items() if "." in key and key not in VARIED}
         rest = json.dumps({**config, "steps": trial.last.steps, "the other rate": held}, sort_keys=True)
         found[trial.cell][rest][setting].append(trial)
@@ -207,7 +207,9 @@ def _series(table: Table, read: Callable[[Trial], tuple[Any, Any]], what: str) -
         if len(several) > 1:
             first, second = (json.loads(rest) for rest in list(several)[:2])
             differ = ", ".join(key for key in first | second if first.get(key) != second.get(key))
-            raise ValueError(f"{cell.label} has {what} under several configs, fit them apart; what differs: {differ}")
+            raise ValueError(
+                f"{cell.label} has {what} under several configs, fit them separately; they differ in {differ}"
+            )
         for by_setting in several.values():
             series[cell] = dict(sorted(by_setting.items()))
     return series
@@ -226,7 +228,7 @@ def _seeds(rate: float | str, trials: list[Trial]) -> Seeds:
 
 
 def _best(columns: tuple[Seeds, ...]) -> Any:
-    """The rate of the lowest mean; one at which a seed diverged is not it, whatever the others say."""
+    """Return the rate of the lowest mean, among the rates at which no seed diverged."""
     means = {seeds.rate: seeds.mean for seeds in columns if seeds.mean is not None and not seeds.diverged}
     return min(means, key=lambda rate: means[rate], default=None)
 
@@ -242,13 +244,13 @@ def _grids(table: Table, network: str) -> list[Grid]:
     series = _series(table, read, f"a rate grid of {network}")
     patches = sorted({cell.patch for cell in series})
     if len(patches) > 1:
-        raise ValueError(f"rate grids of {network} have several patch sizes, fit them apart: {patches}")
+        raise ValueError(f"rate grids of {network} have several patch sizes, fit them separately: {patches}")
     grids = []
     for cell, by_rate in series.items():
         first = next(iter(by_rate.values()))[0]
         width = first.facts.g_width if network == "G" else first.facts.d_width
         if width is None:
-            raise ValueError(f"trial {first.name!r} belongs to a rate grid; say its {network.lower()}_width")
+            raise ValueError(f"trial {first.name!r} belongs to a rate grid, but has no {network.lower()}_width; add it")
         rates = tuple(_seeds(rate, trials) for rate, trials in by_rate.items())
         pairs = [(rate, t.last.value) for rate, trials in by_rate.items() for t in trials if t.complete]
         enough = len({rate for rate, _ in pairs}) >= 3
@@ -258,33 +260,34 @@ def _grids(table: Table, network: str) -> list[Grid]:
 
 
 def _refusal(rates: tuple[Seeds, ...], p: Parabola | None) -> str | None:
-    """What keeps the vertex from being an optimum; None where nothing does."""
+    """Return why the vertex is not an optimum; None if it is one."""
     best, count = _best(rates), sum(bool(seeds.values) for seeds in rates)
     lowest, highest = float(rates[0].rate), float(rates[-1].rate)
     if best is None:
-        return "there is no rate at which no seed diverged"
+        return "at least one seed diverged at every rate"
     reasons = []
     if best == highest:
         reasons.append(f"the best rate is the largest tried, {short_rate(best)}; extend the grid upwards")
     if best == lowest:
         reasons.append(f"the best rate is the smallest tried, {short_rate(best)}; extend the grid downwards")
     if count < MIN_RATES:
-        reasons.append(f"{count} rates have values, and any three lie on a parabola: an interval takes {MIN_RATES}")
+        reasons.append(f"{count} rates have values; any three lie on a parabola, so an interval needs {MIN_RATES}")
     if p and p.curvature <= 0:
         reasons.append(f"the parabola is not convex (curvature {p.curvature:.2g}), so it has no minimum")
     elif p and p.curvature_low is not None and p.curvature_low <= 0:
         interval = f"[{p.curvature_low:.2g}, {p.curvature_high:.2g}]"
-        reasons.append(f"flat: not told apart from no curvature, {interval}, so the vertex's interval is unbounded")
+        reasons.append(
+            f"flat: the curvature is not significantly above 0, {interval}, so the vertex's interval is unbounded"
+        )
     elif p and not reasons:
-        # Past a diverged rate the parabola says nothing.
+        # The parabola does not describe what lies beyond a diverged rate.
         broken = [float(seeds.rate) for seeds in rates if seeds.diverged]
         low = max((rate for rate in broken if rate < best), default=lowest)
         high = min((rate for rate in broken if rate > best), default=highest)
         if not low < p.vertex < high:
             side, end = ("below", low) if p.vertex <= low else ("above", high)
             reasons.append(
-                f"the vertex, {short_rate(p.vertex)}, is {side} {short_rate(end)}, the last rate that the grid "
-                "speaks for"
+                f"the vertex, {short_rate(p.vertex)}, is {side} {short_rate(end)}, the last rate that the grid covers"
             )
     return "; ".join(reasons) or None
 
@@ -298,7 +301,7 @@ def summary(report: dict[str, Any]) -> str:
             continue
         slope = "" if found["slope"] is None else f"{_interval(found, 'slope', '', '.2f')}, "
         method = "" if found["method"] is None else f" ({found['method']})"
-        lines.append(f"{network}: slope of log optimum on log width {slope}{found['verdict']}{method}")
+        lines.append(f"{network}: slope of log optimum over log width: {slope}{found['verdict']}{method}")
         for grid in found["grids"]:
             p, text = grid["parabola"], f"no optimum: {grid['refusal']}"
             if grid["optimum"] is not None:
@@ -314,7 +317,7 @@ def summary(report: dict[str, Any]) -> str:
         columns = []
         for seeds in row["columns"]:
             text = "no value" if seeds["mean"] is None else f"{seeds['mean']:.4g} (n = {len(seeds['values'])})"
-            text += f", log ratio to its own {ratios[seeds['rate']]}" if seeds["rate"] in ratios else ""
+            text += f", log ratio to its own rate {ratios[seeds['rate']]}" if seeds["rate"] in ratios else ""
             text += f", diverged: {', '.join(seeds['diverged'])}" if seeds["diverged"] else ""
             columns.append(f"{seeds['rate']}: {text}")
         lines.append(f"{row['size']} by rate: {'; '.join(columns)}; best: {row['best'] or 'none'}")

@@ -1,4 +1,4 @@
-"""Reads run tables: one row per evaluation of a trial, as parquet (the sweep's) or CSV (a user's own)."""
+"""Reader of run tables: one row per evaluation of a trial, as parquet (the sweep's) or CSV (a user's own)."""
 
 import csv
 import json
@@ -14,28 +14,28 @@ import pyarrow.parquet as pq
 
 from analysis.table import BROKEN, STATUSES, Cell, Facts, Protocol, Row, Table, Trial
 
-# What a user's CSV must have, and what has a default when absent or blank.
+# Columns that a user's CSV must have, and columns with a default if they are absent or blank.
 CSV_REQUIRED = ("trial", "generator_size", "step", "flops", "g_forward_flops", "metric", "value")
 CSV_OPTIONAL = (
     "discriminator_size", "patch", "seed", "steps", "n", "reference", "protocol", "status", "reason",
 )  # fmt: skip
-# A parquet table was written by the sweep: a missing `status` or `steps` there is damage, and the default
-# "done" would turn an interrupted trial into a point of the law.
+# A sweep writes every column into its parquet: a missing `status` or `steps` is damage, and the default "done" would
+# turn an interrupted trial into a point of the law.
 PARQUET_REQUIRED = CSV_REQUIRED + CSV_OPTIONAL
 
-# What is the same on all rows of a trial; all of it may be absent. A CSV's other columns are taken for config values.
+# Columns with one value per trial; each may be absent. Other columns of a CSV are read as config values.
 CONSTANTS = ("lr_g", "lr_d", "g_width", "d_width", "d_forward_flops", "flops_per_image", "config")
 
-# What can be analysed in the place of `value`; measured at a trial's end only.
+# Columns that can be analysed; all but `value` are measured at a trial's end only.
 VALUES = ("value", "fd_infinity", "kernel_distance")
 
 
 def load_table(path: Path, column: str = "value") -> Table:
     """Read a directory of .parquet files (one per trial), one .parquet or one .csv.
 
-    column: one of VALUES, that rows take their value from; the metric is then named `<metric>:<column>`.
-    Raises ValueError, in one line, naming the file and, where one is to blame, the row, column and value.
-    Rows are counted as the user sees them: lines of a CSV (the header is line 1), from 1 in parquet.
+    column: the one of VALUES to read values from; the metric of another than `value` is named `<metric>:<column>`.
+    Raises ValueError, in one line that names the file and, if a cell is at fault, its row, column and value.
+    Rows are numbered as the user sees them: lines of a CSV (the header is line 1), from 1 in parquet.
     """
     path = Path(path)
     if column not in VALUES:
@@ -53,16 +53,18 @@ def load_table(path: Path, column: str = "value") -> Table:
     by_trial: dict[str, list[Row]] = defaultdict(list)
     facts: dict[str, Facts] = {}
     for file in files:
-        for row, said in _read_csv(file, column) if file.suffix == ".csv" else _read_parquet(file, column):
+        for row, its_facts in _read_csv(file, column) if file.suffix == ".csv" else _read_parquet(file, column):
             by_trial[row.trial].append(row)
-            facts[row.trial] = said  # of the last row: an extended trial's own
+            facts[row.trial] = its_facts  # the last row's, because a trial may have been extended
     if not by_trial:
         raise ValueError(f"{path}: the table has no rows")
     for name, rows in by_trial.items():
         cells = sorted({row.cell for row in rows})
         if len(cells) > 1:
             sizes = ", ".join(cell.label for cell in cells)
-            raise ValueError(f"{path}: trial {name!r} has rows of several sizes ({sizes}); name them apart")
+            raise ValueError(
+                f"{path}: trial {name!r} has rows of several sizes ({sizes}); give each trial its own name"
+            )
         rows.sort(key=lambda row: row.step)
     return Table(path, tuple(Trial(name, tuple(rows), facts[name]) for name, rows in by_trial.items()), column)
 
@@ -124,7 +126,7 @@ def _check(row: Mapping[str, Any], where: str, column: str) -> Row:
         _integer(row, "patch", where, low=1, default=2),
     )
     metric = _text(row, "metric", where, "" if broken else None)
-    # Only the last evaluation of a trial measures the others.
+    # Columns other than `value` are measured at the last evaluation alone.
     absent = _is_absent(row[column]) and (broken or column != "value")
     measured = Protocol(
         metric if column == "value" else f"{metric}:{column}",
@@ -139,8 +141,8 @@ def _check(row: Mapping[str, Any], where: str, column: str) -> Row:
         seed=_integer(row, "seed", where, low=0, default=0),
         step=_integer(row, "step", where, low=0),
         steps=None if steps < 0 else steps,
-        # A trial that fails before its first step has trained for nothing, and is listed all the same.
-        flops=0.0 if broken and _is_nothing(row["flops"]) else _positive(row, "flops", where),
+        # A trial that fails before its first step has no FLOP, but is listed.
+        flops=0.0 if broken and _is_absent_or_zero(row["flops"]) else _positive(row, "flops", where),
         g_forward_flops=_positive(row, "g_forward_flops", where),
         value=math.nan if absent else _positive(row, column, where),
         measured=measured,
@@ -157,10 +159,10 @@ def _facts(row: Mapping[str, Any], where: str, others: tuple[tuple[str, str], ..
         raise ValueError(f"{where}: one of {', '.join(CONSTANTS)} cannot be read: {_one_line(str(error))}") from None
 
 
-@lru_cache(maxsize=4096)  # the same on every row of a trial, and parsing JSON is what takes the time
+@lru_cache(maxsize=4096)  # equal on every row of a trial, and parsing the JSON takes most of the time
 def _constants(values: tuple[Any, ...], size: str, others: tuple[tuple[str, str], ...]) -> Facts:
     named = dict(zip(CONSTANTS, values, strict=True))
-    config = _flat(json.loads(named["config"])) if named["config"] else {}
+    config = _flattened_config(json.loads(named["config"])) if named["config"] else {}
     config |= {name: _plain(text) for name, text in others}
 
     def number(name: str, otherwise: Any = None) -> float | None:
@@ -179,19 +181,19 @@ def _constants(values: tuple[Any, ...], size: str, others: tuple[tuple[str, str]
     )
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys."""
+def _flattened_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config's nested mappings as one mapping with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flattened_config(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
 
 
 def _plain(text: str) -> Any:
-    """A cell of a CSV: a number where it is one."""
+    """A field of a CSV, as a number if it is one."""
     number = _float(text)
     return text if math.isnan(number) else number
 
@@ -206,19 +208,19 @@ def _text(row: Mapping[str, Any], column: str, where: str, default: str | None =
 
 
 def _float(value: Any) -> float:
-    """NaN for what is not a number."""
+    """A value as a number; NaN if it is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
 
 
-def _is_nothing(value: Any) -> bool:
+def _is_absent_or_zero(value: Any) -> bool:
     return _is_absent(value) or _float(value) == 0
 
 
 def _is_absent(value: Any) -> bool:
-    """Empty, or a number that is not finite: what a diverged trial measures."""
+    """Whether a field is empty or not finite, which is what a diverged trial measures."""
     return value in (None, "") or str(value).lower().lstrip("+-") in ("nan", "inf", "infinity")
 
 

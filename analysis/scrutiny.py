@@ -1,6 +1,6 @@
-"""What a careful reader asks of a fitted law: how well it extrapolates, what it hangs on, and what C is.
+"""Checks of a fitted law: how well it extrapolates, which points it depends on, how C is counted; and its summary.
 
-Everything here refits the law of law.py to other points, or to the same points with another C.
+Each check refits the law of law.py to other points, or to the same points with another C.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ from analysis.law import MIN_SIZES, Law, Point, PowerLaw, fit_power_law
 from analysis.statistics import CONFIDENCE
 from analysis.table import Table, Trial, gflops
 
-# What C may be said to hold, by how it is named in the output; items are those of the run table.
+# Prefixes of the run table's items that belong to one network, for other ways to count C.
 G_ITEMS, D_ITEMS = ("g_forward", "g_backward"), ("d_step", "g_step_d")
 
 
 def scrutinise(table: Table, law: Law, pinned_floor: float | None = None) -> dict[str, Any]:
-    """For JSON: every check of a law. Raises ValueError for a pinned floor that is not below every value."""
+    """Run every check of a law, for JSON. Raises ValueError for a pinned floor that is not below every value."""
     compute, value = [p.gflops for p in law.points], [p.value for p in law.points]
     return {
         "floor": compare_floors(compute, value, pinned_floor),
@@ -36,8 +36,8 @@ def scrutinise(table: Table, law: Law, pinned_floor: float | None = None) -> dic
     }
 
 
-def _forecast(fit: PowerLaw, point: Point) -> dict[str, Any]:
-    """A size that the fit has not seen, against its prediction interval."""
+def _prediction(fit: PowerLaw, point: Point) -> dict[str, Any]:
+    """Compare a size that the fit has not seen with its prediction interval."""
     low, high = (float(end[0]) for end in fit.band([point.gflops]))
     predicted = float(fit.predict(point.gflops))
     return {
@@ -54,20 +54,20 @@ def _forecast(fit: PowerLaw, point: Point) -> dict[str, Any]:
 
 
 def leave_one_size_out(law: Law) -> list[dict[str, Any]]:
-    """Each size predicted from all the others; empty below four sizes. The largest is the one that matters."""
+    """Predict each size from all the others; empty below four sizes. The largest size is the extrapolation."""
     if len(law.points) <= MIN_SIZES:
         return []
-    return [_forecast(_fit([p for p in law.points if p is not left]), left) for left in law.points]
+    return [_prediction(_fit([p for p in law.points if p is not left]), left) for left in law.points]
 
 
 def roll_forward(law: Law) -> list[dict[str, Any]]:
-    """Each size predicted from the cheaper ones, as one would have before it ran."""
+    """Predict each size from the cheaper ones, as if it had not run yet."""
     later = range(MIN_SIZES, len(law.points))
-    return [_forecast(_fit(law.points[:i]), law.points[i]) for i in later]
+    return [_prediction(_fit(law.points[:i]), law.points[i]) for i in later]
 
 
 def without_each_run(table: Table, law: Law) -> list[dict[str, Any]]:
-    """The exponent with each of the law's trials left out in turn; None where too few sizes are left."""
+    """Refit the exponent without each of the law's trials in turn; None if too few sizes are left."""
     trials = {trial.name: trial for trial in table.complete()}
     found = []
     for point in law.points:
@@ -95,10 +95,10 @@ def without_each_run(table: Table, law: Law) -> list[dict[str, Any]]:
 
 
 def itemisations(table: Table, law: Law) -> list[dict[str, Any]]:
-    """The exponent under every way to count C that the table's items allow; empty where it has none.
+    """Fit the exponent for every way to count C that the table's items allow; empty if the table has no items.
 
-    FLOP of a sample and iteration times the images seen, which are what C is over all items. A trial that went on from
-    another counts those of all its steps as its own.
+    A count is FLOP per image and iteration, times the images seen: C over all items. In a trial that started from
+    another, its own items count for all its steps.
     """
     trials = {trial.name: trial for trial in table.complete()}
     counts = {name: _counts(trial) for name, trial in trials.items()}
@@ -122,15 +122,15 @@ def itemisations(table: Table, law: Law) -> list[dict[str, Any]]:
 
 
 def _counts(trial: Trial) -> dict[str, float]:
-    """FLOP per image and iteration of a trial, by what is counted."""
+    """Return FLOP per image and iteration of a trial, by what is counted."""
     items, d = trial.facts.items, trial.facts.d_forward_flops
     g = trial.last.g_forward_flops
     if not items:
         return {}
     whole = sum(items.values())
     counts = {
-        "all that an iteration computes": whole,
-        "without teacher and alignment projector": whole - _of(items, ("teacher", "d_step_alignment")),
+        "everything in an iteration": whole,
+        "everything but teacher and alignment projector": whole - _of(items, ("teacher", "d_step_alignment")),
         "G alone": _of(items, G_ITEMS),
         "D alone": _of(items, D_ITEMS),
         "G forward alone": g,
@@ -146,7 +146,7 @@ def _of(items: Mapping[str, float], prefixes: tuple[str, ...]) -> float:
 
 @dataclass(frozen=True)
 class Clustered:
-    """An exponent fitted to checkpoints, of which those of one run are not independent."""
+    """Exponent fitted to checkpoints, where checkpoints of one run are not independent."""
 
     b: float
     b_low: float
@@ -156,9 +156,10 @@ class Clustered:
 
 
 def fit_clustered(compute: Any, value: Any, runs: Any) -> Clustered:
-    """Fit value = a C^-b to points [n] of runs [n]; the interval is a jackknife over runs, t with runs - 1 degrees.
+    """Fit value = a C^-b to points [n] of runs [n]; the interval is a jackknife over runs.
 
-    The jackknife leaves out a run at a time (CR3): with few runs other sandwich estimators are too narrow.
+    The jackknife leaves out one run at a time (CR3), because other sandwich estimators are too narrow with few runs.
+    Its interval is Student-t with runs - 1 degrees of freedom.
     Raises ValueError for fewer than three runs.
     """
     x, y = np.log(np.asarray(compute, dtype=np.float64)), np.log(np.asarray(value, dtype=np.float64))
@@ -167,7 +168,7 @@ def fit_clustered(compute: Any, value: Any, runs: Any) -> Clustered:
     if count < MIN_SIZES:
         raise ValueError(f"an interval over runs needs {MIN_SIZES} of them, got {count}")
     x, y = x - x.mean(), y - y.mean()
-    # n, sum x, sum y, sum xx, sum xy of each run [5, runs]: of all but one run they are the totals less its own.
+    # n, sum x, sum y, sum xx, sum xy of each run [5, runs]. The sums without one run are the totals less its own.
     sums = np.stack([np.bincount(index, weights=part, minlength=count) for part in (x**0, x, y, x * x, x * y)])
     b, without = -_slope(sums.sum(axis=1)), -_slope(sums.sum(axis=1, keepdims=True) - sums)
     variance = (count - 1) / count * float(((without - b) ** 2).sum())
@@ -181,9 +182,9 @@ def _slope(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def over_checkpoints(table: Table, law: Law) -> dict[str, Any] | None:
-    """The law through every evaluation of the law's trials, clustered by run; None below three runs.
+    """Fit the law to every evaluation of the law's trials, clustered by run; None below three runs.
 
-    A checkpoint in the middle of training says what stopping there gives, not what a schedule made for it would.
+    A checkpoint in the middle of training shows what stopping there gives, not what a schedule that ends there gives.
     """
     used = {name for point in law.points for name in point.trials}
     parts = [(t.name, *t.trajectory(law.measured)) for t in table.trials if t.name in used]
@@ -196,7 +197,7 @@ def over_checkpoints(table: Table, law: Law) -> dict[str, Any] | None:
 
 
 def seed_spread(points: tuple[Point, ...]) -> float | None:
-    """Standard deviation of ln value between training seeds, pooled over sizes; None without two of a size."""
+    """Standard deviation of ln value between training seeds, pooled over sizes; None if no size has two seeds."""
     squares, degrees = 0.0, 0
     for point in points:
         logs = np.log(point.values)
@@ -206,7 +207,7 @@ def seed_spread(points: tuple[Point, ...]) -> float | None:
 
 
 def flagged(table: Table) -> list[dict[str, str]]:
-    """Trials of the law whose discriminator collapsed on the way, or that another flag is on."""
+    """Trials with a flag, for example because the discriminator collapsed during training."""
     return [
         {"trial": trial.name, "size": trial.cell.label, "flags": trial.last.flags}
         for trial in table.trials
@@ -218,8 +219,11 @@ def _fit(points: Any) -> PowerLaw:
     return fit_power_law([p.gflops for p in points], [p.value for p in points])
 
 
+# ---------------------------------------------------------------- words
+
+
 def summary(report: dict[str, Any]) -> str:
-    """The law in words, for a terminal."""
+    """The law and its checks in words, for a terminal."""
     metric = report["metric"]
     lines = [
         f"{metric} = {report['a']:.4g} C^-{report['b']:.4f}, C in {report['unit']}",
@@ -253,7 +257,9 @@ def summary(report: dict[str, Any]) -> str:
             f"through all {clustered['checkpoints']} checkpoints of {clustered['runs']} runs: b = {clustered['b']:.4f} "
             f"{_interval(clustered)} (clustered by run)"
         )
-    lines += [f"b = {row['b']:.4f} {_interval(row)} with C of {row['counted']}" for row in report["itemisations"]]
+    lines += [
+        f"b = {row['b']:.4f} {_interval(row)} with C counted as {row['counted']}" for row in report["itemisations"]
+    ]
     lines += [f"b = {b:.4f} with C counted as {how}" for how, b in report.get("counts", {}).items()]
     lines += [f"left out: {e['trial']}: {e['reason']}" for e in report["excluded"]]
     lines += [f"flagged: {e['trial']} ({e['size']}): {e['flags']}" for e in report["flagged"]]
@@ -268,17 +274,16 @@ def _interval(row: dict[str, Any]) -> str:
 
 
 def _prediction_line(row: dict[str, Any]) -> str:
-    said = f"prediction of {row['size']} written {row['written']}: {row['predicted']:.4g} {_interval(row)}"
+    """A prediction and its score in one line."""
+    line = f"prediction of {row['size']} written {row['written']}: {row['predicted']:.4g} {_interval(row)}"
     if not row["intact"]:
-        return f"{said}: ALTERED since, its digest does not fit; not scored"
+        return f"{line}: ALTERED, its digest does not match; not scored"
     if row["value"] is None:
-        return f"{said}: {row['size']} is not complete yet"
+        return f"{line}: {row['size']} is not complete yet"
     when = "before" if row["before"] else "AFTER"
     where = "inside" if row["inside"] else "outside"
-    lines = f"{said}: {where}, it is {row['value']:.4g}; written {when} its first step"
+    line += f": {where}, measured {row['value']:.4g}; written {when} its first step"
     if row["inside_seeds"] is not None:
-        held = "inside" if row["inside_seeds"] else "outside"
-        lines += (
-            f"; {held} [{row['seeds_low']:.4g}, {row['seeds_high']:.4g}], where only seeds would stray from the law"
-        )
-    return lines
+        where = "inside" if row["inside_seeds"] else "outside"
+        line += f"; {where} [{row['seeds_low']:.4g}, {row['seeds_high']:.4g}], the interval if only seeds deviate"
+    return line

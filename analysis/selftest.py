@@ -1,6 +1,6 @@
-"""`fit-law --selftest`: laws with known answers, drawn and fitted, and how often the intervals held them.
+"""Self-test of the intervals (`fit-law --selftest`): how often they hold the known answer of a drawn law.
 
-An interval that says 95 % should hold the truth in 93 to 97 % of so many draws; below, it promises too much.
+A 95 % interval should hold the truth in 93 to 97 % of so many draws; below that it is too narrow.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from analysis.scrutiny import fit_clustered
 
 BAR = (0.93, 0.97)
 DRAWS = 2000  # a standard error of 0.5 % at 95 %
-SLOW_DRAWS = 400  # of a fit without closed form: 1.1 %
+SLOW_DRAWS = 400  # for a fit without closed form; a standard error of 1.1 %
 A, B, FLOOR = 3.5e3, 0.45, 4.0
 NOISE = 0.1  # standard deviation of ln value between sizes, as in the paper's four points
 
@@ -23,9 +23,9 @@ Draw = Callable[[np.random.Generator], tuple[bool, bool]]  # (the interval holds
 
 
 def run_selftest(say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """For JSON: of each interval its coverage over the draws, with its own 95 % interval, and if it is at the bar.
+    """Measure each interval's coverage over the draws, its own 95 % interval, and whether it meets BAR, for JSON.
 
-    say: gets a line for each interval as it is done.
+    say: receives a line for each interval when it is done.
     """
     rows = []
     for name, draw, draws in _cases():
@@ -41,7 +41,7 @@ def run_selftest(say: Callable[[str], None]) -> list[dict[str, Any]]:
             "low": float(interval.low),
             "high": float(interval.high),
             "unbounded": draws - bounded,
-            # The coverage is measured, too: only one that is surely beside the bar misses it.
+            # The coverage is an estimate: it fails only if its whole interval lies outside the bar.
             "passes": bool(interval.low <= BAR[1] and interval.high >= BAR[0]),
         }
         say(f"{name}: {row['coverage']:.1%} of {draws}")
@@ -85,7 +85,7 @@ def _next_size(sizes: int) -> Draw:
 
 def _with_floor(sizes: int, pinned: float | None) -> Draw:
     compute = np.geomspace(1e4, 1e7, sizes)
-    noise = NOISE if pinned is not None else NOISE / 3  # a floor is found by points that hardly stray
+    noise = NOISE if pinned is not None else NOISE / 3  # a floor can only be found in points with little noise
 
     def draw(random: np.random.Generator) -> tuple[bool, bool]:
         value = _law(compute, FLOOR) * np.exp(random.normal(0, noise, sizes))

@@ -1,7 +1,7 @@
-"""G and D scaled apart (the paper's Fig. 6a): a metric over the training compute of each, and the best split of it.
+"""Split of compute between G and D (the paper's Fig. 6a): a metric over the training compute of each network.
 
-ln value = ln a - b_G ln C_G - b_D ln C_D, and the same with second powers where enough cells were trained, by least
-squares. Which network pays more is a test of b_D - b_G; a split counts as best only inside the grid, with an interval.
+ln value = ln a - b_G ln C_G - b_D ln C_D, and with second powers if enough cells were trained, by least squares. A test
+of b_D - b_G says which network pays more. A best split counts only inside the grid, with an interval.
 """
 
 import math
@@ -15,36 +15,49 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from analysis.statistics import CONFIDENCE, aicc
-from analysis.table import UNIT, Cell, Excluded, Protocol, Table, Trial, check_one_config, gflops, one_protocol, strict
+from analysis.table import (
+    UNIT,
+    Cell,
+    Excluded,
+    Protocol,
+    Table,
+    Trial,
+    check_one_config,
+    gflops,
+    json_head,
+    one_protocol,
+    strict_json,
+)
 
 Array = NDArray[np.float64]
 MIN_CELLS = 4
-QUADRATIC_CELLS = 9  # six coefficients, and three sizes of either network to bend along
-LINE = 0.05  # cells are on one line when they spread to its sides less than this share of how far along it
-FORWARDS = {"G": 3, "D": 15}  # of an iteration, where the table does not itemise it
-OWN = ("g_forward", "g_backward")  # how the items of G's compute begin
-REPLICATE = 0.01  # ln of how far apart the compute of one cell's trials may be
-SPLITS = 1001  # at which a surface is searched
+QUADRATIC_CELLS = 9  # for six coefficients: three sizes of G with three of D
+LINE = 0.05  # cells are on one line if they spread across it less than this share of their spread along it
+FORWARDS = {"G": 3, "D": 15}  # in an iteration, if the table has no items of it
+OWN = ("g_forward", "g_backward")  # prefixes of the items of G's compute
+REPLICATE = 0.01  # largest range of ln compute among the trials of a cell
+SPLITS = 1001  # splits at which a surface is searched
 TERMS = ("1", "x", "y", "x^2", "y^2", "xy")
 EXPONENTS = {"b_g": (0, -1, 0), "b_d": (0, 0, -1)}  # as weights of the coefficients
 DIFFERENCE = (0, 1, -1)  # b_d - b_g
 METHOD = (
-    "least value along C_G + C_D = gflops, inside the grid; the interval has every split where the slope is not told "
-    "from 0 (Fieller's method, Student t), and counts when it ends inside the grid, downhill towards it on both sides"
+    "least value along C_G + C_D = gflops, inside the grid; the interval holds every split whose slope does not differ "
+    "significantly from 0 (Fieller's method, Student t); it counts only if both ends lie inside the grid and the "
+    "metric falls towards it from both sides"
 )
 CONVENTIONS = (
     "C_G and C_D are training compute in GFLOPs (multiply-adds / 1e9; the run table's flops count 2 per multiply-add), "
-    "C = C_G + C_D. G's is its own forward and backward (items g_forward*, g_backward*); D's is all else: its step, "
-    "its passes in G's step, the teacher's. Where iterations are not itemised: 3 forwards of G against 15 of D. A "
-    "point is a trial's last evaluation. b_g and b_d are per unit of ln C_G and ln C_D, the other held. x = ln C_G and "
-    "y = ln C_D, less their means over cells. per_flop is at g_share, G's share of C where both networks are of one "
-    "size (where none are, over all cells), at the cells' mean ratio."
+    "C = C_G + C_D. C_G is G's own forward and backward (items g_forward*, g_backward*); C_D is everything else: D's "
+    "step, D's passes in G's step, the teacher's passes. Without items, an iteration is 3 forwards of G and 15 of D. A "
+    "point is a trial's last evaluation. b_g and b_d are per unit of ln C_G and ln C_D, with the other constant. "
+    "x = ln C_G and y = ln C_D, less their means over cells. per_flop is at g_share, G's share of C in cells with both "
+    "networks of one size (in all cells if there are none), at the mean ratio of these cells."
 )
 
 
 @dataclass(frozen=True)
 class CellMean:
-    """One size of G with one of D: its complete trials, which are replicates, and their mean training GFLOPs."""
+    """A size of G with a size of D: its complete trials, which are replicates, and their mean training GFLOPs."""
 
     cell: Cell
     gflops_g: float
@@ -91,7 +104,7 @@ class Fit:
 
     @property
     def aicc(self) -> float | None:
-        return aicc(self.rss, self.n, len(self.coefficients) + 1)  # sigma is a parameter, too
+        return aicc(self.rss, self.n, len(self.coefficients) + 1)  # sigma is also a parameter
 
     @property
     def quantile(self) -> float:
@@ -105,10 +118,12 @@ class Fit:
         return Contrast(estimate, estimate - half, estimate + half, t, 2 * float(special.stdtr(self.dof, -abs(t))))
 
     def compare(self, weights: ArrayLike, words: str) -> dict[str, Any]:
-        """A contrast that is above 0 where D has the better of it, and what it tells."""
+        """Return a contrast that is above 0 if D is the better choice; words: its verdict, with {} for the network."""
         found = self.contrast(weights)
-        told = words.format("D" if found.low > 0 else "G") if found.low > 0 or found.high < 0 else "not told apart"
-        return asdict(found) | {"verdict": told}
+        verdict = "not significantly different"
+        if found.low > 0 or found.high < 0:
+            verdict = words.format("D" if found.low > 0 else "G")
+        return asdict(found) | {"verdict": verdict}
 
     def to_json(self, named: dict[str, Any]) -> dict[str, Any]:
         std = math.sqrt(self.rss / self.dof)
@@ -118,7 +133,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Split:
-    """The share of C that is G's at the best split, with its 95 % interval; None, and a remark, where none counts."""
+    """G's share of C at the best split, with its 95 % interval; None, and a remark, if no split counts as best."""
 
     share: float | None = None
     low: float | None = None
@@ -128,42 +143,41 @@ class Split:
 
 @dataclass(frozen=True)
 class Surface:
-    """Both fits over trials, what they were fitted to, and what was left out."""
+    """Both fits over trials, the cells they were fitted to, and the trials left out."""
 
     measured: Protocol
-    counted: str  # the columns that split compute
+    counted: str  # the columns by which compute is split
     cells: tuple[CellMean, ...]  # by size of G, then of D, cheapest first
     excluded: tuple[Excluded, ...]
     centre: Array  # [2]: mean over cells of ln C_G and ln C_D
     first: Fit
-    over_means: Fit | None  # the first-order law through cells' means of ln value; None without replicates
-    quadratic: Fit | None  # None where it is not identifiable
+    over_means: Fit | None  # the first-order law through the cells' means of ln value; None without replicates
+    quadratic: Fit | None  # None if it is not identifiable
     first_split: Split
     quadratic_split: Split
 
     @property
     def equal_share(self) -> float:
-        """G's share of compute with both networks of one size (of all cells where there is none), at the mean ratio."""
-        equal = [n for n in self.cells if n.cell.generator_size == n.cell.discriminator_size] or self.cells
-        return 1 / (1 + math.exp(fmean(math.log(n.gflops_d / n.gflops_g) for n in equal)))
+        """G's share of compute at the mean ratio of the cells with both networks of one size; without any, of all."""
+        equal = [mean for mean in self.cells if mean.cell.generator_size == mean.cell.discriminator_size] or self.cells
+        return 1 / (1 + math.exp(fmean(math.log(mean.gflops_d / mean.gflops_g) for mean in equal)))
 
     def per_log(self) -> dict[str, Any]:
-        """b_d - b_g, and which network pays more for each unit of the logarithm of its own compute."""
+        """Return b_d - b_g, and the network that pays more per unit of the logarithm of its own compute."""
         return self.first.compare(DIFFERENCE, "scaling {} pays more")
 
     def per_flop(self) -> dict[str, Any]:
-        """Where one FLOP more pays more, at the equal share: in D it is worth b_d / C_D, in G b_g / C_G."""
+        """Return the network in which one more FLOP pays more, at the equal share: b_d / C_D against b_g / C_G."""
         share = self.equal_share
         return {"g_share": share} | self.first.compare((0, 1 - share, -share), "an added FLOP pays more in {}")
 
     def to_json(self) -> dict[str, Any]:
-        """Strictly valid JSON: what is not finite, or not to be had from these trials, is null."""
+        """Return strictly valid JSON: what is not finite, or not available from these trials, is null."""
         first, second, means = self.first, self.quadratic, self.over_means
-        return strict(
+        return strict_json(
             {
                 "law": f"{self.measured.metric} = a * C_G^-b_g * C_D^-b_d",
-                **self.measured.to_json(),
-                "confidence": CONFIDENCE,
+                **json_head(self.measured),
                 "unit": UNIT,
                 "conventions": CONVENTIONS,
                 "split_counted_from": self.counted,
@@ -183,7 +197,7 @@ class Surface:
                     "quadratic": asdict(self.quadratic_split),
                 },
                 "replicates": self._replicates(),
-                "cells": [cell_mean.to_json() for cell_mean in self.cells],
+                "cells": [mean.to_json() for mean in self.cells],
                 "excluded": [trial.to_json() for trial in self.excluded],
             }
         )
@@ -196,26 +210,26 @@ class Surface:
         return f"AICc prefers the {'quadratic surface' if two < one else 'first-order law'} by {abs(two - one):.1f}"
 
     def _replicates(self) -> dict[str, Any] | None:
-        """Spread within cells, and whether the first-order law misses their means by more than that explains."""
+        """Return the spread within cells, and whether the first-order law misses the cells' means by more than that."""
         cells, n = len(self.cells), self.first.n
         if n == cells:
             return None
-        error = sum(float(np.var(np.log(cell_mean.values)) * len(cell_mean.values)) for cell_mean in self.cells)
+        error = sum(float(np.var(np.log(mean.values)) * len(mean.values)) for mean in self.cells)
         lack, variance = max(self.first.rss - error, 0.0) / (cells - 3), error / (n - cells)
         ratio = lack / variance if variance > 0 else math.inf
         p = float(special.fdtrc(cells - 3, n - cells, ratio))
-        said = (
-            "does not fit, its intervals over trials are too narrow" if p < 1 - CONFIDENCE else "shows no lack of fit"
+        fits = (
+            "does not fit: its intervals over trials are too narrow" if p < 1 - CONFIDENCE else "shows no lack of fit"
         )
         spread = {"pure_error_std_log": math.sqrt(variance), "degrees_of_freedom": n - cells}
-        return spread | {"lack_of_fit_f": ratio, "p": p, "verdict": f"the first-order law {said}"}
+        return spread | {"lack_of_fit_f": ratio, "p": p, "verdict": f"the first-order law {fits}"}
 
 
 # ---------------------------------------------------------------- fit
 
 
 def analyse(table: Table) -> Surface:
-    """Fit a table in which sizes of G and of D vary apart (the paper's Fig. 6a); a complete trial is an observation.
+    """Fit a table in which sizes of G and of D vary separately (Fig. 6a); a complete trial is an observation.
 
     Compute is in GFLOPs (multiply-adds / 1e9), split between the networks as CONVENTIONS says.
     Raises ValueError, in one line, for mixed protocols or patches, fewer than four cells off one line in
@@ -225,27 +239,29 @@ def analyse(table: Table) -> Surface:
     measured = one_protocol(trials)
     check_one_config(trials)
     if len(patches := sorted({trial.cell.patch for trial in trials})) > 1:
-        raise ValueError(f"a surface is of one patch, this table has {', '.join(map(str, patches))}; fit them apart")
+        raise ValueError(
+            f"a surface needs one patch size, this table has {', '.join(map(str, patches))}; fit them separately"
+        )
     shares, counted = _shares(trials)
     cells = _cell_means(trials, shares)
-    points = np.log([[n.gflops_g, n.gflops_d] for n in cells]).reshape(-1, 2)
+    points = np.log([[mean.gflops_g, mean.gflops_d] for mean in cells]).reshape(-1, 2)
     if measured is None or len(cells) < MIN_CELLS or _on_one_line(points):
-        found = "; ".join(cell_mean.name for cell_mean in cells) or "none"
+        found = "; ".join(mean.name for mean in cells) or "none"
         left_out = "; ".join(f"{e.trial}: {e.reason}" for e in excluded) or "none"
         raise ValueError(
             f"a surface needs at least {MIN_CELLS} complete cells that are not on one line in (ln C_G, ln C_D), this "
-            f"table has: {found}; train sizes of G against other sizes of D; left out: {left_out}"
+            f"table has: {found}; train sizes of G with other sizes of D; left out: {left_out}"
         )
     centre = points.mean(axis=0)
-    counts = [len(cell_mean.values) for cell_mean in cells]
-    value = np.log([v for cell_mean in cells for v in cell_mean.values])
+    counts = [len(mean.values) for mean in cells]
+    value = np.log([value for mean in cells for value in mean.values])
     design = _design(*(points - centre).T)  # [cells, 6]
     first, over_means, quadratic = _fit(np.repeat(design[:, :3], counts, axis=0), value), None, None
     if len(value) > len(cells):
-        over_means = _fit(design[:, :3], np.array([np.log(cell_mean.values).mean() for cell_mean in cells]))
+        over_means = _fit(design[:, :3], np.array([np.log(mean.values).mean() for mean in cells]))
     first_split, second_split = _best_split(first, cells, centre), Split(remark=_why_no_quadratic(points))
     if weak := [name for name, weights in EXPONENTS.items() if first.contrast(weights).low <= 0]:
-        first_split = Split(remark=f"no best split: {' and '.join(weak)} not told from 0 or less")
+        first_split = Split(remark=f"no best split: {' and '.join(weak)} not significantly above 0")
     if not second_split.remark:
         quadratic = _fit(np.repeat(design, counts, axis=0), value)
         second_split = _best_split(quadratic, cells, centre)
@@ -254,7 +270,7 @@ def analyse(table: Table) -> Surface:
 
 
 def _shares(trials: list[Trial]) -> tuple[Array, str]:
-    """G's share of each trial's compute [n], and the columns it is from: one source for all trials."""
+    """Return G's share of each trial's compute [n], and the columns that give it, the same for all trials."""
     facts = [trial.facts for trial in trials]
     if all(f.items for f in facts):
         counted = "flops_per_image"
@@ -272,7 +288,7 @@ def _shares(trials: list[Trial]) -> tuple[Array, str]:
     for trial, *both in zip(trials, g, d, strict=True):
         if not (min(both) > 0 and math.isfinite(sum(both))):
             raise ValueError(
-                f"compute cannot be split between G and D: {trial.name}'s {counted} leave one of them none"
+                f"compute cannot be split between G and D: {trial.name}'s {counted} must be positive for both networks"
             )
     return np.array(g) / (np.array(g) + np.array(d)), counted
 
@@ -286,25 +302,28 @@ def _cell_means(trials: list[Trial], shares: Array) -> tuple[CellMean, ...]:
         names = tuple(trials[i].name for i in found)
         compute = np.array([gflops(trials[i].last.flops) for i in found])
         if np.ptp(np.log(compute)) > REPLICATE:
-            raise ValueError(f"trials of one cell differ in training compute ({', '.join(names)}); fit them apart")
+            raise ValueError(f"trials of one cell differ in training compute ({', '.join(names)}); fit them separately")
         g = float((compute * shares[found]).mean())
         cells.append(CellMean(cell, g, float(compute.mean()) - g, names, tuple(trials[i].last.value for i in found)))
     sizes_g, sizes_d = sizes_of(cells)
     return tuple(
-        sorted(cells, key=lambda n: (sizes_g.index(n.cell.generator_size), sizes_d.index(n.cell.discriminator_size)))
+        sorted(
+            cells,
+            key=lambda mean: (sizes_g.index(mean.cell.generator_size), sizes_d.index(mean.cell.discriminator_size)),
+        )
     )
 
 
 def sizes_of(cells: list[CellMean] | tuple[CellMean, ...]) -> tuple[list[str], list[str]]:
-    """Sizes of G and of D, cheapest first."""
-    g = {cell_mean.cell.generator_size: cell_mean.gflops_g for cell_mean in cells}
-    d = {cell_mean.cell.discriminator_size: cell_mean.gflops_d for cell_mean in cells}
+    """Return the sizes of G and the sizes of D, each cheapest first."""
+    g = {mean.cell.generator_size: mean.gflops_g for mean in cells}
+    d = {mean.cell.discriminator_size: mean.gflops_d for mean in cells}
     return sorted(g, key=lambda size: g[size]), sorted(d, key=lambda size: d[size])
 
 
 def _mean_gflops(cells: tuple[CellMean, ...]) -> float:
-    """Geometric mean over cells of C: where the best split is looked for."""
-    return math.exp(fmean(math.log(cell_mean.gflops) for cell_mean in cells))
+    """Geometric mean of C over cells, at which the best split is searched."""
+    return math.exp(fmean(math.log(mean.gflops) for mean in cells))
 
 
 def _on_one_line(points: Array) -> bool:
@@ -314,10 +333,10 @@ def _on_one_line(points: Array) -> bool:
 
 def _why_no_quadratic(points: Array) -> str:
     if len(points) < QUADRATIC_CELLS:
-        return f"a quadratic surface takes {QUADRATIC_CELLS} cells, this table has {len(points)}"
+        return f"a quadratic surface needs {QUADRATIC_CELLS} cells, this table has {len(points)}"
     scaled = (points - points.mean(axis=0)) / points.std(axis=0)
     full = np.linalg.svd(_design(*scaled.T), compute_uv=False)
-    return "" if full[-1] > 1e-3 * full[0] else "a quadratic surface takes three sizes of G against three of D"
+    return "" if full[-1] > 1e-3 * full[0] else "a quadratic surface needs three sizes of G with three of D"
 
 
 def _design(x: ArrayLike, y: ArrayLike) -> Array:
@@ -334,22 +353,22 @@ def _fit(design: Array, value: Array) -> Fit:
 
 
 def _best_split(fit: Fit, cells: tuple[CellMean, ...], centre: Array) -> Split:
-    """The least value along C_G + C_D = C at the cells' geometric mean C, over the splits that the grid holds.
+    """Find the least value along C_G + C_D = C, at the cells' geometric mean C and inside the grid.
 
-    Those are within its smallest and largest C_G, C_D and ratio. The slope of ln value by ln(C_G / C_D) is linear in
-    the coefficients, so that its sign is tested exactly at each split (METHOD). For the first-order law it is 0 where
-    G's share is b_g / (b_g + b_d), at every C.
+    Inside means between the cells' smallest and largest C_G, C_D and ratio. The slope of ln value over ln(C_G / C_D) is
+    linear in the coefficients, so its sign is tested exactly at each split (METHOD). For the first-order law the slope
+    is 0 where G's share is b_g / (b_g + b_d), at every C.
     """
-    points = np.log([[n.gflops_g, n.gflops_d] for n in cells])
+    points = np.log([[mean.gflops_g, mean.gflops_d] for mean in cells])
     total, terms = math.log(_mean_gflops(cells)), len(fit.coefficients)
     ratios = points[:, 0] - points[:, 1]
     ratio = np.linspace(ratios.min(), ratios.max(), SPLITS)
     path = total - np.logaddexp(0, np.stack([-ratio, ratio], axis=1))  # ln C_G, ln C_D
-    # The path falls, so that what a box holds of it is in one piece.
+    # C_D falls along the path as C_G rises, so the part of it inside a box is one piece.
     kept = ((path >= points.min(axis=0)) & (path <= points.max(axis=0))).all(axis=1)
     ratio, path, last = ratio[kept], path[kept], int(kept.sum()) - 1
     share, (x, y) = np.exp(path[:, 0] - total), (path - centre).T
-    dx, dy = 1 - share, -share  # of ln C_G and ln C_D by the log ratio
+    dx, dy = 1 - share, -share  # derivatives of ln C_G and ln C_D by the log ratio
     slopes = np.stack([0 * x, dx, dy, 2 * x * dx, 2 * y * dy, x * dy + y * dx], axis=1)[:, :terms]
     slope = slopes @ fit.coefficients
     spread = fit.quantile * np.sqrt(np.maximum(((slopes @ fit.covariance) * slopes).sum(axis=1), 0))
@@ -366,12 +385,12 @@ def _best_split(fit: Fit, cells: tuple[CellMean, ...], centre: Array) -> Split:
     vertex = float(1 / (1 + np.exp(slope[best] / curvature - ratio[best])))  # a Newton step between two splits
     falls, rises = np.flatnonzero(slope[:best] < -spread[:best]), best + np.flatnonzero((slope > spread)[best:])
     if ends := [edge(i) for i, bound in ((0, falls), (last, rises)) if not len(bound)]:
-        said = " and ".join(ends)
-        return Split(remark=f"no optimum that counts: a minimum at {vertex:.1%} to G, but its interval reaches {said}")
+        reached = " and ".join(ends)
+        return Split(remark=f"no valid optimum: a minimum at {vertex:.1%} to G, but its interval reaches {reached}")
     return Split(vertex, float(share[falls[-1]]), float(share[rises[0]]))
 
 
-# ---------------------------------------------------------------- words and figure
+# ---------------------------------------------------------------- words
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -387,8 +406,8 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(f"  over cells' means: {estimate(means)}: {means['verdict']} (p = {means['p']:.2g})")
     lines.append(f"where G has {flop['g_share']:.1%} of compute: {flop['verdict']} (p = {flop['p']:.2g})")
     if spread := report["replicates"]:
-        said = f"{spread['verdict']} (p = {spread['p']:.2g})"
-        lines.append(f"ln value varies by {spread['pure_error_std_log']:.3g} between seeds; {said}")
+        verdict = f"{spread['verdict']} (p = {spread['p']:.2g})"
+        lines.append(f"ln value varies by {spread['pure_error_std_log']:.3g} between seeds; {verdict}")
     lines.append(report["aicc_verdict"])
     for name, split in (("first-order law", best["first_order"]), ("quadratic surface", best["quadratic"])):
         found = split["remark"]
@@ -401,4 +420,5 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def estimate(row: dict[str, Any]) -> str:
+    """A contrast's estimate and interval as text."""
     return f"{row['estimate']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"

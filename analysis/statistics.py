@@ -11,6 +11,7 @@ CONFIDENCE = 0.95
 
 
 def slope_t_quantile(n: int) -> float:
+    """Student-t quantile for the CONFIDENCE interval of a slope through n points (n - 2 degrees of freedom)."""
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 2))
 
 
@@ -41,7 +42,7 @@ def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
 def spearman(x: ArrayLike, y: ArrayLike) -> Correlation:
     """Rank correlation of two variables [n]; the interval is Fisher's z with the variance of Bonett and Wright (2000).
 
-    At n = 4 it holds almost everything, which is the point of showing it.
+    At n = 4 the interval contains almost every r, which shows how little four points say.
     """
     ranks = pearson(stats.rankdata(x), stats.rankdata(y))
     n = len(np.asarray(x))
@@ -53,7 +54,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> Correlation:
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean over seeds with its 95 % Student-t interval; None for one seed, which has none."""
+    """Mean over seeds with its 95 % Student-t interval; None for one seed, which has no interval."""
 
     mean: float
     low: float | None
@@ -62,17 +63,17 @@ class Interval:
 
 
 def mean_interval(by_seed: ArrayLike) -> Interval:
-    """Mean of one value per seed, and its interval."""
-    slopes = np.asarray(by_seed, dtype=np.float64)
-    n, mean = len(slopes), float(slopes.mean())
+    """Return the mean of one value per seed, and its interval."""
+    values = np.asarray(by_seed, dtype=np.float64)
+    n, mean = len(values), float(values.mean())
     if n < 2:
-        return Interval(mean, None, None, tuple(slopes.tolist()))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * slopes.std(ddof=1) / np.sqrt(n))
-    return Interval(mean, mean - half, mean + half, tuple(slopes.tolist()))
+        return Interval(mean, None, None, tuple(values.tolist()))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    return Interval(mean, mean - half, mean + half, tuple(values.tolist()))
 
 
 def aicc(rss: float, n: int, parameters: int) -> float | None:
-    """Akaike's criterion for least squares, corrected for small n; sigma is a parameter, too. None: n too small."""
+    """Akaike's criterion for least squares, corrected for small n, sigma counted; None if n is too small."""
     if n - parameters - 1 < 1:
         return None
     return (

@@ -1,6 +1,6 @@
-"""Results as analyses see them: a table of trials, each of them rows, one an evaluation. reading.py makes it of files.
+"""Tables of results: trials, each with a row for every evaluation. reading.py reads them from files.
 
-Floating-point operations in the table count 2 per multiply-add, everywhere.
+FLOP count 2 per multiply-add everywhere in a table.
 """
 
 import json
@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.statistics import CONFIDENCE
+
 STATUSES = ("running", "done", "diverged", "failed")
 BROKEN = ("diverged", "failed")  # ended early; the last row may have no value
 
 
 class Cell(NamedTuple):
-    """What the law calls a size."""
+    """Sizes of G and of D with a patch size: what the law counts as one size."""
 
     generator_size: str
     discriminator_size: str
@@ -40,32 +42,28 @@ class Protocol(NamedTuple):
     reference: str
     protocol: str
 
-    def to_json(self) -> dict[str, Any]:
-        """How the result of an analysis says it."""
-        return {"metric": self.metric, "metric_n": self.n, "reference": self.reference, "protocol": self.protocol}
-
 
 @dataclass(frozen=True)
 class Row:
-    """One evaluation, checked. `value` is NaN where the trial broke, or did not measure the column asked for."""
+    """One evaluation, checked. `value` is NaN if the trial broke, or did not measure the column asked for."""
 
     trial: str
     cell: Cell
     seed: int
     step: int
-    steps: int | None  # planned; None in a CSV without it
+    steps: int | None  # planned; None in a CSV without that column
     flops: float  # training FLOP so far
     g_forward_flops: float  # FLOP of one generator forward of one sample
     value: float
     measured: Protocol
     status: str
     reason: str
-    flags: str = ""  # what was wrong with a trial that went on all the same
+    flags: str = ""  # problems of a trial that continued nevertheless
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is the same on all rows of a trial, beside its size; None or empty where the table does not say."""
+    """Values that are equal on all rows of a trial, except its size; None or empty if the table lacks them."""
 
     config: Mapping[str, Any] = field(default_factory=dict)  # dotted key -> value, such as train.rate_g
     items: Mapping[str, float] = field(default_factory=dict)  # FLOP per image of an iteration, item by item
@@ -94,7 +92,7 @@ class Trial:
 
     @property
     def steps(self) -> int:
-        """Planned steps; without a plan the last step is taken for it."""
+        """Planned steps; the last step if the table has no plan."""
         return self.last.step if self.last.steps is None else self.last.steps
 
     @property
@@ -107,14 +105,14 @@ class Trial:
         return [row for row in self.rows if row.step == self.last.step and math.isfinite(row.value)]
 
     def trajectory(self, measured: Protocol) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """(flops, value), each [evaluations], of the rows measured this way and finite."""
+        """Return (flops, value), each [evaluations], of the finite rows measured this way."""
         rows = [r for r in self.rows if r.measured == measured and r.flops > 0 and math.isfinite(r.value)]
         return np.array([r.flops for r in rows]), np.array([r.value for r in rows])
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """A trial that is no point of the law."""
+    """A trial that an analysis leaves out, with the reason."""
 
     trial: str
     cell: Cell
@@ -134,7 +132,7 @@ class Table:
 
     path: Path
     trials: tuple[Trial, ...]
-    column: str = "value"  # that the rows' values were read from
+    column: str = "value"  # from which the rows' values were read
 
     def complete(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.complete]
@@ -148,9 +146,10 @@ class Table:
 
 
 def protocol_differences(examples: Mapping[Protocol, str]) -> str:
-    """In what ways of measuring differ, in one line; by protocol, the name of a trial measured so.
+    """Describe in one line how protocols differ.
 
-    Keys of JSON protocols are named one by one: the strings are too long to be compared by eye.
+    examples: by protocol, the name of a trial measured with it.
+    Keys of JSON protocols are compared one by one, because the strings are too long to compare by eye.
     """
     described = [(_keys(measured), name) for measured, name in examples.items()]
     differences = []
@@ -163,19 +162,27 @@ def protocol_differences(examples: Mapping[Protocol, str]) -> str:
     return "; ".join(differences)
 
 
-def strict(item: Any) -> Any:
-    """The same for JSON, which knows no tuples and no infinity: an end of an interval that has none is null."""
+def json_head(measured: Protocol) -> dict[str, Any]:
+    """Return what the JSON of every analysis says: how its values were measured, and the confidence of intervals."""
+    return {
+        "metric": measured.metric, "metric_n": measured.n, "reference": measured.reference,
+        "protocol": measured.protocol, "confidence": CONFIDENCE,
+    }  # fmt: skip
+
+
+def strict_json(item: Any) -> Any:
+    """Convert a result for JSON: tuples become lists, and a number that is not finite becomes null."""
     if isinstance(item, dict):
-        return {key: strict(value) for key, value in item.items()}
+        return {key: strict_json(value) for key, value in item.items()}
     if isinstance(item, list | tuple):
-        return [strict(value) for value in item]
+        return [strict_json(value) for value in item]
     return None if isinstance(item, float) and not math.isfinite(item) else item
 
 
 def check_one_config(trials: Sequence[Trial]) -> None:
-    """Raises ValueError, in one line, where trials of one cell differ in more than the seed: they are no replicates.
+    """Raise ValueError, in one line, if trials of one cell differ in more than the seed and are not replicates.
 
-    Of a CSV the further columns with a dot in their name are config values; others may say what they like.
+    A CSV's other columns are config values if their name has a dot, and remarks otherwise.
     """
     first: dict[Cell, Trial] = {}
     for trial in trials:
@@ -185,12 +192,12 @@ def check_one_config(trials: Sequence[Trial]) -> None:
         if keys:
             raise ValueError(
                 f"trials of {trial.cell.label} differ in more than the seed ({', '.join(keys[:3])}, as "
-                f"{other.name} and {trial.name}); such a study has no one point a size, give a table of one setting"
+                f"{other.name} and {trial.name}) and are not replicates; give a table with one setting per size"
             )
 
 
 def _keys(measured: Protocol) -> dict[str, Any]:
-    """The fields of a protocol, with those of its JSON in the place of that."""
+    """Return the fields of a protocol; if its `protocol` is JSON, the keys of that replace it."""
     try:
         inner = json.loads(measured.protocol)
     except ValueError:
@@ -221,15 +228,16 @@ def gflops(flops: float) -> float:
 
 
 def one_protocol(trials: list[Trial]) -> Protocol | None:
-    """How the final values were measured (None without trials); ValueError when not all in the same way.
+    """Return how the final values were measured; None without trials.
 
     The bias of a Frechet distance depends on the number of images, the reference and the features, so a law
-    through a mixture would mean nothing.
+    through a mixture has no meaning.
+    Raises ValueError, in one line, if trials were measured in different ways.
     """
-    example: dict[Protocol, str] = {}  # with the first trial measured so
+    example: dict[Protocol, str] = {}  # and the first trial measured with it
     for trial in trials:
         for row in trial.final_rows():
             example.setdefault(row.measured, trial.name)
     if len(example) <= 1:
         return next(iter(example), None)
-    raise ValueError(f"final evaluations mix protocols, fit them apart: {protocol_differences(example)}")
+    raise ValueError(f"final evaluations mix protocols, fit them separately: {protocol_differences(example)}")

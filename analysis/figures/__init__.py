@@ -1,1 +1,1 @@
-"""Figures: what each analysis looks like."""
+"""Figures of the analyses."""

@@ -1,4 +1,4 @@
-"""The figure of arms compared: their curves, and each one's ratio to its reference (Fig. 5a, 5c)."""
+"""Figure of the compared arms: their curves, and the ratio of each to its reference (Fig. 5a, 5c)."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from matplotlib.ticker import MaxNLocator
 from analysis.compare import Comparison
 from analysis.figures.style import COLOURS, LINES, MARKERS, STYLE, plain, save_figure, set_ticks
 
-LABEL = 36  # characters beside the ratios
+LABEL = 36  # longest label beside the ratios, in characters
 IN_AXES = 6  # arms whose legend fits among the curves
 
 
 def plot(comparison: Comparison, path_without_suffix: Path) -> list[Path]:
-    """Draw means over seeds against training steps, with all that seeds cover, and ratios with their 95 % intervals, as
-    .svg and .png; return the paths. Equal input gives equal bytes.
+    """Draw curves over training steps (mean and range over seeds) and ratios with their 95 % intervals.
+
+    Writes .svg and .png and returns the paths. Equal input gives equal bytes.
     """
     differences = comparison.differences
     arms = len(comparison.arms)
@@ -27,7 +28,7 @@ def plot(comparison: Comparison, path_without_suffix: Path) -> list[Path]:
     inner = max(2.3, 0.24 * len(differences))
     height = inner + 0.48 + below + legend
     with matplotlib.rc_context(STYLE):
-        # Places are given, as the solver of constrained layouts does not round the same way each time.
+        # Positions are explicit, because the solver of constrained layouts rounds differently each time.
         figure = Figure(figsize=(9.6, height))
         bottom, high = (below + legend) / height, inner / height
         left = figure.add_axes((0.08, bottom, 0.37, high), yscale="log")
@@ -61,7 +62,7 @@ def _draw_curves(axes: Axes, comparison: Comparison) -> None:
         axes.fill_between(step, least, most, color=COLOURS[i % 6], alpha=0.12, linewidth=0)
         values += [*least, *most]
     axes.set(xlabel="training step", ylabel=plain(comparison.measured.metric))
-    axes.set_title("mean over seeds, and all that they cover")
+    axes.set_title("mean and range over seeds")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     axes.grid(which="major")
     set_ticks(axes.yaxis, *axes.get_ylim())
@@ -77,7 +78,7 @@ def _draw_ratios(axes: Axes, comparison: Comparison) -> None:
         else:
             axes.plot(found.ratio, y, **look)
     ends = [[d.ratio_low or d.ratio, d.ratio_high or d.ratio] for d in comparison.differences]
-    # An interval over two seeds may span decades; it runs out of the figure then.
+    # An interval over two seeds may span decades; the figure cuts it off.
     low, high = (max(0.2, min(min(e) for e in ends) / 1.1), min(5.0, max(max(e) for e in ends) * 1.1))
     axes.set_xlim(min(low, 0.8), max(high, 1.25))
     axes.axvline(1, color="0.45", linestyle=":", linewidth=1.2)

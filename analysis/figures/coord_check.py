@@ -1,4 +1,4 @@
-"""TODO."""
+"""Figure of the coordinate check: change against width, and its slope at each step (Eq. 11, A.11)."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Figure of the correlation: the metric against the generator's forward GFLOPs (Fig. 3c)."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from analysis.correlate import Correlations, said
+from analysis.correlate import Correlations, correlation_text
 from analysis.figures.style import COLOURS, MARKERS, STYLE, plain, save_figure, set_ticks
 
 
@@ -35,10 +35,11 @@ def plot(found: Correlations, path_without_suffix: Path) -> list[Path]:
         low, high = axes.get_xlim()
         axes.set_xlim(low, high * (high / low) ** 0.12)  # room for the last label
         axes.margins(y=0.15)
-        axes.set_xlabel("forward of G   (GFLOPs = $10^9$ multiply-adds)")
+        axes.set_xlabel("forward pass of G   (GFLOPs = $10^9$ multiply-adds)")
         axes.set_ylabel(f"{plain(found.measured.metric)} at step {found.step:,}")
         axes.set_title(
-            f"with GFLOPs: r = {said(found.pearson)}\nwith log GFLOPs: r = {said(found.pearson_log_gflops)}",
+            f"with GFLOPs: r = {correlation_text(found.pearson)}\n"
+            f"with log GFLOPs: r = {correlation_text(found.pearson_log_gflops)}",
             linespacing=1.4,
         )
         axes.grid(which="major")

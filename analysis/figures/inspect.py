@@ -1,4 +1,4 @@
-"""Figures of `gat-sweep inspect`, one trial at one step: numbers by block, and features as colours."""
+"""Figures of `gat-sweep inspect` for one trial at one step: measures by block, and features as colours."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ NAMES = {"real": "real images", "fake": "generated images"}
 
 
 def plot_influence(result: dict[str, Any], path: Path) -> list[Path]:
-    """Distance of the picture without a block to the picture with it, by block of G (Fig. 4b); .svg and .png."""
+    """Draw the distance between pictures with and without a block, by block of G (Fig. 4b), as .svg and .png."""
     protocol = result["protocol"]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 3.0), layout="constrained")
@@ -29,7 +29,7 @@ def plot_influence(result: dict[str, Any], path: Path) -> list[Path]:
 
 
 def plot_similarity(result: dict[str, Any], path: Path) -> list[Path]:
-    """Cosine of tokens (a) before and after a block of G, (b) of two codes z of a class (Fig. 9); .svg and .png."""
+    """Draw cosines of tokens (Fig. 9): (a) before and after a block of G, (b) of two codes z of a class."""
     panels = {
         "similarity_input_output": "(a) input and output of the block",
         "similarity_other_z": "(b) two codes z" + (" of the same class" if result["classes"] else ""),
@@ -38,7 +38,7 @@ def plot_similarity(result: dict[str, Any], path: Path) -> list[Path]:
         figure = Figure(figsize=(7.4, 2.9), layout="constrained")
         for axes, (measure, title) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
             _curve(axes, result, "G", "fake", measure, 0)
-            axes.set_title(title, pad=15 if result["levels"] > 1 else None)  # room for the levels' names
+            axes.set_title(title, pad=15 if result["levels"] > 1 else None)  # space for the levels' names
             axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.02)
             _stages(axes, result)
             axes.set_xlabel("block of G")
@@ -47,7 +47,7 @@ def plot_similarity(result: dict[str, Any], path: Path) -> list[Path]:
 
 
 def plot_alignment(result: dict[str, Any], path: Path) -> list[Path]:
-    """CKNNA with the vision model, by block of G and of D, on real and generated images (Fig. 6b); .svg and .png."""
+    """Draw CKNNA with the vision model by block of G and of D, on real and generated images (Fig. 6b)."""
     protocol = result["protocol"]
     panels = {
         "G, mean of tokens": ("G", "cknna_patches"),
@@ -71,11 +71,12 @@ def plot_alignment(result: dict[str, Any], path: Path) -> list[Path]:
 
 
 def plot_features(network: str, pictures: dict[str, np.ndarray], maps: dict[int, np.ndarray], path: Path) -> list[Path]:
-    """Pictures on top, below them a row of feature maps per block (Fig. 4a, 26, 27); .svg and .png.
+    """Draw pictures on top, and below them a row of feature maps per block (Fig. 4a, 26, 27).
 
-    pictures: by data, uint8 [n, h, w, 3]. maps: by block, [sum of n, rows, columns, 3] in [0, 1], in that order.
+    pictures: by data, uint8 [n, h, w, 3]. maps: by block, [sum of n, rows, columns, 3] in [0, 1], in the same order.
+    Writes .svg and .png and returns the paths.
     """
-    rows, gap, margin = 1 + len(maps), 0.4, 0.06  # in sides of a picture
+    rows, gap, margin = 1 + len(maps), 0.4, 0.06  # in widths of a picture
     starts: list[list[float]] = []
     x = 0.0
     for shown in pictures.values():
@@ -91,7 +92,7 @@ def plot_features(network: str, pictures: dict[str, np.ndarray], maps: dict[int,
         for y, row in enumerate([images, *map(list, maps.values())]):
             top = y + (0.15 if y else 0)
             for left, image in zip(columns, row, strict=True):
-                small = len(image) < 64  # its pixels are meant to be seen
+                small = len(image) < 64  # its pixels should be visible
                 extent = (left + margin / 2, left + 1 - margin / 2, top + 1 - margin / 2, top + margin / 2)
                 axes.imshow(image, extent=extent, interpolation="nearest" if small else "antialiased")
         axes.set(xlim=(0, width), ylim=(rows + 0.15, 0), aspect="equal", xticks=[])
@@ -124,7 +125,7 @@ def _block_axis(axes: Axes, depth: int) -> None:
 
 
 def _stages(axes: Axes, result: dict[str, Any]) -> None:
-    """Which blocks lead to which output of G (Eq. 1), where there are several."""
+    """Mark which blocks lead to which output of G (Eq. 1), if G has several outputs."""
     depth, levels = result["depth"]["G"], result["levels"]
     _block_axis(axes, depth)
     stage = depth // levels

@@ -1,4 +1,4 @@
-"""The figure of a law (the paper's Fig. 21): checkpoints, points, the line with its band, and what was foretold."""
+"""Figure of a law (the paper's Fig. 21): checkpoints, points, the line with its band, and earlier predictions."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ def plot_law(
 
     x is C in GFLOPs (multiply-adds / 1e9), y the metric, both logarithmic: every checkpoint of every trial,
     the law's points, its line and its 95 % prediction band. Equal input gives equal bytes.
-    predictions: of sizes before they ran, at `gflops`: `predicted`, and `low` and `high` (None: no end).
+    predictions: written before their size ran; each has `gflops`, `predicted`, `low` and `high` (None: no upper end).
     """
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.2, 4.4), layout="constrained")
@@ -62,7 +62,7 @@ def _looks(law: Law) -> dict[Cell, dict[str, Any]]:
 def _draw_trajectories(
     axes: Axes, table: Table, law: Law, looks: dict[Cell, dict[str, Any]]
 ) -> tuple[list[float], list[float]]:
-    """Draw the evaluations made as the law's were; return all (C, value) drawn, the law's points included."""
+    """Draw the evaluations with the law's protocol; return all (C, value) drawn, and the law's points."""
     x, y = [p.gflops for p in law.points], [p.value for p in law.points]
     for trial in table.trials:
         flops, value = trial.trajectory(law.measured)
@@ -81,7 +81,7 @@ def _draw_trajectories(
 
 
 def _draw_law(axes: Axes, law: Law, x: list[float], y: list[float]) -> None:
-    """Set the limits from what was drawn, then add line and band over the points' range and a little more."""
+    """Set the limits from what was drawn, then draw line and band over slightly more than the points' range."""
     # A band on one degree of freedom spans decades; it may widen the figure by no more than a factor of two.
     ends = np.array([law.points[0].gflops, law.points[-1].gflops])
     low, high = law.fit.band(ends)
@@ -100,20 +100,21 @@ def _draw_law(axes: Axes, law: Law, x: list[float], y: list[float]) -> None:
 
 
 def _draw_predictions(axes: Axes, predictions: Sequence[Mapping[str, Any]]) -> None:
-    """Open squares with their intervals, which run out of the figure where they are wider than it."""
+    """Draw open squares with their intervals; the figure cuts off an interval that is wider than itself."""
     limits = axes.get_ylim()
     left, right = axes.get_xlim()
-    axes.set_xlim(left, max([right, *(said["gflops"] * 1.2 for said in predictions)]))  # it may not have run yet
-    for said in predictions:
-        ends = [said["low"], limits[1] * 10 if said["high"] is None else said["high"]]
-        axes.plot([said["gflops"]] * 2, ends, "-", color="black", linewidth=1.1, zorder=4)
-        axes.plot(said["gflops"], said["predicted"], **PREDICTED, zorder=4)
+    # A predicted size may not have run yet, so its C may lie outside the limits.
+    axes.set_xlim(left, max([right, *(row["gflops"] * 1.2 for row in predictions)]))
+    for row in predictions:
+        ends = [row["low"], limits[1] * 10 if row["high"] is None else row["high"]]
+        axes.plot([row["gflops"]] * 2, ends, "-", color="black", linewidth=1.1, zorder=4)
+        axes.plot(row["gflops"], row["predicted"], **PREDICTED, zorder=4)
     axes.set_ylim(limits)
 
 
 def _draw_points(axes: Axes, law: Law, looks: dict[Cell, dict[str, Any]]) -> None:
-    # Labels go below and to the left, where the figure is empty: the line falls to the right, and larger
-    # models come down from above. At the left edge, and beside a point with a label there, above.
+    # A label goes below and to the left of its point, where the figure is empty: the line falls to the right, and the
+    # curves of larger models come from above. It goes above at the left edge, and if another label is already below.
     below, above = (-6, -6, "right", "top"), (7, 5, "left", "bottom")
     taken: list[tuple[float, float]] = []
     for point in law.points:

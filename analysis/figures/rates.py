@@ -1,4 +1,4 @@
-"""The figure of learning rates: each network's grids and their optima against width, and Table 4 (Fig. 5b)."""
+"""Figure of learning rates: each network's grids, their optima against width, and Table 4 (Fig. 5b)."""
 
 import math
 from pathlib import Path
@@ -36,7 +36,7 @@ def plot(transfer: Transfer, path_without_suffix: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
 
-        # Places are in inches: the solver of constrained layouts rounds this many panels differently each time.
+        # Positions are in inches: the solver of constrained layouts rounds so many panels differently each time.
         def panel(left: float, bottom: float, wide: float, high: float, **scales: Any) -> Axes:
             return figure.add_axes((left / width, bottom / height, wide / width, high / height), **scales)
 
@@ -57,7 +57,7 @@ def plot(transfer: Transfer, path_without_suffix: Path) -> list[Path]:
 def _draw_grids(axes: Axes, grids: list[Grid]) -> None:
     values = [value for grid in grids for seeds in grid.rates for value in seeds.values] or [1.0]
     margin = (max(values) / min(values) * 1.1) ** 0.1
-    # An interval or a parabola that reaches farther runs out of the figure.
+    # The figure cuts off an interval or a parabola that reaches farther.
     axes.set(xlim=_range_tried(grids), ylim=(min(values) / margin, max(values) * margin**2))
     handles = []
     for i, grid in enumerate(grids):
@@ -95,12 +95,12 @@ def _draw_optima(axes: Axes, grids: list[Grid], exponent: Exponent) -> None:
     axes.xaxis.set_major_locator(FixedLocator(widths))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda width, _: f"{width:.0f}"))
-    axes.tick_params(axis="x", rotation=45)  # of neighbours such as 1280 and 1536
+    axes.tick_params(axis="x", rotation=45)  # neighbours such as 1280 and 1536 would overlap
     axes.grid(which="major")
     axes.set_title(exponent.verdict.replace(": ", ":\n"))
     found = [grid for grid in grids if grid.optimum]
     if not found:
-        axes.yaxis.set_major_locator(NullLocator())  # nothing is drawn: a scale would promise something
+        axes.yaxis.set_major_locator(NullLocator())  # nothing is drawn, so a scale would mislead
         axes.yaxis.set_minor_locator(NullLocator())
         return
     for i, grid in enumerate(grids):
@@ -149,6 +149,6 @@ def _range_tried(grids: list[Grid]) -> tuple[float, float]:
 
 
 def _bars(p: Parabola) -> tuple[float, list[list[float]]]:
-    """The vertex and the lengths of its interval's halves; infinity cannot be drawn, but leaves the figure at 1e6."""
+    """Return the vertex and the lengths of its interval's halves; an infinite end becomes 1e6, outside the figure."""
     assert p.vertex_low is not None and p.vertex_high is not None
     return p.vertex, [[p.vertex - p.vertex_low], [min(p.vertex_high, 1e6) - p.vertex]]

@@ -1,4 +1,4 @@
-"""The figure of a surface: the metric over sizes of G and D, and against training compute (the paper's Fig. 6a)."""
+"""Figure of a surface: the metric over sizes of G and D, and against training compute (the paper's Fig. 6a)."""
 
 import math
 from dataclasses import asdict
@@ -33,9 +33,9 @@ def plot(surface: Surface, path_without_suffix: Path) -> list[Path]:
 def _draw_grid(axes: Axes, surface: Surface) -> None:
     sizes_g, sizes_d = sizes_of(surface.cells)
     value = np.full((len(sizes_d), len(sizes_g)), np.nan)
-    for cell_mean in surface.cells:
-        place = sizes_d.index(cell_mean.cell.discriminator_size), sizes_g.index(cell_mean.cell.generator_size)
-        value[place] = fmean(cell_mean.values)
+    for mean in surface.cells:
+        place = sizes_d.index(mean.cell.discriminator_size), sizes_g.index(mean.cell.generator_size)
+        value[place] = fmean(mean.values)
     low, high = float(np.nanmin(value)), float(np.nanmax(value))
     norm = LogNorm(low, max(high, low * 1.01))
     mesh = axes.pcolormesh(np.ma.masked_invalid(value), cmap="cividis", norm=norm, edgecolor="white", linewidth=1.5)
@@ -53,28 +53,29 @@ def _draw_grid(axes: Axes, surface: Surface) -> None:
 
 
 def _draw_compute(axes: Axes, surface: Surface) -> None:
-    """A line and a marker for each size of D; along the line G grows, and darkens. Dashes are seeds."""
+    """Draw a line and a marker for each size of D; along the line G grows and darkens. Dashes are seeds."""
     sizes_g, sizes_d = sizes_of(surface.cells)
     shades = dict(zip(sizes_g, map(str, np.linspace(0.95, 0.1, len(sizes_g)).tolist()), strict=True))
     markers = {size: MARKERS[i % len(MARKERS)] for i, size in enumerate(sizes_d)}
     look: Any = {"linestyle": "none", "markeredgecolor": "black", "markersize": 8}
+    line: Any = {"color": "0.6", "linewidth": 0.9, "zorder": 2}
     for size in sizes_d:
-        cells = [cell_mean for cell_mean in surface.cells if cell_mean.cell.discriminator_size == size]
-        axes.plot([n.gflops for n in cells], [fmean(n.values) for n in cells], color="0.6", linewidth=0.9, zorder=2)
-        for n in cells:
-            axes.plot([n.gflops] * len(n.values), n.values, "_", color="0.4", markersize=12, zorder=3)
-            shade = shades[n.cell.generator_size]
-            axes.plot(n.gflops, fmean(n.values), marker=markers[size], color=shade, zorder=4, **look)
+        row = [mean for mean in surface.cells if mean.cell.discriminator_size == size]
+        axes.plot([mean.gflops for mean in row], [fmean(mean.values) for mean in row], **line)
+        for mean in row:
+            axes.plot([mean.gflops] * len(mean.values), mean.values, "_", color="0.4", markersize=12, zorder=3)
+            shade = shades[mean.cell.generator_size]
+            axes.plot(mean.gflops, fmean(mean.values), marker=markers[size], color=shade, zorder=4, **look)
     handles = [Line2D([], [], marker=m, color="0.6", label=plain(f"D {size}"), **look) for size, m in markers.items()]
     handles += [Line2D([], [], marker="o", color=c, label=plain(f"G {size}"), **look) for size, c in shades.items()]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
     b_g, b_d = (estimate(asdict(surface.first.contrast(weights))) for weights in EXPONENTS.values())
-    # Both, as they may well differ: D has most of the compute already.
-    told = [
+    # Both verdicts, because they may differ: D already has most of the compute.
+    verdicts = [
         f"{label}: {row['verdict']} (p = {row['p']:.2g})"
         for label, row in (("per log unit of compute", surface.per_log()), ("per FLOP", surface.per_flop()))
     ]
-    axes.set_title("\n".join([f"$b_G$ = {b_g},   $b_D$ = {b_d}", *told]), linespacing=1.4)
+    axes.set_title("\n".join([f"$b_G$ = {b_g},   $b_D$ = {b_d}", *verdicts]), linespacing=1.4)
     axes.set(xscale="log", yscale="log", ylabel=plain(surface.measured.metric))
     axes.set_xlabel("training compute $C_G + C_D$   (GFLOPs = $10^9$ multiply-adds)")
     axes.grid(which="major")

@@ -1,4 +1,4 @@
-"""The one style of all figures, and the hands that draw them: ticks, numbers, files.
+"""Style that all figures share, and helpers for ticks, numbers and files.
 
 Figures are drawn with matplotlib's Figure alone: no pyplot, so no state is shared.
 """
@@ -12,7 +12,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-STYLE: Any = {  # Any: matplotlib's type for it lists every key there is
+STYLE: Any = {  # Any: matplotlib's own type lists every key
     "font.size": 9,
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs on every machine
     "axes.titlesize": 9.5,
@@ -27,7 +27,7 @@ STYLE: Any = {  # Any: matplotlib's type for it lists every key there is
     "savefig.dpi": 200,
     "svg.hashsalt": "gat-sweep",  # otherwise the ids in an SVG are random
 }
-# Okabe and Ito's colours; with a marker and a line style each, sizes are told apart in grey too.
+# Okabe and Ito's colours; markers and line styles distinguish the sizes in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LINES: tuple[Any, ...] = (
@@ -41,7 +41,7 @@ LINES: tuple[Any, ...] = (
 
 
 def set_ticks(axis: Axis, low: float, high: float) -> None:
-    """Labels a reader can use whatever the range: a bare log axis may have none within a decade."""
+    """Set ticks with readable labels for any range; a plain log axis may have no label within a decade."""
     decades = math.log10(high / low)
     axis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value, 6)))
     axis.set_minor_formatter(NullFormatter())
@@ -56,7 +56,7 @@ def set_ticks(axis: Axis, low: float, high: float) -> None:
 
 
 def number_text(value: float, digits: int) -> str:
-    """A number for a figure: plain where that is short, else m x 10^k in matplotlib's mathematics."""
+    """A number as text for a figure: plain if that is short, else m x 10^k in matplotlib's mathematics."""
     if not math.isfinite(value):
         return str(value)
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
@@ -68,12 +68,12 @@ def number_text(value: float, digits: int) -> str:
 
 
 def plain(text: str) -> str:
-    """A user's text, verbatim: matplotlib would read dollar signs as mathematics."""
+    """A user's text with dollar signs escaped, which matplotlib would read as mathematics."""
     return text.replace("$", r"\$")
 
 
 def save_figure(figure: Figure, path: Path) -> list[Path]:
-    """Write both formats whole: a reader sees the old file or the new one, never a part."""
+    """Write .svg and .png and return the paths; a reader sees the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     # Dates and versions in the metadata would make equal figures differ.

@@ -1,1 +1,1 @@
-"""A run's table through analysis/, into the run and MLflow."""
+"""Commands that analyse a run's table and put the results into the run and MLflow."""

@@ -1,4 +1,4 @@
-"""What `gat-sweep fit-law` does."""
+"""Fit of the scaling law: what `gat-sweep fit-law` does."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from gat_sweep.results.study import Study, analyse, loaded_table, log_to_mlflow,
 
 @dataclass(frozen=True)
 class _LawReport:
-    """A law with every check of it."""
+    """A law with all its checks."""
 
     law: Any
     more: dict[str, Any]
@@ -24,10 +24,10 @@ class _LawReport:
 def fit_law_command(
     source: str | None, metric: str, home: Place, out: Path | None, floor: float | None
 ) -> tuple[dict[str, Any], str, list[Path]]:
-    """Fits, checks and draws a law, and scores the run's predictions; (its JSON, a summary to print, the files).
+    """Fit, check and draw a law, and score the run's predictions; return (its JSON, a summary to print, the files).
 
-    source: as of open_study, or None for the paper's own points.
-    Raises UserError when there is nothing to fit, or the table is at fault.
+    source: as for open_study; None is the paper's own points. floor: that of the law, if it is known.
+    Raises UserError if there is nothing to fit, or the table has an error.
     """
     from analysis.figures.law import plot_law
     from analysis.law import fit_law

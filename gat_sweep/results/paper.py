@@ -1,4 +1,4 @@
-"""The paper's own numbers, as a table that fit-law reads."""
+"""Numbers of the paper itself, as a table that fit-law reads."""
 
 import csv
 import tempfile
@@ -20,19 +20,19 @@ FID_50K = {
     ("XL", 50_000): 4.021,
     ("XL", 100_000): 3.02,
 }
-# What an iteration may be said to cost; the paper gives no count, so each is tried.
+# Ways to count the cost of an iteration. The paper gives no count, so each is tried.
 FORWARDS = "3 G + 15 D forwards"
 RECOMPUTED = "5 G + 20 D forwards (every block recomputed)"
 ITEMISED = "our items (the alignment projector runs on one of D's four inputs)"
 REMARK = (
     "The paper fits 3.52e5 C^-0.456 to these four points (its Fig. 21). That exponent lies inside the interval of "
-    "every count above: four points cannot tell them apart, so this confirms neither. The counts leave out the VAE "
-    "decoding that the paper's text includes: per sample it would push b far beyond the paper's own value."
+    "every count above, so four points neither confirm nor refute any count. The counts leave out the VAE decoding, "
+    "which the paper's text includes: per sample, it would raise b far above the paper's own value."
 )
 
 
 def write_table(path: Path, count: str) -> None:
-    """The published points as a CSV of the run table's columns, with C counted in one of the ways above."""
+    """Write the published points as a CSV with the run table's columns; count: one of the ways above to count C."""
     recipe = load_recipe("imagenet256")
     columns = ["trial", "generator_size", "step", "steps", "flops", "g_forward_flops", "metric", "value", "n"]
     last = {size: max(step for s, step in FID_50K if s == size) for size, _ in FID_50K}
@@ -49,7 +49,7 @@ def write_table(path: Path, count: str) -> None:
 
 
 def remarks(table: Table) -> dict[str, Any]:
-    """What the report of the paper's law says beyond that of any law."""
+    """Return what only the report of the paper's law has: exponents by count, correlations at 50k iterations."""
     exponents = {}
     with tempfile.TemporaryDirectory() as folder:
         for count in (FORWARDS, RECOMPUTED, ITEMISED):

@@ -1,10 +1,10 @@
-"""Predictions written down before a size runs, and what became of them.
+"""Predictions that are written before a size runs, and their scores.
 
     <run>/predictions/<size>-<digest>.json
 
-`predict` fits the law to the sizes that are done and writes what it says of one that has not begun, with a digest over
-all of the file. `fit-law` scores it when the size is done. A clock can be set and a file edited with its digest, so who
-needs proof puts the digest where others see it; in MLflow the file has the server's own time.
+`predict` fits the law to the complete sizes and writes its prediction for a size that has not started, with a digest
+over the whole file. `fit-law` scores the prediction when the size is complete. Neither the time nor the digest in the
+file is proof, because both can be changed. For proof, publish the digest; in MLflow the file has the server's own time.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ FOLDER = "predictions"
 
 
 def predict_command(study: Study, size: str, home: Place) -> list[tuple[dict[str, Any], Place]]:
-    """Writes a prediction for every cell of that size in the run; each with its file.
+    """Write a prediction for every cell of a size in the run; return each with its file.
 
-    Raises UserError when the run has no such size, one of its trials has begun, or the others hold no law.
+    Raises UserError if the run has no such size, one of its trials has started, or the others give no law.
     """
     assert study.run is not None
     configs = {
@@ -42,7 +42,7 @@ def predict_command(study: Study, size: str, home: Place) -> list[tuple[dict[str
         raise UserError(f"run '{study.name}' has no trial of size '{size}'; it has {there}")
     for name in chosen:
         if began(study.run, name) is not None:
-            raise UserError(f"trial {name} of size {size} has begun already; a prediction is written before that")
+            raise UserError(f"trial {name} of size {size} has already started; a prediction must be written before")
     try:
         law = fit_law(study.table)
     except ValueError as error:
@@ -52,7 +52,7 @@ def predict_command(study: Study, size: str, home: Place) -> list[tuple[dict[str
         cells.setdefault(Cell(*_sizes(config), config.model.patch), []).append(name)
     written = []
     for cell, names in cells.items():
-        prediction = foretold(law, cell, [configs[name] for name in names])
+        prediction = predict_cell(law, cell, [configs[name] for name in names])
         prediction = {"run": study.name, "trials": names, **prediction, "commit": source_commit()}
         prediction |= {"written": datetime.now(UTC).isoformat(timespec="seconds")}
         prediction["digest"] = digest(prediction)
@@ -63,12 +63,12 @@ def predict_command(study: Study, size: str, home: Place) -> list[tuple[dict[str
     return written
 
 
-def foretold(law: Law, cell: Cell, configs: list[TrialConfig]) -> dict[str, Any]:
-    """What a law says of a cell: the mean over its seeds at its last step.
+def predict_cell(law: Law, cell: Cell, configs: list[TrialConfig]) -> dict[str, Any]:
+    """Predict a cell by a law: the mean over its seeds at its last step.
 
     low, high: the law's prediction interval, whose unit is a size: with three sizes it has one degree of freedom.
-    seeds_low, seeds_high: the same if sizes lay on the law exactly and seeds were all that strays; None without
-    several seeds.
+    seeds_low, seeds_high: the interval if sizes lay exactly on the law and only seeds deviated; None without several
+    seeds of a size.
     """
     steps = {config.train.steps for config in configs}
     per_trial = [
@@ -118,7 +118,7 @@ def prediction_text(prediction: dict[str, Any]) -> str:
     ]
     if prediction["seeds_low"] is not None:
         lines.append(
-            f"if only seeds strayed from the law: [{prediction['seeds_low']:.4g}, {prediction['seeds_high']:.4g}]"
+            f"if only seeds deviated from the law: [{prediction['seeds_low']:.4g}, {prediction['seeds_high']:.4g}]"
         )
     return "\n".join([*lines, f"written {prediction['written']}, sha256 {prediction['digest']}"])
 
@@ -130,9 +130,9 @@ def digest(prediction: dict[str, Any]) -> str:
 
 
 def scored(run: Place, law: Law) -> list[dict[str, Any]]:
-    """A run's predictions against the law's points, by time of writing.
+    """Compare a run's predictions with the law's points; return them in the order of writing.
 
-    intact: whether the digest fits. before: whether it was written before any trial of the size began.
+    intact: whether the digest matches. before: whether it was written before any trial of the size started.
     value, inside, inside_seeds, ratio: None until the size is complete.
     """
     found = []
@@ -140,16 +140,16 @@ def scored(run: Place, law: Law) -> list[dict[str, Any]]:
         if not file.name.endswith(".json"):
             continue
         try:
-            said = json.loads(file.read_bytes())
-            intact = digest(said) == said["digest"]
-            row = {key: said[key] for key in _SHOWN}
+            prediction = json.loads(file.read_bytes())
+            intact = digest(prediction) == prediction["digest"]
+            row = {key: prediction[key] for key in _SHOWN}
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{file} is no prediction; delete it, or fetch it again") from None
-        point = next((p for p in law.points if list(p.cell) == [said[key] for key in Cell._fields]), None)
+            raise UserError(f"{file} is not a prediction; delete it, or copy it again") from None
+        point = next((p for p in law.points if list(p.cell) == [prediction[key] for key in Cell._fields]), None)
         same = point is not None and all(
-            said[key] == getattr(law.measured, key) for key in ("metric", "n", "reference", "protocol")
+            prediction[key] == getattr(law.measured, key) for key in ("metric", "n", "reference", "protocol")
         )
-        begun = [time for trial in said["trials"] if (time := began(run, trial)) is not None]
+        begun = [time for trial in prediction["trials"] if (time := began(run, trial)) is not None]
         value = point.value if point is not None and same and intact else None
         found.append(
             row
@@ -157,11 +157,13 @@ def scored(run: Place, law: Law) -> list[dict[str, Any]]:
                 "file": file.name,
                 "intact": intact,
                 "began": datetime.fromtimestamp(min(begun), UTC).isoformat(timespec="seconds") if begun else None,
-                "before": not begun or datetime.fromisoformat(said["written"]).timestamp() <= min(begun),
+                "before": not begun or datetime.fromisoformat(prediction["written"]).timestamp() <= min(begun),
                 "value": value,
-                "ratio": value and value / said["predicted"],
-                "inside": value and _within(value, said["low"], said["high"]),
-                "inside_seeds": value and said["seeds_low"] and _within(value, said["seeds_low"], said["seeds_high"]),
+                "ratio": value and value / prediction["predicted"],
+                "inside": value and _within(value, prediction["low"], prediction["high"]),
+                "inside_seeds": value
+                and prediction["seeds_low"]
+                and _within(value, prediction["seeds_low"], prediction["seeds_high"]),
             }
         )
     return sorted(found, key=lambda row: row["written"])
@@ -175,7 +177,7 @@ def _within(value: float, low: float | None, high: float | None) -> bool:
 
 
 def began(run: Place, trial: str) -> float | None:
-    """When a trial's journal begins, seconds since 1970; None when it has none."""
+    """Return the time of a trial's first journal record, seconds since 1970; None without a record."""
     return next((record["time"] for _, record in read_records(run / "trials" / trial)), None)
 
 

@@ -1,4 +1,4 @@
-"""`gat-sweep report`: every analysis that a run's table allows, its samples and its rows, in one HTML file."""
+"""Report of a run in one HTML file: every analysis that its table allows, its samples and its rows."""
 
 import io
 import json
@@ -29,17 +29,17 @@ EXTRAS = ("kernel_distance", "precision", "recall", "fd_infinity", "fd_infinity_
 
 
 def report_command(name: str, home: Place, out: Path | None, say: Say) -> tuple[Path, str]:
-    """Writes report.html (with the files of every analysis beside it); (its path, a line on what MLflow did not take).
+    """Write report.html, and each analysis' files beside it; return (its path, a warning if MLflow failed, or "").
 
-    say: gets a line for each analysis.
-    Raises UserError when there is no such run, or it has no rows yet.
+    say: receives a line for each analysis.
+    Raises UserError if there is no such run, or it has no rows yet.
     """
     record = read_run(home, name)
     configs = {trial: TrialConfig.model_validate(values) for trial, values in record["trials"].items()}
     trials = [Trial(trial, name, record["sweep"], config, home) for trial, config in configs.items()]
     study = open_study(name, home, out)
     rows = {trial.id: read_rows(trial.table) if trial.table.exists() else [] for trial in trials}
-    sections, not_said = _sections(study, name, home, out, say)
+    sections, refused = _sections(study, name, home, out, say)
     varied = differences(configs)
     results = {trial.id: _result(trial, rows[trial.id], varied_text(varied[trial.id])) for trial in trials}
     text = html_report(
@@ -48,7 +48,7 @@ def report_command(name: str, home: Place, out: Path | None, say: Say) -> tuple[
         trials=results,
         rows={trial: [_row(row) for row in found] for trial, found in rows.items()},
         sections=sections,
-        not_said=not_said,
+        refused=refused,
         pictures=_pictures(trials, results),
     )
     path = study.folder / "report.html"
@@ -59,24 +59,24 @@ def report_command(name: str, home: Place, out: Path | None, say: Say) -> tuple[
 def _sections(
     study: Study, name: str, home: Place, out: Path | None, say: Say
 ) -> tuple[list[Section], list[tuple[str, str]]]:
-    sections, not_said = [], []
+    sections, refused = [], []
     try:
         report, _, files = fit_law_command(name, "value", home, out, None)
         sections.append(Section("Scaling law", summary(report), report, _svg(files)))
         say("Scaling law: fitted")
     except UserError as reason:
-        not_said.append(("Scaling law", str(reason)))
+        refused.append(("Scaling law", str(reason)))
     for command, analysis in ANALYSES.items():
         try:
             report, text, files = run_analysis(study, command)
         except UserError as reason:
-            # Where the table lies on this machine is nobody's business who gets the file.
-            not_said.append((analysis.title, str(reason).removeprefix(f"{study.table.path}: ")))
+            # The report may be passed on, so it leaves out where the table lies on this machine.
+            refused.append((analysis.title, str(reason).removeprefix(f"{study.table.path}: ")))
             say(f"{analysis.title}: {reason}")
             continue
         sections.append(Section(analysis.title, text, report, _svg(files)))
         say(f"{analysis.title}: done")
-    return sections, not_said
+    return sections, refused
 
 
 def _svg(files: list[Path]) -> Path | None:
@@ -113,7 +113,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pictures(trials: list[Trial], results: dict[str, dict[str, Any]]) -> list[Picture]:
-    """The newest sample grid of each trial."""
+    """Return the newest sample grid of each trial."""
     found = []
     for trial in trials:
         files = [file for file in children(trial.folder / "samples") if file.name.endswith(".png")]

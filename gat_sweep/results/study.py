@@ -1,7 +1,7 @@
-"""What the commands that read results do: a table in, a JSON with figures and a few sentences out.
+"""Steps of every command that reads results: open a table, analyse it, write JSON and figures.
 
-The analyses themselves are in analysis/, which knows nothing of runs; here are the tables of runs, the places where
-results go, and MLflow.
+The analyses are in analysis/, which does not know runs. This module knows where the tables of runs are, where results
+go, and MLflow.
 """
 
 import json
@@ -20,16 +20,16 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
 from gat_sweep.run.record import read_run
 
-FOLDER = "analysis"  # of a run, and of its launch in MLflow
+FOLDER = "analysis"  # folder in a run, and in its launch in MLflow
 
 
 @dataclass(frozen=True)
 class Study:
-    """A table, where what is said of it goes, and the run that it is of."""
+    """A table, the folder for its results, and the run that it belongs to."""
 
     table: Table
     folder: Path
-    run: Place | None  # None: a file of the user's
+    run: Place | None  # None for a file of the user's
 
     @property
     def name(self) -> str:
@@ -37,10 +37,10 @@ class Study:
 
 
 def open_study(source: str, home: Place, out: Path | None, metric: str = "value") -> Study:
-    """A run's table by the run's name, or a .parquet or .csv by its path.
+    """Open a run's table by the run's name, or a .parquet or .csv by its path.
 
-    metric: the column to read values from. out: where results go instead of the run's own folder.
-    Raises UserError when there is no such run or file, or the table is at fault.
+    metric: the column to read values from. out: folder for results; default: the run's own, or one beside the file.
+    Raises UserError if there is no such run or file, or the table has an error.
     """
     if source.endswith((".parquet", ".csv")):
         path = Path(source)
@@ -57,9 +57,9 @@ def analyse(
     analysis: Callable[[Table], Any],
     plot: Callable[[Any, Path], list[Path]] | None,
 ) -> tuple[dict[str, Any], list[Path]]:
-    """(the JSON of an analysis, the files written): <name>.json, and <name>.svg and .png where it is drawn.
+    """Analyse a table; write <name>.json, and <name>.svg and .png if it has a figure; return (the JSON, the files).
 
-    Raises UserError when the table does not hold what the analysis needs; nothing is written then.
+    Raises UserError if the table lacks what the analysis needs; nothing is written then.
     """
     try:
         found = analysis(study.table)
@@ -71,9 +71,9 @@ def analyse(
 
 
 def log_to_mlflow(study: Study, files: Iterable[Place]) -> str:
-    """Puts files beside the launch that they are about; one line on what went wrong, or "".
+    """Log files to the launch of the study's run; return one line on what went wrong, or "".
 
-    A file of the user's, and a run without MLflow, have no record.
+    Nothing is logged for a file of the user's or a run without MLflow.
     """
     if study.run is None or not (study.run / "mlflow.json").exists():
         return ""
@@ -84,9 +84,9 @@ def log_to_mlflow(study: Study, files: Iterable[Place]) -> str:
 
 
 def run_analysis(study: Study, command: str, **options: Any) -> tuple[dict[str, Any], str, list[Path]]:
-    """One of ANALYSES; (its JSON, a summary to print, the files).
+    """Run one of ANALYSES; return (its JSON, a summary to print, the files).
 
-    options: of the analysis' function, beside the table.
+    options: further arguments of the analysis.
     Raises UserError as `analyse` does.
     """
     module = import_module(f"analysis.{command}")
@@ -99,6 +99,7 @@ def run_analysis(study: Study, command: str, **options: Any) -> tuple[dict[str, 
 
 
 def loaded_table(path: Path, metric: str) -> Table:
+    """Load a table as load_table does, with UserError in place of ValueError."""
     try:
         return load_table(path, metric)
     except ValueError as error:
@@ -106,7 +107,7 @@ def loaded_table(path: Path, metric: str) -> Table:
 
 
 def _table(run: Place) -> Path:
-    """The folder of a run's rows; a copy when they lie in an object store."""
+    """Return the folder of a run's rows; for rows in an object store, that of a copy."""
     table = run / "table"
     files = children(table)
     if not files:

@@ -241,7 +241,7 @@ def test_too_few_cells_for_a_quadratic_surface() -> None:
     finally:
         for name in wide:
             del G_FORWARD[name], D_FORWARD[name]
-    assert "three sizes of G against three of D" in ten.to_json()["aicc_verdict"]
+    assert "three sizes of G with three of D" in ten.to_json()["aicc_verdict"]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_too_few_cells_for_a_quadratic_surface() -> None:
 def test_cells_on_one_line_are_refused(cells: list[tuple[str, str]]) -> None:
     with pytest.raises(ValueError, match="at least 4 complete cells that are not on one line") as error:
         analyse(planted(0.2, 0.3, cells=cells))
-    assert "train sizes of G against other sizes of D" in str(error.value) and "\n" not in str(error.value)
+    assert "train sizes of G with other sizes of D" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_mixed_protocols_patches_and_compute_are_refused() -> None:
