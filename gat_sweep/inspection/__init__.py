@@ -1,1 +1,1 @@
-"""What the blocks of trained networks do: features, ablations, alignment with a vision model (section 3.3, 3.4)."""
+"""Inspection of trained networks, block by block: features, ablations, alignment with a vision model (3.3, 3.4)."""

@@ -1,4 +1,4 @@
-"""One pass over real and generated images, and what it says about every block."""
+"""Measures of every block, from one pass over real and generated images."""
 
 import math
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens, 
 from gat_sweep.vision.perceptual import Distance
 from gat_sweep.vision.teacher import Teacher
 
-CHUNK = 32  # images drawn from one seed
+CHUNK = 32  # images from one seed
 SHOWN = 6  # images in the figures of features
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained trial on a device: its EMA generator, its discriminator, and the data it learnt from."""
+    """A trained trial on a device: its EMA generator, its discriminator and its data set."""
 
     config: TrialConfig
     generator: Generator
@@ -38,36 +38,36 @@ class Subject:
 
 @dataclass(frozen=True)
 class Row:
-    """One number about one block."""
+    """One measured value of one block."""
 
     network: str  # G or D
     block: int  # from 1
     data: str  # real or fake
     measure: str
-    value: float | None  # None where it is not defined
-    standard_error: float | None  # None where there is none to give
+    value: float | None  # None if it is not defined
+    standard_error: float | None  # None if the measure has none
     n: int  # images
 
 
 @dataclass
 class Findings:
-    """Collected chunk by chunk. A key is (network, block, data, measure)."""
+    """Values, features and pictures, collected chunk by chunk. A key is (network, block, data, measure)."""
 
     values: dict[tuple[str, int, str, str], list[Tensor]] = field(default_factory=dict)  # [B] each
     features: dict[tuple[str, int, str, str], list[Tensor]] = field(default_factory=dict)  # [B, W] each
     teacher: dict[str, list[Tensor]] = field(default_factory=dict)  # by data, [B, W] each
-    shown: Tensor | None = None  # which images of the first chunk are drawn
-    # Of those: (network, data) to the tokens of each block, and data to the pictures.
+    shown: Tensor | None = None  # indices of the images of the first chunk that figures show
+    # For those images: the tokens of each block by (network, data), and the pictures by data.
     shown_tokens: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict)
     shown_pictures: dict[str, Tensor] = field(default_factory=dict)
 
     def show(self, network: str, data: str, tokens: list[Tensor]) -> None:
-        """Keeps the tokens [B, T, W] of each block for the figures, of the first chunk alone."""
+        """Keeps the tokens [B, T, W] of each block for the figures, only for the first chunk."""
         if (network, data) not in self.shown_tokens:
             self.shown_tokens[network, data] = [out[self.shown] for out in tokens]
 
     def rows(self, k: int, step: Callable[[], None]) -> list[Row]:
-        """Every measure of every block; `step` is called after each CKNNA, of which `len(features)` are made."""
+        """Every measure of every block; `step` is called after each of the `len(features)` CKNNA values."""
         rows = []
         for (network, block, data, measure), parts in self.values.items():
             x = torch.cat(parts).double()
@@ -84,9 +84,10 @@ class Findings:
 def look(
     subject: Subject, distance: Distance, teacher: Teacher, images: int, seed: int, step: Callable[[], None]
 ) -> Findings:
-    """Collects everything about `images` real and as many generated images, the same for a seed on every device.
+    """Collects values and features of `images` real and `images` generated images.
 
-    The generated ones have the real ones' classes. `step` is called after each of the ceil(images / CHUNK) chunks.
+    A seed gives the same images on every device; generated images have the classes of the real ones. `step` is called
+    after each of the ceil(images / CHUNK) chunks.
     """
     found = Findings()
     order = np.random.default_rng(seed).permutation(len(subject.dataset))[:images]
@@ -103,15 +104,15 @@ def look(
 def _look_at_real(
     subject: Subject, teacher: Teacher, index: np.ndarray, random: torch.Generator, found: Findings
 ) -> Tensor:
-    """Returns the classes [B]."""
+    """Collects features of real images with the given indices; returns their classes [B]."""
     rows = subject.dataset.rows(index, pictures=subject.dataset.has_pictures)
     real = rows.latents(random).to(subject.device)
     pictures = subject.tokenizer.decode(real) if rows.pictures is None else rows.pictures.to(subject.device)
     levels = real.expand(subject.config.generator_spec.levels, *real.shape)
     y = rows.labels.to(subject.device)
     if found.shown is None:
-        earlier = (y[:, None] == y).tril(-1).sum(dim=1)  # images of the same class
-        found.shown = earlier.argsort(stable=True)[:SHOWN]  # as many classes as there are
+        earlier = (y[:, None] == y).tril(-1).sum(dim=1)  # earlier images of the same class
+        found.shown = earlier.argsort(stable=True)[:SHOWN]  # shows as many classes as possible
     _look_with_discriminator(subject, levels, y, "real", random, found)
     _keep_pictures(teacher, pictures, "real", found)
     return y
@@ -121,6 +122,7 @@ def _look_at_real(
 def _look_at_fake(
     subject: Subject, distance: Distance, teacher: Teacher, y: Tensor, random: torch.Generator, found: Findings
 ) -> None:
+    """Collects values and features of generated images with classes y."""
     generator, classes = subject.generator, y if subject.config.data.classes else None
     z, other = torch.randn(2, len(y), subject.config.model.z_dim, generator=random).to(subject.device)
     w = generator.style(z, classes)
@@ -151,7 +153,7 @@ def _look_at_fake(
 def _look_with_discriminator(
     subject: Subject, levels: Tensor, y: Tensor, data: str, random: torch.Generator, found: Findings
 ) -> None:
-    """D's tokens of image levels [K, B, C, Y, X], perturbed as in training (Eq. 2 and 3), not augmented."""
+    """Collects D's features of image levels [K, B, C, Y, X], perturbed as in training (Eq. 2 and 3), not augmented."""
     config = subject.config
     perturb = make_perturb(config.mng.schedule, len(levels), config.mng.mixing, subject.device)
     noise = torch.randn(levels.shape, generator=random).to(subject.device)
@@ -170,16 +172,16 @@ def _keep_pictures(teacher: Teacher, pictures: Tensor, data: str, found: Finding
 
 
 def similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of tokens [B, T, W] at the same place, averaged over the places: [B], exactly 1 where a equals b."""
+    """Mean cosine [B] of tokens [B, T, W] at the same position; exactly 1 if a equals b."""
     gap = F.normalize(a.float(), dim=-1) - F.normalize(b.float(), dim=-1)
     return (1 - gap.square().sum(dim=-1) / 2).mean(dim=1)
 
 
 def pca_maps(tokens: Tensor) -> np.ndarray:
-    """Tokens [B, T, W] of a square grid as colours [B, rows, columns, 3] in [0, 1].
+    """Colours [B, rows, columns, 3] in [0, 1] of tokens [B, T, W] on a square grid.
 
-    The three largest principal components over the tokens of all B images, the largest entry of each positive,
-    their 1st to 99th percentile stretched to [0, 1].
+    The colours are the three largest principal components over the tokens of all B images, with signs that make the
+    largest entry of each positive. Their 1st to 99th percentile is scaled to [0, 1].
     """
     x = tokens.double().flatten(0, 1)
     x = x - x.mean(dim=0)

@@ -12,20 +12,20 @@ def cknna(a: Tensor, b: Tensor, k: int = 10) -> float:
 
         CKNNA(K, L) = HSIC(a o K, a o L) / sqrt(HSIC(b o K, b o K) HSIC(c o L, c o L))
 
-    K and L are the inner products of the features, each scaled to length 1. Of row i, b keeps the k nearest
-    neighbours of i by K, c those by L, a what both keep. HSIC is the unbiased estimator of Song et al. (2012,
-    Eq. 5), which centres both kernels:
+    K and L are the inner products of the features, each scaled to length 1. In row i, mask b keeps the k nearest
+    neighbours of i in K, mask c those in L, and mask a those in both; o multiplies entry by entry. HSIC is the
+    unbiased estimator of Song et al. (2012, Eq. 5), which centres both kernels:
 
         HSIC(K, L) = (tr(K L) + sum(K) sum(L) / ((n-1)(n-2)) - 2 sum(K L) / (n-2)) / (n (n-3)), diagonals zero.
 
-    As the authors' code computes it (minyoungg/platonic-rep, metrics.py): the kernels are cut to the neighbours
-    first and centred afterwards, so the two sides are not quite exchangeable. In float64 on the features' device.
-    1 for equal neighbours and similarities, about 0 for unrelated ones; nan where a representation has no structure
-    to compare (every picture alike).
+    As in the authors' code (minyoungg/platonic-rep, metrics.py), the kernels are first masked and then centred, so
+    exchanging a and b changes the value slightly. It is computed in float64 on the device of the features. The value
+    is 1 for equal neighbours and similarities, about 0 for unrelated ones, and nan if a representation has no
+    structure (all pictures alike). Raises ValueError when a and b differ in length, or n is at most k + 1.
     """
     n = len(a)
     if len(b) != n or not 1 < k < n - 1:
-        raise ValueError(f"cknna of {n} and {len(b)} features with k={k}: give as many of both, more than k + 1")
+        raise ValueError(f"cknna of {n} and {len(b)} features with k={k}: give equal numbers, more than k + 1")
     kernels = []
     for features in (a, b):
         unit = F.normalize(features.double(), dim=1)
@@ -41,6 +41,6 @@ def cknna(a: Tensor, b: Tensor, k: int = 10) -> float:
 def _hsic(x: Tensor, y: Tensor) -> float:
     """Unbiased HSIC of two [n, n] kernels with zero diagonals."""
     n = len(x)
-    product = x.sum(dim=0) @ y.sum(dim=1)  # the sum of x @ y, without the product
+    product = x.sum(dim=0) @ y.sum(dim=1)  # the sum over x @ y, without computing x @ y
     total = (x * y.T).sum() + x.sum() * y.sum() / ((n - 1) * (n - 2)) - 2 * product / (n - 2)
     return total.item() / (n * (n - 3))

@@ -1,4 +1,4 @@
-"""Tokens of every block, and synthesis without one; by hooks, so the networks' code knows nothing of it."""
+"""Tokens of every block, and synthesis without one block; hooks do both without changes to the networks' code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from gat_sweep.gat.generator import Generator
 
 @torch.no_grad()
 def generator_tokens(generator: Generator, w_BD: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Image levels [K, B, C, Y, X] of styles; and the tokens [B, T, W] that enter block 1 and leave each, depth + 1."""
+    """Image levels [K, B, C, Y, X] of styles, and depth + 1 tokens [B, T, W]: block 1's input, all blocks' outputs."""
     with _recorded(generator.blocks) as tokens:
         levels = generator.synthesize(w_BD)
     return levels, tokens
@@ -21,10 +21,10 @@ def generator_tokens(generator: Generator, w_BD: Tensor) -> tuple[Tensor, list[T
 
 @torch.no_grad()
 def discriminator_tokens(discriminator: Discriminator, levels: Tensor, y_B: Tensor | None) -> list[Tensor]:
-    """Tokens [B, 1 + T, W], [cls] first, that leave each block, of perturbed image levels [K, B, C, Y, X]."""
+    """Output tokens [B, 1 + T, W] of each block, [cls] first, for perturbed image levels [K, B, C, Y, X]."""
 
     def all_tokens(block: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        return args, {**kwargs, "readers": None}  # of its last block D computes [cls] alone
+        return args, {**kwargs, "readers": None}  # otherwise D's last block computes only [cls]
 
     hook = discriminator.blocks[-1].register_forward_pre_hook(all_tokens, with_kwargs=True)
     try:
@@ -42,7 +42,7 @@ class _Skipped(nn.Module):
 
 @contextmanager
 def without_block(generator: Generator, index: int) -> Iterator[None]:
-    """A block passes its tokens on as they are, inside `with`."""
+    """Replaces one block by the identity until the end of the `with` block."""
     block = generator.blocks[index]
     generator.blocks[index] = _Skipped()
     try:

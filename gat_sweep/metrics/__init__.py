@@ -1,1 +1,1 @@
-"""Feature networks and distances between sets of images. Every number carries its protocol."""
+"""Distances between sets of pictures; every number is stored with its protocol."""

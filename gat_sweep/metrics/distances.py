@@ -1,4 +1,4 @@
-"""Distances between sets of feature vectors: ours where torch-fidelity has none or is slow, its own elsewhere."""
+"""Distances between sets of feature vectors; torch-fidelity computes all that it has, unless it is slow."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ from gat_sweep.errors import UserError
 
 SUBSETS, SUBSET = 100, 1000  # of the kernel distance (Binkowski et al. 2018)
 NEIGHBOURS = 3  # of precision and recall (Kynkaanniemi et al. 2019)
-MANIFOLD = 10_000  # at most so many of each side in precision and recall: every pair of them is compared
+MANIFOLD = 10_000  # most pictures of each side in precision and recall, which compare every pair
 BLOCKS = 20  # of the jackknife
-SPLITS = 5  # of the blocks into halves
-# Generated pictures per feature: with fewer, what a parabola in 1/n leaves of the bias exceeds the standard error.
+SPLITS = 5  # splits of the blocks into halves
+# Generated pictures per feature. With fewer, the bias that a parabola in 1/n leaves is larger than the standard error.
 ENOUGH = 7
 
 
 @dataclass(frozen=True)
 class Moments:
-    """n feature vectors summed up in float64: mean [F], and scatter [F, F] about it."""
+    """Sums over n feature vectors, float64: mean [F], and scatter [F, F] about it."""
 
     n: int
     mean: Tensor
@@ -29,21 +29,21 @@ class Moments:
 
     @staticmethod
     def of(features: Tensor) -> "Moments":
-        """Of features [n, F]."""
+        """Moments of features [n, F]."""
         x = features.double()
         mean = x.sum(dim=0) / max(len(x), 1)
         centred = x - mean
         return Moments(len(x), mean, centred.T @ centred)
 
     def __add__(self, other: "Moments") -> "Moments":
-        """Of both sets together (Chan et al. 1983)."""
+        """Moments of both sets together (Chan et al. 1983)."""
         n = max(self.n + other.n, 1)
         shift = other.mean - self.mean
         between = torch.outer(shift, shift) * (self.n * other.n / n)
         return Moments(n, self.mean + shift * (other.n / n), self.scatter + other.scatter + between)
 
     def __sub__(self, other: "Moments") -> "Moments":
-        """Of this set without the vectors of `other`, which are among its own."""
+        """Moments of this set without the vectors of `other`, a subset of it."""
         n = self.n - other.n
         mean = (self.mean * self.n - other.mean * other.n) / n
         shift = other.mean - mean
@@ -69,18 +69,18 @@ def feature_statistics(features: Tensor) -> Statistics:
 
 
 def covariance_root(sigma: Tensor) -> Tensor:
-    """The symmetric root of a covariance [F, F]; eigenvalues that rounding made negative count as 0."""
+    """Symmetric root of a covariance [F, F]; eigenvalues that are negative from rounding count as 0."""
     values, vectors = torch.linalg.eigh(sigma)
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def frechet_distance(a: Statistics, b: Statistics, root: Tensor | None = None) -> float:
-    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Heusel et al. 2017).
+    """Frechet distance |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) (Heusel et al. 2017).
 
-    The trace of the root is taken through the symmetric product S_a^(1/2) S_b S_a^(1/2), which has the same
-    eigenvalues as S_a S_b, none of them negative or complex but by rounding.
-    root: of S_a, to be computed once where `a` stays the same: then this takes 0.31 s at F = 1280 and 1.24 s at 2048,
-    where torch-fidelity's fid_statistics_to_metric took 0.68 and 3.06 s (one CPU thread).
+    The trace of the root comes from the symmetric product S_a^(1/2) S_b S_a^(1/2), which has the same eigenvalues as
+    S_a S_b; they are real, and negative only from rounding.
+    root: root of S_a, to compute it only once for the same `a`. With it, this takes 0.31 s at F = 1280 and 1.24 s at
+    2048; torch-fidelity's fid_statistics_to_metric takes 0.68 and 3.06 s (one CPU thread).
     """
     root = covariance_root(a.sigma) if root is None else root
     cross = torch.linalg.eigvalsh(root @ b.sigma @ root).clamp(min=0).sqrt().sum()
@@ -89,17 +89,17 @@ def frechet_distance(a: Statistics, b: Statistics, root: Tensor | None = None) -
 
 
 def frechet_infinity(real: Statistics, generated: Tensor, root: Tensor | None = None) -> tuple[float, float]:
-    """(Frechet distance for infinitely many generated pictures, its standard error), after Chong & Forsyth 2020.
+    """Frechet distance for infinitely many generated pictures, and its standard error (after Chong & Forsyth 2020).
 
-    A distance of n features [n, F] is too large by a/n + b/n^2 + ...; the intercept of a parabola in 1/n is taken,
-    through the distance of all n, the mean distance without one of 20 blocks, and the mean distance of halves (5 splits
-    of the blocks). Each mean uses every picture equally often, so their errors cancel in the intercept instead of
-    adding up as those of independently drawn subsets would. The standard error is the block jackknife's, of the
-    generated pictures alone: the reference is taken as given.
+    A distance of n features [n, F] is too large by a/n + b/n^2 + ... The result is the intercept of a parabola in 1/n
+    through three points: the distance of all n, the mean distance without one of 20 blocks, and the mean distance of
+    halves (5 splits of the blocks). Each mean uses every picture equally often, so their errors cancel in the
+    intercept; errors of independent subsets would add up. The standard error is from a jackknife over the blocks of
+    generated pictures; it treats the reference as exact.
 
-    Measured on 64 of EfficientNet-Lite0's features of CIFAR-10, at n = 7 F and 25 F, 200 trials each of planted
-    Gaussians (at no, a small and a large distance) and of resampled features: two standard errors held the truth in
-    91 to 98 %, and no bias was left beyond the noise, of the 1.2 to 4.7 that the plain distance had.
+    It was measured on 64 of EfficientNet-Lite0's features of CIFAR-10, at n = 7 F and 25 F, in 200 trials each of known
+    Gaussians (at zero, small and large distance) and of resampled features. The truth was within two standard errors
+    in 91 to 98 %. No bias beyond the noise was left; the plain distance had a bias of 1.2 to 4.7.
     Raises UserError for fewer than ENOUGH * F features.
     """
     check_enough(len(generated), generated.shape[1])
@@ -127,19 +127,19 @@ def frechet_infinity(real: Statistics, generated: Tensor, root: Tensor | None = 
 
 
 def check_enough(count: int, width: int) -> None:
-    """Raises UserError when so many pictures are too few for `frechet_infinity` in features of that width."""
+    """Raises UserError when `count` pictures are too few for `frechet_infinity` with features of `width` values."""
     if count < ENOUGH * width:
         raise UserError(
-            f"fd_infinity needs at least {ENOUGH * width:,} pictures, {ENOUGH} per feature, and there are {count:,}; "
-            "raise eval.samples or leave it out of eval.extras"
+            f"fd_infinity needs at least {ENOUGH * width:,} pictures, {ENOUGH} per feature, but there are {count:,}; "
+            "increase eval.samples or remove it from eval.extras"
         )
 
 
 def kernel_distance(generated: Tensor, real: Tensor) -> tuple[float, float]:
-    """(mean, standard deviation over subsets) of the cubic kernel's MMD^2 between features [n, F] and [m, F].
+    """Kernel distance, the MMD^2 of a cubic kernel between features [n, F] and [m, F].
 
-    Unbiased; with Inception's features it is KID. Computed by torch-fidelity on the CPU, the subsets drawn from a fixed
-    seed.
+    Returns mean and standard deviation over subsets. It is unbiased; with Inception's features it is KID.
+    torch-fidelity computes it on the CPU, with subsets from a fixed seed.
     """
     size = min(SUBSET, len(generated), len(real))
     found = kid_features_to_metric(generated, real, kid_subsets=SUBSETS, kid_subset_size=size, verbose=False)
@@ -147,7 +147,7 @@ def kernel_distance(generated: Tensor, real: Tensor) -> tuple[float, float]:
 
 
 def precision_recall(generated: Tensor, real: Tensor) -> tuple[float, float]:
-    """Improved precision and recall of features [n, F] against [m, F] (Kynkaanniemi et al. 2019), by torch-fidelity."""
+    """Improved precision and recall of features [n, F] against [m, F] (Kynkaanniemi et al. 2019), in torch-fidelity."""
     found = prc_features_to_metric(
         generated[:MANIFOLD], real[:MANIFOLD], prc_neighborhood=NEIGHBOURS, save_cpu_ram=True, verbose=False
     )

@@ -1,4 +1,4 @@
-"""Sets of pictures in files, batch by batch; and how long a long pass still takes."""
+"""Sets of pictures in files, read in batches."""
 
 import hashlib
 import math
@@ -17,14 +17,14 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.npy import BAD_ARRAY, read_header
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-LARGEST = 2**22  # pixels of a picture in an array: a batch has to fit into memory, whatever the header claims
+LARGEST = 2**22  # most pixels of a picture in an array, because a batch must fit into memory
 
 
 @dataclass(frozen=True)
 class Pictures:
     """Pictures of one size, in the order of their source.
 
-    batches: (size) to uint8 [size, 3, h, w], one after the other; the last may be smaller.
+    batches: maps a batch size to an iterator over batches, uint8 [size, 3, h, w]; the last batch may be smaller.
     """
 
     name: str
@@ -34,15 +34,15 @@ class Pictures:
 
 
 def open_pictures(path: Path) -> Pictures:
-    """A folder of images, or an npz with arr_0 as ADM's evaluator takes it.
+    """Pictures in a folder, or in arr_0 of an npz as for ADM's evaluator.
 
-    Raises UserError when there are no such pictures.
+    Raises UserError when there are no pictures.
     """
     return _folder_pictures(path) if path.is_dir() else array_pictures(path)
 
 
 def array_pictures(path: Path) -> Pictures:
-    """arr_0 of an npz, uint8 [N, h, w, 3], read batch by batch: 50,000 pictures of 256x256 are 10 GB.
+    """Pictures in arr_0 of an npz, uint8 [N, h, w, 3], read in batches, because 50,000 pictures of 256x256 are 10 GB.
 
     Raises UserError when there is no such array.
     """
@@ -57,14 +57,14 @@ def array_pictures(path: Path) -> Pictures:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     except BAD_ARRAY as error:
-        raise UserError(f"{path} is no npz with pictures in arr_0: {_said(error)}") from None
+        raise UserError(f"{path} is not an npz with pictures in arr_0: {_said(error)}") from None
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or not shape[0]:
-        raise UserError(f"{path}: arr_0 is {dtype} {list(shape)}; pictures are uint8 [N, h, w, 3]")
+        raise UserError(f"{path}: arr_0 is {dtype} {list(shape)}; pictures must be uint8 [N, h, w, 3]")
     if math.prod(shape) != follow:
         raise UserError(f"{path} claims {shape[0]} pictures of {_side(shape[1:])} in {follow} bytes; write it again")
     if shape[1] * shape[2] > LARGEST:
         raise UserError(
-            f"{path}: pictures of {_side(shape[1:])} are too large; at most {LARGEST:,} pixels are measured"
+            f"{path}: pictures of {_side(shape[1:])} are too large; use pictures of at most {LARGEST:,} pixels"
         )
 
     def batches(size: int) -> Iterator[Tensor]:
@@ -78,7 +78,9 @@ def array_pictures(path: Path) -> Pictures:
                 except BAD_ARRAY as error:
                     raise UserError(f"{path} is damaged ({_said(error)}); write it again") from None
                 if len(raw) < count * bytes_each:
-                    raise UserError(f"{path} ends after {start + len(raw) // bytes_each} of {shape[0]} pictures")
+                    raise UserError(
+                        f"{path} ends after {start + len(raw) // bytes_each} of {shape[0]} pictures; write it again"
+                    )
                 yield torch.frombuffer(raw, dtype=torch.uint8).view(count, *shape[1:]).permute(0, 3, 1, 2)
 
     return Pictures(path.stem, shape[0], digest, batches)
@@ -87,7 +89,7 @@ def array_pictures(path: Path) -> Pictures:
 def _folder_pictures(folder: Path) -> Pictures:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise UserError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+        raise UserError(f"{folder} has no pictures ({', '.join(SUFFIXES)})")
     digest = hashlib.sha256()
     for path in paths:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -98,7 +100,7 @@ def _folder_pictures(folder: Path) -> Pictures:
             part = [_picture(path) for path in paths[start : start + size]]
             for path, picture in zip(paths[start:], part, strict=False):
                 if picture.shape != shape:
-                    raise UserError(f"{path} is {_side(picture.shape)}, others are {_side(shape)}; make them one size")
+                    raise UserError(f"{path} is {_side(picture.shape)}, others are {_side(shape)}; resize to one size")
             yield torch.from_numpy(np.stack(part)).permute(0, 3, 1, 2)
 
     return Pictures(folder.name, len(paths), digest.hexdigest()[:12], batches)
@@ -109,11 +111,11 @@ def _picture(path: Path) -> np.ndarray:
         with decoding(), Image.open(path, formats=FORMATS) as image:
             return np.array(image.convert("RGB"))
     except (*BAD_DATA, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{path} cannot be read as a picture: {_said(error)}") from None
+        raise UserError(f"{path} is not a readable picture: {_said(error)}") from None
 
 
 def _said(error: Exception) -> str:
-    """One line, and not a long one."""
+    """Message of an error, in one short line."""
     return " ".join(str(error).split())[:150]
 
 

@@ -1,4 +1,4 @@
-"""Trained networks in folders: written, read, sampled, measured, and in the authors' format."""
+"""Trained networks in folders: writing, reading, sampling, evaluation, and the authors' format."""
 
 from gat_sweep.pretrained.folder import from_pretrained, from_trial, save_pretrained
 

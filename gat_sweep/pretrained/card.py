@@ -15,18 +15,18 @@ MEASURES = ("kernel_distance", "kernel_distance_std", "precision", "recall", "fd
 
 @dataclass(frozen=True)
 class About:
-    """What config.json says beside the generator's shapes."""
+    """Content of config.json in addition to the shapes of the generator."""
 
-    tokenizer: TokenizerIdentity | None = None  # None: not known
-    class_names: tuple[str, ...] = ()  # none: not known, or no classes
-    training: dict[str, Any] = field(default_factory=dict)  # recipe, trial, step, data and the like
-    evaluation: dict[str, Any] | None = None  # of these very weights: metric, value, n, reference, protocol
-    official: dict[str, Any] | None = None  # of an imported checkpoint: its counters and arguments
-    files: dict[str, str] = field(default_factory=dict)  # file of weights -> sha256; save_pretrained fills it in
+    tokenizer: TokenizerIdentity | None = None  # None if not known
+    class_names: tuple[str, ...] = ()  # empty if not known, or without classes
+    training: dict[str, Any] = field(default_factory=dict)  # recipe, trial, step, data and so on
+    evaluation: dict[str, Any] | None = None  # of exactly these weights: metric, value, n, reference, protocol
+    official: dict[str, Any] | None = None  # for an imported checkpoint: its counters and arguments
+    files: dict[str, str] = field(default_factory=dict)  # sha256 by file of weights; save_pretrained sets it
 
 
 def model_card(generator: Generator, discriminator: Discriminator | None, about: About) -> str:
-    """README.md: what the model hubs show."""
+    """Text of README.md, which model hubs show."""
     spec, training = generator.spec, about.training
     front: dict[str, Any] = {
         "library_name": "gat-sweep",
@@ -43,7 +43,7 @@ def model_card(generator: Generator, discriminator: Discriminator | None, about:
     if about.tokenizer:
         tokenizer = f"{about.tokenizer.source} {about.tokenizer.digest}".strip()
     facts = [
-        ("generator", f"{sizes} (running average of the weights)"),
+        ("generator", f"{sizes} (EMA of the weights)"),
         ("discriminator", _parameters(discriminator) if discriminator else "not in this folder"),
         ("latents", f"{spec.channels} x {spec.side} x {spec.side}, {conditional}, latent code of {spec.z_dim}"),
         ("tokenizer", tokenizer),
@@ -92,14 +92,14 @@ def model_card(generator: Generator, discriminator: Discriminator | None, about:
 
 def _measured_lines(evaluation: dict[str, Any] | None) -> list[str]:
     if evaluation is None:
-        return ["These weights were not evaluated."]
+        return ["These weights have not been evaluated."]
     metric = evaluation["metric"]
     lines = [
         f"`{metric}` = {evaluation['value']:.4g} with {evaluation['n']:,} samples against {evaluation['reference']}."
     ]
     if metric != "fid":
         extractor = evaluation["protocol"]["extractor"]
-        lines.append(f"This is a Frechet distance in the features of {extractor}: no FID, and not comparable with one.")
+        lines.append(f"This is a Frechet distance in the features of {extractor}. It cannot be compared with an FID.")
     lines += [f"`{name}` = {evaluation[name]:.4g}." for name in MEASURES if name in evaluation]
     protocol = {key: value for key, value in evaluation["protocol"].items() if value is not None}
     return [*lines, "", "Protocol: " + "; ".join(f"{key} {_plain(value)}" for key, value in protocol.items()) + "."]

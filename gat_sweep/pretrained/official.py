@@ -1,13 +1,13 @@
-"""Checkpoints of the authors' released code (github.com/hse1032/GAT, train.py), in and out.
+"""Import and export of checkpoints of the authors' released code (github.com/hse1032/GAT, train.py).
 
-Theirs is a .pt with the state dicts `generator`, `discriminator` and `ema`, and beside them `optG`, `optD`, `args`,
-`steps`, `wallclock_time` and `wandb_run_id`. The three state dicts go through a folder of save_pretrained and out again
-without a changed bit. Of the rest `steps` and the arguments that their generate.py reads are kept; the optimizers and
-the bookkeeping are left out: training does not go on from an imported checkpoint, here or there.
+Their checkpoint is a .pt with the state dicts `generator`, `discriminator` and `ema`, and with `optG`, `optD`, `args`,
+`steps`, `wallclock_time` and `wandb_run_id`. Import to a folder of save_pretrained and export from it keep every bit of
+the three state dicts. They also keep `steps` and the arguments that their generate.py reads. Optimizers and other
+records are dropped, so training cannot continue from an imported checkpoint, neither here nor in the released code.
 
-Their state dicts also hold what the networks here compute or do not have: the fixed position tables and rotary tables
-(checked against ours), and in G a patch embedder whose output is multiplied by zero. official.safetensors keeps them,
-and all of `generator`, which is not the running average.
+Their state dicts also have tensors that our networks compute or do not have: the fixed position tables and rotary
+tables (checked against ours), and in G a patch embedder whose output is multiplied by zero. official.safetensors keeps
+these, and all of `generator`, which is not the EMA.
 """
 
 import argparse
@@ -45,7 +45,7 @@ from gat_sweep.pretrained.folder import (
 )
 from gat_sweep.run.checkpoint import read_network, read_trial
 
-# Our names -> theirs; what is not named differs in nothing.
+# Our names -> theirs; all other names are the same.
 OFFICIAL_NAMES_G = [
     (r"^style_mean$", "w_avg"),
     (r"^class_embedding\.", "y_embedder.embedding_table."),
@@ -72,27 +72,27 @@ OFFICIAL_NAMES_D = [
 ]
 
 PARTS = ("generator", "discriminator", "ema")
-ARGUMENTS = ("model", "modelD", "resolution", "num_classes", "fused_attn", "qk_norm")  # what says how to build them
-LEVELS = 4  # of their networks, whatever the depth
+ARGUMENTS = ("model", "modelD", "resolution", "num_classes", "fused_attn", "qk_norm")  # needed to build their networks
+LEVELS = 4  # of their networks, for any depth
 TABLES = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
-TABLE_ERROR = 1e-5  # between two ways of computing a table in float32
+TABLE_ERROR = 1e-5  # largest difference between two computations of a table in float32
 
 State = dict[str, Tensor]
 
 
 def official_name(name: str, rules: list[tuple[str, str]]) -> str:
-    """The released code's name of one of our parameters."""
+    """Name of one of our parameters in the released code."""
     for pattern, replacement in rules:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 def import_official(path: Path, folder: Place, tokenizer: str | None = None) -> None:
-    """Writes a released checkpoint as a folder of save_pretrained; the running average is its generator.
+    """Writes a checkpoint of the released code as a folder of save_pretrained, with the EMA as its generator.
 
-    Shapes are inferred from the tensors. tokenizer: what the latents are of, which no tensor tells; sampling asks for
-    it unless given.
-    Raises UserError when the file is no such checkpoint, its tensors do not fit together, or the tokenizer does not
+    Shapes are inferred from the tensors. tokenizer: the tokenizer of the latents, which tensors do not tell (default:
+    not recorded, then sampling needs --tokenizer).
+    Raises UserError when the file is not such a checkpoint, its tensors do not fit together, or the tokenizer does not
     fit them.
     """
     check_new(folder)
@@ -107,11 +107,11 @@ def import_official(path: Path, folder: Place, tokenizer: str | None = None) -> 
         identity = load_tokenizer(tokenizer, channels=spec_g.channels).identity
         if identity.channels != spec_g.channels:
             raise UserError(
-                f"tokenizer '{tokenizer}' has {identity.channels} channels, {path} makes {spec_g.channels}; give the "
-                "one that it was trained with"
+                f"tokenizer '{tokenizer}' has {identity.channels} channels, but {path} makes {spec_g.channels}; give "
+                "the one that it was trained with"
             )
     generator, discriminator = Generator(spec_g), Discriminator(spec_d)
-    # assign: tensors of another precision stay as they are.
+    # assign=True keeps tensors of another precision unchanged.
     generator.load_state_dict(_ours(found["ema"], Generator, spec_g), assign=True)
     discriminator.load_state_dict(_ours(found["discriminator"], Discriminator, spec_d), assign=True)
     kept = {f"generator.{name}": tensor for name, tensor in found["generator"].items()}
@@ -126,15 +126,16 @@ def import_official(path: Path, folder: Place, tokenizer: str | None = None) -> 
 
 
 def export_official(source: Place, path: Path, settings: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Writes a checkpoint that the released code loads: of an imported folder the very tensors that came in; of others
-    `_fixed` adds what the networks here do not have.
+    """Writes a checkpoint that the released code can load.
 
-    source: a folder of save_pretrained, or a trial's checkpoint, for which settings are as of from_trial.
-    say: gets a line about what is not the trial's own.
-    Raises UserError when the file exists already, or the released code has no such networks.
+    For an imported folder it writes exactly the imported tensors; for others `_fixed` adds tensors that our networks
+    do not have.
+    source: a folder of save_pretrained, or a trial's checkpoint, for which settings are as in from_trial.
+    say: gets a line about values that are not from the source.
+    Raises UserError when the file already exists, or the released code has no such networks.
     """
     if path.exists():
-        raise UserError(f"{path} exists already; give another name, or delete it")
+        raise UserError(f"{path} already exists; give another name, or delete it")
     content: dict[str, Any]
     if is_checkpoint(source):
         content = _of_trial(source, settings)
@@ -156,32 +157,31 @@ def export_official(source: Place, path: Path, settings: Mapping[str, Any], say:
             discriminator |= _fixed(Discriminator, opened.discriminator_spec())
             content = {"generator": ema, "discriminator": discriminator, "ema": ema}
             content["steps"] = opened.about.training.get("step", 0)
-            say("the folder holds the running average only: it stands under 'generator', too")
+            say("the folder has only the EMA weights; they are written as both 'ema' and 'generator'")
     if "args" not in content:
-        say("their generate.py takes --model, --resolution and --num-classes from its own options for this file")
+        say("for this file, give --model, --resolution and --num-classes to generate.py of the released code")
     file = io.BytesIO()
     torch.save(content, file)
     write(path, file.getvalue())
 
 
 def read_official(path: Path) -> dict[str, Any]:
-    """The three state dicts, and where they are there `args` (a dictionary of ARGUMENTS) and `steps`.
+    """The three state dicts of a checkpoint, and if present `args` (a dictionary of ARGUMENTS) and `steps`.
 
-    Nothing is unpickled but tensors, plain values and argparse's Namespace, which `args` is.
-
-    Raises UserError when the file holds anything else, or lacks a state dict.
+    Only tensors, plain values and argparse's Namespace (the type of `args`) are unpickled.
+    Raises UserError when the file contains anything else, or lacks a state dict.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a checkpoint of the released code (.pt)")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore", UserWarning)  # about odd formats, which are refused right after
-            # mmap: the optimizers, most of the file, are never read.
+            warnings.simplefilter("ignore", UserWarning)  # about unusual formats, which are refused anyway
+            # With mmap, the optimizers, which are most of the file, are never read.
             found = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except BAD_WEIGHTS as error:
         said = next(iter(str(error).splitlines()), "")[:120]
         raise UserError(
-            f"{path} is no checkpoint of tensors ({type(error).__name__}: {said}); give a .pt of the released code"
+            f"{path} is not a checkpoint of tensors ({type(error).__name__}: {said}); give a .pt of the released code"
         ) from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
@@ -200,7 +200,7 @@ def read_official(path: Path) -> dict[str, Any]:
 
 
 def _of_trial(source: Place, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All three networks of a trial's checkpoint under their names."""
+    """All three networks of a trial's checkpoint, with the released code's names."""
     trial = from_trial(source, settings, discriminator=True)
     assert trial.discriminator is not None
     _check_theirs(trial.generator.spec)
@@ -221,18 +221,18 @@ def _of_trial(source: Place, settings: Mapping[str, Any]) -> dict[str, Any]:
 def _check_theirs(spec: NetworkSpec) -> None:
     """Raises UserError unless the released code can build such networks."""
     if not spec.classes:
-        raise UserError("the released code has no unconditional networks; export one that was trained with classes")
+        raise UserError("the released code has no unconditional networks; export one trained with classes")
     if spec.levels != LEVELS:
         raise UserError(
-            f"the released code has networks of {LEVELS} levels only, these have {spec.levels}; export others"
+            f"the released code only has networks with {LEVELS} levels, but these have {spec.levels}; export others"
         )
 
 
 def _fixed(kind: type[nn.Module], spec: NetworkSpec) -> State:
-    """What their state dict of such a network holds beside the weights that are ours, too.
+    """Tensors that their state dict of such a network has and ours does not.
 
-    The tables are computed as ours are. The patch embedder of G, whose output they multiply by zero, is initialised as
-    theirs (Xavier-uniform as a linear layer, bias 0), from seed 0.
+    The tables are computed like ours. The patch embedder of G, whose output they multiply by zero, is initialised as
+    in their code (Xavier-uniform as a linear layer, bias 0), from seed 0.
     """
     grid = spec.side // spec.patch
     turns = rope_table(spec.width // spec.heads, grid)
@@ -250,7 +250,7 @@ def _fixed(kind: type[nn.Module], spec: NetworkSpec) -> State:
 
 
 def _check(state: State, kind: type[nn.Module], spec: NetworkSpec, where: str) -> None:
-    """Raises UserError unless a state dict of theirs is all of such a network, with the tables that we compute."""
+    """Raises UserError unless their state dict has all tensors of such a network, and the tables that we compute."""
     fixed = _fixed(kind, spec)
     expected = {name: tensor.shape for name, tensor in fixed.items()}
     expected |= {official_name(name, _rules(kind)): shape for name, shape in shapes(kind, spec).items()}
@@ -258,7 +258,7 @@ def _check(state: State, kind: type[nn.Module], spec: NetworkSpec, where: str) -
     for name in TABLES:
         error = (state[name].float() - fixed[name]).abs().max().item()
         if not error <= max(TABLE_ERROR, torch.finfo(state[name].dtype).eps):
-            raise UserError(f"{where}.{name} is {error:.2g} off the fixed table of these shapes; give another file")
+            raise UserError(f"{where}.{name} differs by {error:.2g} from the fixed table; give another file")
 
 
 def _generator_spec(state: State, where: str) -> GeneratorSpec:
@@ -270,7 +270,10 @@ def _generator_spec(state: State, where: str) -> GeneratorSpec:
 
 
 def _discriminator_spec(state: State, generator: GeneratorSpec, where: str) -> DiscriminatorSpec:
-    """Levels and channels, which D sees as one number, are the generator's; so are side and classes."""
+    """Shapes of D. Levels and channels, of which D's tensors show only the product, are from the generator.
+
+    Raises UserError when inputs, side or classes differ from those of the generator.
+    """
     classes, class_width = _shape(state, "y_embedder.embedding_table.weight", 2, where)
     width, inputs, patch, _ = _shape(state, "x_embedder.proj.weight", 4, where)
     shared = _shared(state, width, patch, where)
@@ -280,7 +283,7 @@ def _discriminator_spec(state: State, generator: GeneratorSpec, where: str) -> D
         ("classes", classes, generator.classes),
     ]:
         if ours != its:
-            raise UserError(f"{where} has {what} {ours}, the generator's make it {its}; give networks of one training")
+            raise UserError(f"{where} has {what} {ours}, but the generator has {its}; give networks trained together")
     projector = {}
     if "proj.0.weight" in state:
         projector["projector_width"] = _shape(state, "proj.0.weight", 2, where)[0]
@@ -303,7 +306,7 @@ def _shared(state: State, width: int, patch: int, where: str) -> dict[str, int]:
     grid = math.isqrt(tokens)
     if grid**2 != tokens or width % head:
         raise UserError(
-            f"{where}: {tokens} positions and heads of {head} of {width} are no square and no whole number of heads; "
+            f"{where}: {tokens} positions are not a square grid, or head width {head} does not divide width {width}; "
             "give another file"
         )
     return {
@@ -317,10 +320,10 @@ def _shared(state: State, width: int, patch: int, where: str) -> dict[str, int]:
 
 def _shape(state: State, name: str, dimensions: int, where: str) -> list[int]:
     if name not in state:
-        raise UserError(f"{where} lacks '{name}', which its shapes are read from; give a whole checkpoint")
+        raise UserError(f"{where} lacks '{name}', which gives shapes; give a complete checkpoint")
     shape = list(state[name].shape)
     if len(shape) != dimensions or 0 in shape:
-        raise UserError(f"{where}: '{name}' is {shape}, which has not {dimensions} dimensions; give another file")
+        raise UserError(f"{where}: '{name}' is {shape}; it needs {dimensions} dimensions, none 0; give another file")
     return shape
 
 

@@ -1,4 +1,4 @@
-"""Comparison with the authors' released code: outputs, losses and gradients of one D and one G step."""
+"""Comparison with the authors' released code: outputs, losses and gradients of one D step and one G step."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -33,9 +33,9 @@ class Parity:
 
 
 def check_parity(path: Path) -> Parity:
-    """Runs our networks and losses on the weights, inputs and noises of a reference file.
+    """Runs our networks and losses with the weights, inputs and noises of a reference file.
 
-    Raises UserError when the file cannot be read or is not of the reference layout.
+    Raises UserError when the file cannot be read or does not have the layout of a reference.
     """
     tensors, config, extra = _read(path)
     try:
@@ -54,7 +54,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, int], dict[str, int]
     except SafetensorError as error:
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
     if "config" not in metadata or "d_extra" not in metadata:
-        raise UserError(f"{path}: metadata lacks 'config' and 'd_extra'; not a reference of this layout")
+        raise UserError(f"{path}: metadata lacks 'config' or 'd_extra'; see docs/parity.md for the layout")
     return tensors, json.loads(metadata["config"]), json.loads(metadata["d_extra"])
 
 
@@ -122,7 +122,7 @@ def _compare(ref: dict[str, Tensor], config: dict[str, int], extra: dict[str, in
     ]
     gradients_d = _gradients(discriminator, ref, "D_step.grad.", OFFICIAL_NAMES_D)
 
-    # G step, on D's unchanged weights as in the reference
+    # G step, with D's weights unchanged, as in the reference
     discriminator.requires_grad_(False)
     draws = Draws(mng=torch.stack([ref["G_step.noise_real_levels"], ref["G_step.noise_fake_levels"]]))
     loss_g = generator_loss(discriminator, real, fake_levels, y, draws, same, perturb)
@@ -136,15 +136,15 @@ def _compare(ref: dict[str, Tensor], config: dict[str, int], extra: dict[str, in
 
 
 def _relative(ours: Tensor, theirs: Tensor, rounding: Tensor | float) -> float:
-    """Largest relative difference beyond what rounding explains."""
+    """Largest relative difference that rounding does not explain."""
     return (((ours - theirs).abs() - rounding).clamp(min=0) / theirs.abs()).max().item()
 
 
 def _penalty_rounding(penalty: Tensor, terms: dict[str, Tensor]) -> Tensor:
-    """How far float32 logits (16 ulp through the network) can move a finite-difference penalty.
+    """Largest effect of rounding in float32 logits (16 ulp through the network) on a finite-difference penalty.
 
-    p = (delta / sigma)^2 subtracts two nearly equal logits, so its last digits are rounding in any
-    implementation, the reference's included: dp = 2 sqrt(p) d/sigma + (d/sigma)^2.
+    p = (delta / sigma)^2 subtracts two nearly equal logits, so in every implementation, also the reference, its last
+    digits are rounding: dp = 2 sqrt(p) d/sigma + (d/sigma)^2.
     """
     logit = torch.maximum(terms["logit_real"].abs().max(), terms["logit_fake"].abs().max())
     d = 16 * torch.finfo(torch.float32).eps * logit / OFFICIAL.gp_sigma
@@ -152,10 +152,10 @@ def _penalty_rounding(penalty: Tensor, terms: dict[str, Tensor]) -> Tensor:
 
 
 def _relative_gradients(pairs: list[tuple[Tensor, Tensor]]) -> float:
-    """Largest difference per tensor, relative to the tensor's largest entry.
+    """Largest difference over tensors, relative to the largest entry of each tensor.
 
-    A gradient that is zero by construction (D's head bias cancels between real and fake) holds rounding
-    only, so no tensor is measured against less than 1e-4 of the network's largest gradient.
+    A gradient that is zero by construction (D's head bias cancels between real and fake) is only rounding. So the
+    difference is relative to at least 1e-4 of the network's largest gradient.
     """
     floor = 1e-4 * max(theirs.abs().max().item() for _, theirs in pairs)
     return max((ours - theirs).abs().max().item() / max(theirs.abs().max().item(), floor) for ours, theirs in pairs)
@@ -170,12 +170,14 @@ def _load(module: nn.Module, ref: dict[str, Tensor], prefix: str, rules: list[tu
 def _gradients(
     module: nn.Module, ref: dict[str, Tensor], prefix: str, rules: list[tuple[str, str]]
 ) -> list[tuple[Tensor, Tensor]]:
-    """Pairs (ours, reference) for every parameter, and a check that the reference has no others."""
+    """Pairs (ours, reference) of gradients for every parameter. Raises UserError when the reference has others."""
     pairs = []
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         pairs.append((parameter.grad, ref[prefix + official_name(name, rules)]))
     theirs = sum(name.startswith(prefix) for name in ref)
     if theirs != len(pairs):
-        raise UserError(f"the reference holds {theirs} gradients under {prefix}*, our network {len(pairs)}")
+        raise UserError(
+            f"the reference has {theirs} gradients under {prefix}*, but our network has {len(pairs)}; give another file"
+        )
     return pairs

@@ -1,11 +1,11 @@
-"""Pictures of a trained generator: plain samples of chosen classes, or rows that go from one style to another (A.21).
+"""Pictures of a trained generator: samples of chosen classes, or rows that interpolate between two styles (A.21).
 
-    samples.npz       arr_0: uint8 [N, h, w, 3], and of plain samples arr_1: their classes, as ADM writes them
-    grid.png          the first ROWS x COLUMNS pictures, small ones enlarged by whole factors
-    sampling.json     what was asked, and of which weights; written last
+    samples.npz       arr_0: uint8 [N, h, w, 3]; for plain samples also arr_1: their classes, as ADM writes them
+    grid.png          the first rows x columns pictures; small pictures are enlarged by a whole factor
+    sampling.json     the request and the weights; written last
 
-Picture i is decided by the seed and i alone: its latent code and, unless classes are given, its class are drawn from a
-stream of its own. So more pictures, another batch or another device change no picture beyond float rounding.
+Picture i depends only on the seed and on i: it has its own random stream for its latent code and, if no classes are
+given, its class. So more pictures, another batch size or another device change a picture only by float rounding.
 """
 
 import io
@@ -40,16 +40,16 @@ LINE = 2  # pixels between pictures on a grid
 
 @dataclass(frozen=True)
 class Request:
-    """What to sample.
+    """Options of a sampling.
 
-    classes: of the pictures in turn, "all", or None: drawn for each.
-    psi, guidance: as of Generator.styled; 1 = off.
-    batch: pictures at once; changes how long it takes and what it takes of memory, no picture.
+    classes: classes of the pictures, repeated in order; "all"; or None to draw a class for each picture.
+    psi, guidance: as in Generator.styled; 1 = off.
+    batch: pictures per forward; it changes only time and memory.
     grid: (rows, columns).
-    interpolate: rows of `columns` pictures each, whose styles lie on a line after truncation and guidance. "intra":
-        between two latent codes of one class; row r is of class classes[r]. "inter": between two classes with one
-        latent code, so that a row shows what the class changes; row r goes from classes[r] to classes[r + 1]. Both
-        count in a circle. `count` is then all of the grid.
+    interpolate: makes rows of `columns` pictures each, whose styles lie on a line after truncation and guidance.
+        "intra": between two latent codes of one class; row r has class classes[r]. "inter": between two classes with
+        one latent code, to show the effect of the class; row r goes from classes[r] to classes[r + 1]. After the last
+        class comes the first again. `count` is ignored: the grid is filled.
     """
 
     count: int = 64
@@ -76,12 +76,12 @@ def sample_command(
     device: torch.device,
     say: Say = silent,
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Samples a trial's checkpoint (its running average) or a folder of save_pretrained into a new folder; (what
-    sampling.json holds, the files written).
+    """Writes samples of a trial's checkpoint (its EMA) or of a folder of save_pretrained to a new folder.
 
-    settings: of a trial, as of from_trial. tokenizer: where the one of the latents lies now.
+    settings: for a trial, as in from_trial. tokenizer: place of the tokenizer now (default: the recorded place).
+    Returns the content of sampling.json and the written files.
     Raises UserError, before anything is written, when the source cannot be read, the request does not fit it, the
-    tokenizer is another, or `out` holds anything.
+    tokenizer is another one, or `out` is not empty.
     """
     check_new(out)
     pretrained = _opened(source, settings, tokenizer)
@@ -133,7 +133,7 @@ def sample_command(
 
 
 def checked(request: Request, spec: GeneratorSpec) -> tuple[int, ...] | None:
-    """The classes of a request; None: drawn, or there are none. Raises UserError unless the networks can do it."""
+    """Classes of a request; None if they are drawn or there are none. Raises UserError for invalid requests."""
     for option, value, least in [
         ("--count", request.count, 1),
         ("--batch", request.batch, 1),
@@ -144,34 +144,34 @@ def checked(request: Request, spec: GeneratorSpec) -> tuple[int, ...] | None:
             raise UserError(f"{option} {value}: give {least} or more")
     for option, number in [("--psi", request.psi), ("--guidance", request.guidance)]:
         if not (math.isfinite(number) and number >= 0):
-            raise UserError(f"{option} {number}: give 0 or more; 1 is off")
+            raise UserError(f"{option} {number}: give 0 or more; 1 means off")
     classes = tuple(range(spec.classes)) if request.classes == "all" else request.classes
     if not spec.classes:
         if classes is not None:
             raise UserError("these networks have no classes; leave --classes out")
         if request.guidance != 1:
-            raise UserError("these networks have no classes to guide away from; leave --guidance out")
+            raise UserError("guidance needs classes, and these networks have none; leave --guidance out")
         if request.interpolate == "inter":
-            raise UserError("these networks have no classes to go between; use --interpolate intra")
+            raise UserError("--interpolate inter needs classes, and these networks have none; use --interpolate intra")
     assert classes is None or isinstance(classes, tuple)
     unknown = [y for y in classes or () if not 0 <= y < spec.classes]
     if unknown or classes == ():
-        raise UserError(f"--classes {', '.join(map(str, unknown))}: there are 0 to {spec.classes - 1}, or all")
+        raise UserError(f"--classes {', '.join(map(str, unknown))}: give 0 to {spec.classes - 1}, or all")
     if request.interpolate is not None:
         if request.grid[1] < 2:
-            raise UserError("a row of --interpolate needs both of its ends; set --steps 2 or more")
+            raise UserError("a row of --interpolate needs two ends; give --steps 2 or more")
         if request.interpolate == "inter" and (spec.classes < 2 or (classes is not None and len(set(classes)) < 2)):
-            raise UserError("--interpolate inter goes between classes; give --classes two or more")
+            raise UserError("--interpolate inter goes between classes; give two or more --classes")
     elif not request.npz and request.count > math.prod(request.grid):
         raise UserError(
-            f"--no-npz keeps the {math.prod(request.grid)} pictures of the grid only, --count is {request.count}; "
+            f"--no-npz keeps only the {math.prod(request.grid)} pictures of the grid, but --count is {request.count}; "
             "lower it, or make --grid larger"
         )
     return classes
 
 
 def batches(generator: Generator, request: Request, classes: tuple[int, ...] | None) -> Iterator[Tensor]:
-    """Latents [n, C, Y, X] of the pictures in order, `request.batch` at a time: one forward of the backbone each."""
+    """Latents [n, C, Y, X] of the pictures, in order, in batches of `request.batch`; each is one forward."""
     style = _lines(generator, request, classes) if request.interpolate else _plain(generator, request, classes)
     with torch.no_grad():
         for start in range(0, request.pictures, request.batch):
@@ -182,10 +182,10 @@ def batches(generator: Generator, request: Request, classes: tuple[int, ...] | N
 def codes(
     request: Request, spec: GeneratorSpec, classes: tuple[int, ...] | None, pictures: range
 ) -> tuple[Tensor, Tensor | None]:
-    """Latent codes [n, z_dim] of pictures and their classes [n]: given ones in turn, or drawn; None without classes."""
+    """Latent codes [n, z_dim] of pictures, and their classes [n], given or drawn; None for networks without classes."""
     codes, drawn = [], []
     for i in pictures:
-        random = np.random.default_rng((request.seed, i))  # hashes both; torch's CPU seeds are 32 bits only
+        random = np.random.default_rng((request.seed, i))  # hashes both; torch uses only 32 bits of a CPU seed
         codes.append(random.standard_normal(spec.z_dim, dtype=np.float32))
         drawn.append(int(random.integers(max(1, spec.classes))))
     z = torch.from_numpy(np.stack(codes))
@@ -202,7 +202,7 @@ def _plain(generator: Generator, request: Request, classes: tuple[int, ...] | No
 
 
 def _lines(generator: Generator, request: Request, classes: tuple[int, ...] | None) -> Callable[[range], Tensor]:
-    """Styles along the rows. The ends of row r are those of codes 2r and 2r + 1 ("inter": of 2r both)."""
+    """Styles along the rows. The ends of row r have codes 2r and 2r + 1 ("inter": both have code 2r)."""
     rows, columns = request.grid
     spec = generator.spec
     z, drawn = codes(request, spec, None, range(2 * rows))
@@ -212,7 +212,7 @@ def _lines(generator: Generator, request: Request, classes: tuple[int, ...] | No
     if drawn is not None:
         start_y, end_y = drawn[firsts], drawn[firsts]
         if request.interpolate == "inter":
-            # Of the other classes one, so that a row never stays in its class.
+            # The end is one of the other classes, so that a row never stays in one class.
             end_y = (start_y + 1 + drawn[firsts + 1] % (spec.classes - 1)) % spec.classes
         if classes is not None:
             start_y = torch.tensor([classes[row % len(classes)] for row in range(rows)])
@@ -236,7 +236,7 @@ def _styled(generator: Generator, request: Request, z_BZ: Tensor, y_B: Tensor | 
 
 
 class Archive:
-    """An npz that grows picture by picture (50,000 of 256x256 are 10 GB), and is there whole or not at all."""
+    """An npz that grows batch by batch (50,000 pictures of 256x256 are 10 GB); it appears complete or not at all."""
 
     def __init__(self, path: Path, count: int):
         self.path, self.count = path, count
@@ -245,7 +245,7 @@ class Archive:
         self.array: Any = None
 
     def add(self, pictures: Tensor) -> None:
-        """uint8 [n, 3, h, w]."""
+        """Appends pictures, uint8 [n, 3, h, w]."""
         values = np.ascontiguousarray(pictures.permute(0, 2, 3, 1).numpy())
         if self.zip is None:
             self.zip = zipfile.ZipFile(self.temporary, "w")
@@ -255,6 +255,7 @@ class Archive:
         self.array.write(values)
 
     def close(self, labels: Tensor | None) -> None:
+        """Writes the labels [N] as arr_1, and puts the complete file in place."""
         assert self.zip is not None
         self.array.close()
         if labels is not None:
@@ -267,12 +268,12 @@ class Archive:
         os.replace(self.temporary, self.path)
 
     def discard(self) -> None:
-        """What is not whole; nothing after close()."""
+        """Removes an incomplete file; does nothing after close()."""
         self.temporary.unlink(missing_ok=True)
 
 
 def sheet(pictures: Tensor, columns: int) -> bytes:
-    """uint8 pictures [n, 3, h, w] row by row as a PNG, apart by a white line; white where the last row ends early."""
+    """PNG of pictures, uint8 [n, 3, h, w], row by row, with white lines between them and white for missing ones."""
     factor = max(1, SMALLEST_SHOWN // pictures.shape[2])
     pictures = pictures.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
     columns = min(columns, len(pictures))
@@ -289,5 +290,5 @@ def _opened(source: Place, settings: Mapping[str, Any], tokenizer: str | None) -
     if is_checkpoint(source):
         return from_trial(source, {**settings, **({"data.tokenizer": tokenizer} if tokenizer else {})})
     if settings:
-        raise UserError(f"--set {next(iter(settings))}: a folder of networks needs no data; leave --set out")
+        raise UserError(f"--set {next(iter(settings))}: a folder of networks uses no data; leave --set out")
     return from_pretrained(source)

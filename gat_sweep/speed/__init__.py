@@ -1,1 +1,1 @@
-"""What a step, a picture and a trial take on this machine."""
+"""Measured time and memory of a step, a picture and a trial on this machine."""

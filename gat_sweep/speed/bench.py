@@ -1,4 +1,4 @@
-"""What `gat-sweep bench` does."""
+"""The benchmark of a training step against a straightforward one, for `gat-sweep bench`."""
 
 import gc
 import statistics
@@ -28,9 +28,9 @@ from gat_sweep.train.engine import Batch, Engine
 def bench_command(
     configs: list[TrialConfig], device: str | None, threads: int | None, iterations: int, say: Say
 ) -> list[dict[str, Any]]:
-    """Times the engine beside the straightforward step for each config; say: gets lines of progress.
+    """Times the engine and the straightforward step for each config; say: gets lines of progress.
 
-    Raises UserError when there is no such device, a config does not fit it, or the two steps disagree.
+    Raises UserError when there is no such device, a config does not fit it, or the losses of the two steps differ.
     """
     pass
 
@@ -52,19 +52,19 @@ def bench_command(
     return results
 
 
-# The first step's losses of both, same weights and noise: rounding of the precision, through a network and the
-# 1/sigma^2 of the penalties.
+# Largest relative difference of the losses in the first step, with the same weights and noise. It comes from rounding
+# in the networks, which the 1/sigma^2 of the penalties makes larger.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
 
-LOADER_IMAGES = 50_000  # held for the loader's measurement: more than any cache holds
+LOADER_IMAGES = 50_000  # images in memory to measure the loader, more than fit into any CPU cache
 
 
 def compare(config: TrialConfig, device: torch.device, iterations: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """Times `iterations` pairs of steps after untimed ones of each, for the losses, the memory and to warm up.
+    """Times `iterations` pairs of steps, after untimed steps of each for the losses, the memory and the warm-up.
 
-    Returns what `show` prints, ready for JSON; `ratio` is over pairs of neighbours in time.
-    Raises ValueError when the two steps' losses differ by more than the rounding of the precision.
+    Returns values for JSON and for the command's table; `ratio` is the median over pairs of consecutive steps.
+    Raises ValueError when the losses of the two steps differ by more than the rounding of the precision.
     """
     engine = Engine(config, device)
     plain = Straightforward(config, engine.generator, engine.discriminator, device)
@@ -80,13 +80,13 @@ def compare(config: TrialConfig, device: torch.device, iterations: int, say: Cal
     difference = loss_difference(first["engine"], first["straightforward"])
     precision = config.train.precision
     if not difference <= TOLERANCE[precision]:
-        raise ValueError(f"losses differ by {difference:.1e} relative, more than the rounding of {precision}")
+        raise ValueError(f"relative difference of losses is {difference:.1e}, more than the rounding of {precision}")
     ceiling = matmul_ceiling(device, precision)
 
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     held = {"engine": held_bytes(engine.parts().values()), "straightforward": held_bytes(plain.parts())}
     peaks = {name: held[name] + peak_above(lambda step=step: step(batch), device) for name, step in steps.items()}  # type: ignore[misc]
-    for i in range(-1, iterations):  # the first pair warms up
+    for i in range(-1, iterations):  # the first pair is a warm-up
         batch = make_batch(config, random)
         gc.collect()
         for name, step in steps.items():
@@ -138,7 +138,7 @@ def _report(seconds: list[float], flops_per_image: int, batch: int, ceiling: flo
 
 
 def loss_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """Largest difference of an image's loss, relative to the mean loss."""
+    """Largest difference between losses of one image, relative to the mean loss."""
     names = ["loss_d", "loss_g"]
     return max(((a[n] - b[n]).abs().max() / b[n].abs().mean()).item() for n in names)
 
@@ -166,7 +166,7 @@ def _on_meta(given: Any) -> Any:
 
 
 def loader_rate(config: TrialConfig, images: int, device: torch.device) -> float:
-    """Images per second of the sampler and the gather of latents, out of `images` held in the host's memory."""
+    """Images per second of sampling and gathering latents, from `images` latents in the host's memory."""
     spec, batch = config.generator_spec, config.train.batch
     latents = (
         torch.zeros(images, 1)
@@ -174,7 +174,7 @@ def loader_rate(config: TrialConfig, images: int, device: torch.device) -> float
         .reshape(images, spec.channels, spec.side, spec.side)
     )
     steps = 20
-    batch_indices(images, batch, 0, 0)  # an epoch's order is made once
+    batch_indices(images, batch, 0, 0)  # the order of an epoch is computed once, so it is not timed
 
     def load() -> None:
         for step in range(steps):

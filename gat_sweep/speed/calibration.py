@@ -1,4 +1,4 @@
-"""How fast this machine trains and evaluates a trial: a few steps and samples timed, for `gat-sweep plan`."""
+"""Speed of training and evaluation on this machine, from a few timed steps and samples, for `gat-sweep plan`."""
 
 import statistics
 from collections.abc import Callable
@@ -18,10 +18,11 @@ WARMUP, STEPS = 2, 5
 
 
 def calibrate(configs: list[TrialConfig], device: torch.device, say: Callable[[str], None]) -> list[Rate]:
-    """A rate for each config; what costs the same is timed once.
+    """A rate for each config; configs with the same cost are timed only once. say: gets lines of progress.
 
-    One worker alone, on Gaussian images: without communication, loading and saving. A teacher that runs while training
+    It times one worker on Gaussian images, without communication, loading and saving. A teacher that runs in training
     is added by its FLOPs, at the rate of the networks.
+    Raises UserError when the data set or the extractor's weights are missing.
     """
     known: dict[str, Rate] = {}
     rates = []
@@ -61,15 +62,15 @@ def _rate(config: TrialConfig, device: torch.device) -> Rate:
 
 
 def _sample_seconds(config: TrialConfig, engine: Engine, device: torch.device) -> float:
-    """Of one sample of an evaluation: generated, decoded, and its features extracted.
+    """Seconds per sample of an evaluation: to generate it, decode it and extract its features.
 
-    Raises UserError when the data set, whose tokenizer decodes, or the extractor's weights are missing.
+    Raises UserError when the data set (which names the tokenizer) or the extractor's weights are missing.
     """
     try:
         decoder = dataset_decoder(config, load_dataset(config.data), device)
         extractor = make_extractor(config.eval, device)
     except UserError as error:
-        raise UserError(f"--calibrate times evaluations too: {error}") from None
+        raise UserError(f"--calibrate also times evaluations: {error}") from None
     z = torch.randn(CHUNK, config.model.z_dim, device=device)
     y = torch.zeros(CHUNK, dtype=torch.long, device=device) if config.data.classes else None
 

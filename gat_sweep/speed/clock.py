@@ -1,4 +1,4 @@
-"""Clocks and gauges: time, memory and the peak of matrix products."""
+"""Measurements of time, memory and the peak rate of matrix products."""
 
 import ctypes
 import gc
@@ -15,7 +15,7 @@ from gat_sweep.train.engine import Batch, draw
 
 
 def make_batch(config: TrialConfig, random: torch.Generator) -> Batch:
-    """Gaussian images, classes, codes and teacher tokens of a config's shapes, and the draws of an iteration."""
+    """Random batch with the shapes of a config: Gaussian images, classes, codes, teacher tokens, and all draws."""
     spec, size, device = config.generator_spec, config.train.batch, random.device
     real = torch.randn(size, spec.channels, spec.side, spec.side, generator=random, device=device)
     y = torch.randint(0, spec.classes, (size,), generator=random, device=device) if spec.classes else None
@@ -35,7 +35,7 @@ def timed(step: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_above(step: Callable[[], object], device: torch.device) -> int:
-    """Bytes a step needs at its worst above what is held before it: by a GPU's allocator, or by the process."""
+    """Peak bytes of a step above those in use before it, in a GPU's allocator or, on CPU, in the process."""
     _wait(device)
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -45,7 +45,7 @@ def peak_above(step: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status_bytes("VmRSS")
     step()
     return max(0, _status_bytes("VmHWM") - before)
@@ -62,13 +62,13 @@ def _status_bytes(key: str) -> int:
 
 
 def held_bytes(parts: Iterable[Any]) -> int:
-    """Bytes of the tensors in state dicts: weights, moments, averages."""
+    """Bytes of all tensors in the state dicts of `parts`: weights, moments, averages."""
     tensors = torch.utils._pytree.tree_leaves([part.state_dict() for part in parts])
     return sum(t.nbytes for t in tensors if isinstance(t, Tensor))
 
 
 def matmul_ceiling(device: torch.device, precision: str) -> float:
-    """The best rate, FLOP/s, that large square matrix products reach here; nothing can be faster than that."""
+    """Best rate, in FLOP/s, of large square matrix products on a device, an upper limit for any step."""
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     best = 0.0
     for side in [1024, 2048] if device.type == "cpu" else [4096, 8192]:

@@ -1,4 +1,4 @@
-"""Time and memory of generating images (the paper's Table 6): G alone, with guidance, with the tokenizer's decoder."""
+"""Time and memory of image generation (Table 6): G alone, with truncation, with guidance, with the decoder."""
 
 import math
 import sys
@@ -18,8 +18,8 @@ from gat_sweep.speed.clock import held_bytes, peak_above, timed
 from gat_sweep.text import Say
 from gat_sweep.train.device import hardware
 
-IMAGES = 64  # the paper's
-PSI, GUIDANCE = 0.7, 1.5  # any values but 1 cost the same
+IMAGES = 64  # as in the paper
+PSI, GUIDANCE = 0.7, 1.5  # all values except 1 cost the same
 
 
 def measure_latency(
@@ -33,16 +33,16 @@ def measure_latency(
 ) -> dict[str, Any]:
     """Generates `images` images `repeats` times for every batch size, after one untimed batch each.
 
-    The weights are random: neither time nor memory depends on them. Returns what `gat-sweep latency
-    --json` prints. `seconds_per_image` are the median and the quartiles over the repeats. `peak_bytes` are the
-    weights and what one batch needs above what is held before it: of a GPU's allocator, or of the process on CPU.
-    Raises UserError when the tokenizer's latents are not G's.
+    The weights are random, because time and memory do not depend on them. Returns the content of `gat-sweep latency
+    --json`. `seconds_per_image` is the median over the repeats; `seconds_low` and `seconds_high` are the quartiles.
+    `peak_bytes` is the size of the weights and the peak of one batch, in a GPU's allocator or, on CPU, in the process.
+    Raises UserError when the tokenizer has other channels than G.
     """
     spec = config.generator_spec
     if tokenizer is not None and tokenizer.identity.channels != spec.channels:
         raise UserError(
-            f"--tokenizer decodes {tokenizer.identity.channels} channels, the generator makes {spec.channels}; "
-            "take the recipe's tokenizer"
+            f"--tokenizer decodes {tokenizer.identity.channels} channels, but the generator makes {spec.channels}; "
+            "give the tokenizer of the recipe"
         )
     torch.manual_seed(0)
     generator = Generator(spec).to(device).eval().requires_grad_(False)
@@ -99,8 +99,8 @@ def latency_command(
 ) -> list[dict[str, Any]]:
     """Measures every config; say: gets lines of progress.
 
-    tokenizer: hub id or folder of the VAE whose decoder is measured too.
-    Raises UserError when it cannot be had, or does not fit.
+    tokenizer: hub id or folder of a VAE, whose decoder is also measured.
+    Raises UserError when the VAE is not available or does not fit.
     """
     if sys.platform != "linux":
         raise UserError("latency reads peak memory from /proc; run it on Linux")

@@ -1,9 +1,9 @@
-"""The training step as a reader of the paper would write it: what `gat-sweep bench` compares the engine with.
+"""The training step as a reader of the paper would write it; `gat-sweep bench` compares the engine with it.
 
-Nothing here is tuned and nothing is wasted on purpose: one call of D per input, every block checkpointed (as the
-released code does), the fakes generated once for the D step and again for the G step, torch's own layers, optimizer
-and clipping. It shares no code with gat_sweep/gat, only the names of the parameters, so that both can start from the
-same weights and be fed the same random numbers.
+Nothing is optimised here, and nothing is slow on purpose: one call of D per input, every block checkpointed (as in the
+released code), fakes generated for the D step and again for the G step, and torch's layers, optimizer and clipping.
+It shares no code with gat_sweep/gat, only the names of the parameters, so that both can start from the same weights
+and use the same random numbers.
 
 Shapes: B batch, K levels, C channels, T tokens, D width; `levels` is a list of K images [B, C, Y, X].
 """
@@ -19,14 +19,14 @@ from torch.utils.checkpoint import checkpoint
 
 
 class SlowLinear(nn.Linear):
-    """A mapping layer: stored 100 times larger, used at 0.01, so that it learns 100 times slower (A.1)."""
+    """Mapping layer, stored 100 times larger and multiplied by 0.01, so that it learns 100 times slower (A.1)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, 0.01 * self.weight, 0.01 * self.bias)
 
 
 def position_table(width: int, grid: int) -> Tensor:
-    """The fixed 2-D sin-cos table of MAE, [T, D]."""
+    """Fixed 2-D sin-cos table of MAE, [T, D]."""
     frequency = 1 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     rows = []
     for y in range(grid):
@@ -36,7 +36,7 @@ def position_table(width: int, grid: int) -> Tensor:
 
 
 def rope_angles(head: int, grid: int) -> Tensor:
-    """Angles of axial RoPE, [T, head / 2]: the first half of them by row, the second by column."""
+    """Angles of axial RoPE, [T, head / 2]: the first half by row, the second half by column."""
     frequency = 1 / 10000 ** (torch.arange(0, head // 2, 2).float() / (head // 2))
     y, x = torch.meshgrid(torch.arange(grid).float(), torch.arange(grid).float(), indexing="ij")
     return torch.cat([y.flatten()[:, None] * frequency, x.flatten()[:, None] * frequency], dim=1)
@@ -105,7 +105,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 class Generator(nn.Module):
-    """Section 2.2 and Eq. 1."""
+    """The generator of section 2.2 and Eq. 1."""
 
     position: Tensor
     angles: Tensor
@@ -158,7 +158,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Section 2.2: logit by projection on the class vector, and the tokens projected for the alignment loss."""
+    """The discriminator of section 2.2: a logit by projection on the class vector, and tokens for alignment."""
 
     position: Tensor
     angles: Tensor
@@ -194,7 +194,7 @@ class Discriminator(nn.Module):
 
 
 def augment(levels: list[Tensor], final: Tensor, config: Any, draws: Any, side: int) -> list[Tensor]:
-    """DiffAugment with the draws of one side (0 real, 1 fake); colour means are those of the clean final image."""
+    """DiffAugment with the draws of one side (0 real, 1 fake); colour means are from the clean final image."""
     b, s, c = (t[side][:, None, None, None] for t in (draws.brightness, draws.saturation, draws.contrast))
     over_channels = final.mean(1, keepdim=True)
     over_image = final.mean((1, 2, 3), keepdim=True)
@@ -209,10 +209,10 @@ def augment(levels: list[Tensor], final: Tensor, config: Any, draws: Any, side: 
 
 
 def _translate_and_cut(image: Tensor, config: Any, draws: Any, side: int) -> Tensor:
-    """Zero-padded shift, then a square set to zero."""
+    """Shifts images with zero padding, then sets a square to zero."""
     n, size = len(image), image.shape[-1]
     here = torch.arange(size, device=image.device)
-    rows = (here + draws.shift_y[side][:, None]).clamp(-1, size) + 1  # into a picture with a border of zeros
+    rows = (here + draws.shift_y[side][:, None]).clamp(-1, size) + 1  # indices into a picture with a border of zeros
     columns = (here + draws.shift_x[side][:, None]).clamp(-1, size) + 1
     padded = F.pad(image, (1, 1, 1, 1))
     batch = torch.arange(n, device=image.device)[:, None, None]
@@ -224,7 +224,7 @@ def _translate_and_cut(image: Tensor, config: Any, draws: Any, side: int) -> Ten
 
 
 def perturb(levels: list[Tensor], noises: Tensor) -> Tensor:
-    """Eq. 2 with exponentially spaced alpha; noises [K, B, C, Y, X] from the clean end. -> [B, K C, Y, X] (Eq. 3)."""
+    """Perturbed levels [B, K C, Y, X] (Eq. 2 and 3, exponential alpha); noises [K, B, C, Y, X], clean end first."""
     count = len(levels)
     alpha = [2.0 ** (k - count + 1) for k in range(count)]
     out = list(levels)
@@ -238,9 +238,9 @@ def perturb(levels: list[Tensor], noises: Tensor) -> Tensor:
 
 
 class Straightforward:
-    """Networks, optimizers and one iteration of them: D step, then G step.
+    """Networks, optimizers and one iteration of training: D step, then G step.
 
-    config: a TrialConfig; the weights are copied from a pair of the engine's networks.
+    config: a TrialConfig. generator, discriminator: networks of the engine, whose weights are copied.
     """
 
     def __init__(self, config: Any, generator: nn.Module, discriminator: nn.Module, device: torch.device):
@@ -262,7 +262,7 @@ class Straightforward:
         self.autocast = torch.autocast(device.type, torch.bfloat16) if low else nullcontext()
 
     def score(self, levels: list[Tensor], final: Tensor, y: Tensor | None, draws: Any, side: int) -> tuple[Tensor, Any]:
-        """D of one input: augmented, perturbed, concatenated."""
+        """Output of D for one input, which is augmented, perturbed and concatenated."""
         if draws.augment is not None:
             levels = augment(levels, final, self.config.augment, draws.augment, side)
         return self.discriminator(perturb(levels, draws.mng[side]), y)
@@ -278,7 +278,7 @@ class Straightforward:
         return [self.generator, self.ema, self.discriminator, self.optimizer_g, self.optimizer_d]
 
     def steps(self, batch: Any) -> tuple[dict[str, Tensor], Tensor]:
-        """D step, then G step; the losses, and the styles w [B, D] of the fakes."""
+        """Runs the D step, then the G step; returns the losses, and the styles w [B, D] of the fakes."""
         objective, levels = self.config.objective, self.config.generator_spec.levels
         real, y, z, teacher = batch.real, batch.y, batch.z, batch.teacher
         draws_d, draws_g = batch.draws_d, batch.draws_g
@@ -321,7 +321,7 @@ class Straightforward:
 
     @torch.no_grad()
     def averages(self, w: Tensor, y: Tensor | None) -> None:
-        """EMA of G's weights, and the running mean of w per class."""
+        """Updates the EMA of G's weights, and the running mean of w per class."""
         for average, parameter in zip(self.ema.parameters(), self.generator.parameters(), strict=True):
             average.lerp_(parameter, 1 - self.config.train.ema_decay)
         labels = torch.zeros(len(w), dtype=torch.long, device=w.device) if y is None else y

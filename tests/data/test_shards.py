@@ -83,7 +83,7 @@ def test_a_stored_picture_that_is_another_is_named(tmp_path: Path, bad: bytes) -
     values = write_latents(tmp_path, stored={6: bad})
     shards = open_shards(tmp_path)
     np.testing.assert_array_equal(shards.pictures([0, 5, 7]), values["pictures"][[0, 5, 7]])
-    with pytest.raises(UserError, match=r"00001\.arrow: picture 1 is (broken|another): .*; copy the data set again"):
+    with pytest.raises(UserError, match=r"00001\.arrow: picture 1 is (broken|different): .*; copy the data set again"):
         shards.pictures([0, 6])
 
 
@@ -210,7 +210,7 @@ def test_files_that_are_not_the_manifests_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not have the columns and rows"):
         open_shards(tmp_path)
     write_latents(tmp_path, classes=("a", "b"))
-    with pytest.raises(UserError, match="labels 0 to 2 of 2 classes"):
+    with pytest.raises(UserError, match="labels are 0 to 2, but there are 2 classes"):
         open_shards(tmp_path)
 
 

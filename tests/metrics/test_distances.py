@@ -99,7 +99,7 @@ def test_infinitely_many_samples(shift: float, scale: float) -> None:
 
 def test_too_few_samples_are_refused() -> None:
     real, _, samples = planted(24, 0.0, 1.0, ENOUGH * 24 - 1, 0)
-    with pytest.raises(UserError, match="fd_infinity needs at least 168 pictures, 7 per feature, and there are 167"):
+    with pytest.raises(UserError, match="fd_infinity needs at least 168 pictures, 7 per feature, but there are 167"):
         frechet_infinity(real, samples)
 
 

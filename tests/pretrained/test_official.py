@@ -120,7 +120,7 @@ def test_in_and_out_again_changes_no_bit(
     assert sorted(ours) == ["args", "discriminator", "ema", "generator", "steps"] and ours["steps"] == 1250
     assert vars(ours["args"]) == {"model": "GAT-S/2", "resolution": 64, "num_classes": 10, "qk_norm": True}
     assert said == []
-    with pytest.raises(UserError, match=r"b\.pt exists already"):
+    with pytest.raises(UserError, match=r"b\.pt already exists"):
         export_official(tmp_path / "out", tmp_path / "b.pt", {}, said.append)
 
 
@@ -165,7 +165,7 @@ def test_a_folder_of_a_trial_has_the_running_average_only_and_says_so(tmp_path: 
     said: list[str] = []
     export_official(tmp_path / "out", tmp_path / "a.pt", {}, said.append)
     theirs = read(tmp_path / "a.pt")
-    assert "running average only" in said[0]
+    assert "only the EMA weights" in said[0]
     assert all(torch.equal(theirs["generator"][name], tensor) for name, tensor in theirs["ema"].items())
 
 
@@ -190,7 +190,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path: Path, reference: dict[str, to
             argparse.Namespace(model=malice) if where == "args" else {"w_avg": malice}
         )
         saved(tmp_path / "a.pt", theirs)
-    with pytest.raises(UserError, match="is no checkpoint of tensors") as error:
+    with pytest.raises(UserError, match="is not a checkpoint of tensors") as error:
         import_official(tmp_path / "a.pt", tmp_path / "out")
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt"]
@@ -224,19 +224,19 @@ BAD: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda theirs: theirs.pop("discriminator"), "lacks the state dict 'discriminator'"),
     (lambda theirs: theirs.update(generator=[1]), "lacks the state dict 'generator'"),
     (without("ema", "w_avg"), "ema lacks 'w_avg'"),
-    (without("ema", "x_embedder.proj.weight"), "ema lacks 'x_embedder.proj.weight', which its shapes"),
+    (without("ema", "x_embedder.proj.weight"), "ema lacks 'x_embedder.proj.weight', which gives shapes"),
     (without("generator", "blocks.1.mlp.w3.bias"), "generator lacks 'blocks.1.mlp.w3.bias'"),
     (without("ema", "blocks.0.attn.q_norm.weight"), "ema lacks 'blocks.0.attn.q_norm.weight'"),
     (without("discriminator", "feat_rope.freqs_sin"), "discriminator lacks 'feat_rope.freqs_sin'"),
-    (reshaped("ema", "w_avg", 11, 64), "'w_avg' is float32 [11, 64], the other shapes ask for [10, 64]"),
+    (reshaped("ema", "w_avg", 11, 64), "'w_avg' is float32 [11, 64], but the other shapes need [10, 64]"),
     (reshaped("generator", "blocks.0.mlp.w3.weight", 64, 8), "generator: 'blocks.0.mlp.w3.weight' is float32 [64, 8]"),
     (reshaped("discriminator", "x_embedder.proj.weight", 64, 4, 2, 2), "discriminator has inputs 4"),
     (reshaped("discriminator", "y_embedder.embedding_table.weight", 7, 32), "discriminator has classes 7"),
     (reshaped("ema", "pos_embed", 1, 15, 64), "15 positions"),
-    (reshaped("ema", "pos_embed", 15, 64), "has not 3 dimensions"),
-    (reshaped("ema", "blocks.0.attn.q_norm.weight", 0), "has not 1 dimensions"),
-    (reshaped("ema", "extra", 3), "holds 'extra', which these networks do not have"),
-    (moved, "discriminator.pos_embed is 0.001 off the fixed table"),
+    (reshaped("ema", "pos_embed", 15, 64), "it needs 3 dimensions"),
+    (reshaped("ema", "blocks.0.attn.q_norm.weight", 0), "it needs 1 dimensions"),
+    (reshaped("ema", "extra", 3), "has 'extra', which these networks do not have"),
+    (moved, "discriminator.pos_embed differs by 0.001 from the fixed table"),
     (prefixed, "ema lacks"),
     (gapped, "ema lacks 'blocks.3."),
 ]
@@ -266,10 +266,10 @@ def test_the_commands_and_their_mistakes(
     (tmp_path / "empty.pt").touch()
     mistakes = [
         (["import-official", "no.pt", "out"], "no.pt: no such file"),
-        (["import-official", "text.pt", "out"], "is no checkpoint of tensors"),
-        (["import-official", "empty.pt", "out"], "is no checkpoint of tensors"),
+        (["import-official", "text.pt", "out"], "is not a checkpoint of tensors"),
+        (["import-official", "empty.pt", "out"], "is not a checkpoint of tensors"),
         (["import-official", "a.pt", "out", "--tokenizer", "dct16"], "has 16 channels, a.pt makes 4"),
-        (["export-official", "out", "b.pt"], "holds no config.json"),
+        (["export-official", "out", "b.pt"], "has no config.json"),
     ]
     for args, words in mistakes:
         code, out, err = gat(*args)
@@ -283,7 +283,10 @@ def test_the_commands_and_their_mistakes(
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
-    [({"data__classes": 0}, "no unconditional networks"), ({"mng__schedule": "none"}, "4 levels only, these have 1")],
+    [
+        ({"data__classes": 0}, "no unconditional networks"),
+        ({"mng__schedule": "none"}, "with 4 levels, but these have 1"),
+    ],
 )
 def test_networks_that_they_cannot_build_do_not_go_out(tmp_path: Path, overrides: dict[str, Any], words: str) -> None:
     checkpoint = checkpoint_of(tiny_trial(tmp_path, **overrides))

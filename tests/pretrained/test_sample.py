@@ -236,7 +236,7 @@ def test_latents_are_decoded_by_their_own_tokenizer(folder: Path, tmp_path: Path
 # ---------------------------------------------------------------- mistakes
 
 MISTAKES: list[tuple[list[str], str]] = [
-    (["folder", "--classes", "10"], "--classes 10: there are 0 to 9, or all"),
+    (["folder", "--classes", "10"], "--classes 10: give 0 to 9, or all"),
     (["folder", "--classes", "two"], "expected class numbers with commas"),
     (["folder", "--psi", "-0.1"], "--psi -0.1: give 0 or more"),
     (["folder", "--psi", "nan"], "--psi nan: give 0 or more"),
@@ -246,21 +246,21 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["folder", "--seed", "-1"], "--seed -1: give 0 or more"),
     (["folder", "--grid", "0x4"], "--grid 0: give 1 or more"),
     (["folder", "--grid", "4"], "expected ROWSxCOLUMNS"),
-    (["folder", "--no-npz", "--count", "65"], "keeps the 64 pictures of the grid only"),
+    (["folder", "--no-npz", "--count", "65"], "keeps only the 64 pictures of the grid"),
     (["folder", "--steps", "4"], "are of --interpolate"),
     (["folder", "--interpolate", "intra", "--count", "4"], "use these instead of --count"),
-    (["folder", "--interpolate", "intra", "--steps", "1"], "set --steps 2 or more"),
-    (["folder", "--interpolate", "inter", "--classes", "3,3"], "give --classes two or more"),
+    (["folder", "--interpolate", "intra", "--steps", "1"], "give --steps 2 or more"),
+    (["folder", "--interpolate", "inter", "--classes", "3,3"], "give two or more --classes"),
     (["folder", "--interpolate", "along"], "'intra', 'inter'"),
     (["folder", "--set", "data.path=x"], "leave --set out"),
     (["folder", "--tokenizer", "/nowhere"], "tokenizer '/nowhere' is not a folder"),
     (["folder", "--device", "tpu9"], "--device"),
-    (["nowhere"], "nowhere holds no config.json; give a folder that `gat-sweep export` wrote, or a trial's"),
+    (["nowhere"], "nowhere has no config.json; give a folder that `gat-sweep export` wrote, or a trial's"),
     (["folder", "--interpolate", "intra", "--rows", "0"], "--rows 0: give 1 or more"),
     (["step_00000004"], "is no checkpoint; give one of"),
     (["unconditional", "--classes", "1"], "these networks have no classes; leave --classes out"),
     (["unconditional", "--classes", "all"], "these networks have no classes; leave --classes out"),
-    (["unconditional", "--guidance", "1.5"], "no classes to guide away from"),
+    (["unconditional", "--guidance", "1.5"], "guidance needs classes, and these networks have none"),
     (["unconditional", "--interpolate", "inter"], "use --interpolate intra"),
 ]
 
@@ -289,6 +289,6 @@ def test_the_command(folder: Path, tmp_path: Path, gat: Gat, monkeypatch: pytest
     with np.load(tmp_path / "out" / "samples.npz") as archive:
         assert archive["arr_1"].tolist() == [*range(10), *range(10)]
     code, _, err = gat(*asked)
-    assert code == 2 and "out holds grid.png already; give a new folder" in err
+    assert code == 2 and "out already has grid.png; give a new folder" in err
     code, out, _ = gat("sample", "folder", "--out", "rows", "--interpolate", "intra", "--rows", 2, "--steps", 5)
     assert code == 0 and out.split() == ["rows/samples.npz", "rows/grid.png", "rows/sampling.json"]

@@ -41,7 +41,7 @@ def test_steps_that_disagree_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
         return {name: loss * 1.001 for name, loss in honest(*args).items()}
 
     monkeypatch.setattr(Straightforward, "step", wrong)
-    with pytest.raises(ValueError, match=r"losses differ by 1\.\de-03 relative"):
+    with pytest.raises(ValueError, match=r"relative difference of losses is 1\.\de-03"):
         compare(tiny_config(), CPU, 3, lambda text: None)
 
 
