@@ -85,6 +85,7 @@ class Encoder:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer, loaded here. Raises UserError when it differs from the one in the encoding."""
         identity = self.encoding.tokenizer
         tokenizer = load_tokenizer(identity.source, self.device)
         if tokenizer.identity != identity:
@@ -93,6 +94,7 @@ class Encoder:
 
     @cached_property
     def teacher(self) -> "Teacher":
+        """The teacher, loaded here. Raises UserError when it differs from the one in the encoding."""
         from gat_sweep.vision.teacher import load_teacher
 
         expected = self.encoding.teacher

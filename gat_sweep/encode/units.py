@@ -93,7 +93,7 @@ def open_file(root: str, name: str) -> IO[bytes]:
             raise UserError(f"{path} is not a file; remove it and run the same command again")
         return open(path, "rb")
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); mend that and run the same command again") from None
+        raise UserError(f"cannot read {path} ({error.strerror}); fix that and run the same command again") from None
 
 
 def read_file(root: str, name: str) -> bytes:
@@ -103,7 +103,7 @@ def read_file(root: str, name: str) -> bytes:
         with open_file(root, name) as file:
             content = file.read(LARGEST + 1)
     except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); mend that and run the same command again") from None
+        raise UserError(f"cannot read {path} ({error.strerror}); fix that and run the same command again") from None
     if len(content) > LARGEST:
         raise UserError(f"{path} has more than {LARGEST:,} bytes, which no picture needs; remove it")
     return content

@@ -1,4 +1,4 @@
-"""Which weights a network has."""
+"""Files of weights, read without unpickling code, and digests of weights."""
 
 import hashlib
 import pickle
@@ -49,6 +49,7 @@ def read_weights(path: str | Path, setting: str) -> dict[str, Tensor]:
 
 
 def check_weights_file(path: str | Path, setting: str) -> None:
+    """Raises UserError, which names `setting`, when there is no such file."""
     if not Path(path).is_file():
         raise UserError(f"{setting} {path}: no such file; set {setting} to a file of weights")
 
@@ -69,6 +70,7 @@ def only_weights(what: str) -> Iterator[None]:
 
 
 def tensors_only(found: Any) -> dict[str, Tensor]:
+    """The given state dict. Raises TypeError when it is not a dictionary of tensors."""
     if not (isinstance(found, dict) and all(isinstance(value, Tensor) for value in found.values())):
         raise TypeError("not a state dict")
     return found

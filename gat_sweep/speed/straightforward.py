@@ -50,6 +50,8 @@ def rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
+    """Self-attention with qk-norm and axial RoPE; [B, T, D] to [B, T, D]."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -67,6 +69,8 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
+    """SwiGLU feed-forward network; [B, T, D] to [B, T, D]."""
+
     def __init__(self, width: int):
         super().__init__()
         hidden = int(8 / 3 * width)
@@ -78,6 +82,8 @@ class SwiGLU(nn.Module):
 
 
 class GeneratorBlock(nn.Module):
+    """Transformer block of G, with scales and gates from the style w."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
@@ -91,6 +97,8 @@ class GeneratorBlock(nn.Module):
 
 
 class OutputLayer(nn.Module):
+    """Output of one level: [B, T, D] to [B, T, p*p*C]."""
+
     def __init__(self, width: int, out: int):
         super().__init__()
         self.norm = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
@@ -145,6 +153,8 @@ class Generator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
+    """Transformer block of D, with LayerScale."""
+
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.norm1, self.norm2 = nn.RMSNorm(width, eps=1e-6), nn.RMSNorm(width, eps=1e-6)
