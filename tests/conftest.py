@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.trials import SIZES_SWEEP, PlantedTrial, finish, tiny_config, value_of
+from helpers.planted import SIZES_SWEEP, PlantedTrial, finish, value_of
+from helpers.trials import CPU, tiny_config, tiny_trial
 from pyarrow.fs import S3FileSystem
 
 from gat_sweep import cli
@@ -25,7 +26,7 @@ from gat_sweep.run.trial import Trial
 
 torch.set_num_threads(1)
 # Workers of tests are forked from a process that has imported everything once.
-multiprocessing.set_forkserver_preload(["gat_sweep.train.loop"])
+multiprocessing.set_forkserver_preload(["gat_sweep.train.loop", "sklearn.datasets", "psutil", "pytest"])
 
 
 # ---------------------------------------------------------------- homes
@@ -36,6 +37,23 @@ def home(tmp_path: Path, home_with_reference: Path) -> Path:
     """A home of a test's own; the reference statistics are there already."""
     shutil.copytree(home_with_reference / "cache", tmp_path / "home" / "cache")
     return tmp_path / "home"
+
+
+@pytest.fixture(scope="session")
+def trained(home_with_reference: Path) -> Trial:
+    """A trial that is done, for tests that only read it."""
+    from gat_sweep.train.loop import train
+
+    trial = tiny_trial(home_with_reference, "trained")
+    assert train(trial, CPU).status == "done"
+    return trial
+
+
+@pytest.fixture
+def trained_copy(trained: Trial, home: Path) -> Trial:
+    """The same in a test's own home."""
+    shutil.copytree(trained.run_folder, home / trained.run)
+    return tiny_trial(home, trained.run)
 
 
 @pytest.fixture(scope="session")
@@ -146,10 +164,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def home_with_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose reference statistics are computed already."""
+    from gat_sweep.data.dataset import load_dataset
     from gat_sweep.metrics.reference import load_reference
 
     home = tmp_path_factory.mktemp("reference")
-    load_reference(tiny_config(), home)
+    load_reference(tiny_config(), load_dataset(tiny_config().data), home)
     return home
 
 

@@ -41,11 +41,8 @@ def test_networks_scale_apart_each_at_its_own_rate() -> None:
 
 def test_an_override_is_not_changed_by_the_next() -> None:
     """A sweep's trials share what their file sets."""
-    teacher = {"teacher": {"name": "efficientnet_lite0", "width": 1280}}
-    assert (
-        resolve(load_recipe("digits"), teacher, {"teacher.cached": True}).teacher
-        != resolve(load_recipe("digits"), teacher).teacher
-    )
+    recipe, teacher = load_recipe("digits"), {"teacher": {"name": "efficientnet_lite0", "width": 1280}}
+    assert resolve(recipe, teacher, {"teacher.cached": True}).teacher != resolve(recipe, teacher).teacher
     assert teacher == {"teacher": {"name": "efficientnet_lite0", "width": 1280}}
 
 
@@ -105,10 +102,11 @@ def test_yaml_is_plain_data_only(tmp_path: Path, text: str, words: list[str]) ->
 
 def test_rules_for_depth_and_batch() -> None:
     """A.12: rate times sqrt(base depth / L) of each network's own L, and times (B / base batch) to the 1/2 or 1."""
-    usual = resolve(load_recipe("digits"))
+    recipe = load_recipe("digits")
+    usual = resolve(recipe)
 
     def rates(**overrides: Any) -> tuple[float, float]:
-        config = resolve(load_recipe("digits"), {k.replace("__", "."): v for k, v in overrides.items()})
+        config = resolve(recipe, {k.replace("__", "."): v for k, v in overrides.items()})
         return config.lr_g / usual.lr_g, config.lr_d / usual.lr_d
 
     deep = {"ladder__S__depth": 16}

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from helpers.processes import Gat
-from helpers.trials import tiny_config
+from helpers.trials import recipe, tiny_config
 from rich.console import Console
 
 from gat_sweep.commands.plan import plan_command, plan_table
 from gat_sweep.plan import Rate, rate_at, trial_plan
-from gat_sweep.recipe import load_recipe, resolve
+from gat_sweep.recipe import resolve
 from gat_sweep.speed import calibration
 from gat_sweep.sweep import load_sweep, varied_text
 
@@ -21,12 +21,12 @@ SWEEPS = Path(__file__).parents[1] / "sweeps"
 
 def test_hours_are_steps_and_evaluations_at_a_rate() -> None:
     """2000 steps of 0.9 s, and samples in 5 evaluations, shared by two workers; cost for both."""
-    config = resolve(load_recipe("digits"), {"workers.count": 2})
+    config = resolve(recipe("digits"), {"workers.count": 2})
     found = trial_plan(config, Rate(step=0.9, sample=0.01), price=3)
     hours = (2000 * 0.9 + 5 * 1797 / 2 * 0.01) / 3600
     assert found["hours"] == pytest.approx(hours)
     assert (found["worker_hours"], found["cost"]) == pytest.approx((2 * hours, 6 * hours))
-    odd = resolve(load_recipe("digits"), {"train.steps": 2001})
+    odd = resolve(recipe("digits"), {"train.steps": 2001})
     assert trial_plan(odd, Rate(0, 3600 / 1797))["hours"] == pytest.approx(6)  # and one after the last step
     assert "hours" not in trial_plan(config)
 
@@ -40,7 +40,7 @@ def test_a_trial_that_goes_on_costs_what_it_adds() -> None:
 
 def test_an_mfu_is_a_rate() -> None:
     """Table 2's S/2: a step of 64 images per worker at 40 % of 100 TFLOP/s; of an evaluation, G's forward alone."""
-    config = resolve(load_recipe("imagenet256"))
+    config = resolve(recipe("imagenet256"))
     info = trial_plan(config)
     rate = rate_at(config, 0.4, 1e14)
     assert rate.step == pytest.approx(info["iteration_flops_total"] * 64 / 4e13)
@@ -48,7 +48,7 @@ def test_an_mfu_is_a_rate() -> None:
 
 
 def test_memory_is_what_a_worker_would_choose() -> None:
-    config = resolve(load_recipe("imagenet256"), {"model.generator": "XL", "model.discriminator": "XL"})
+    config = resolve(recipe("imagenet256"), {"model.generator": "XL", "model.discriminator": "XL"})
     free = trial_plan(config)
     tight = trial_plan(config.model_copy(update={"workers": config.workers.model_copy(update={"memory_gib": 40.0})}))
     assert free["memory_bytes_least"] < tight["memory_bytes"] <= 40 * 2**30 < free["memory_bytes"]

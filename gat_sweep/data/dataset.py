@@ -177,24 +177,20 @@ def load_dataset(config: Data) -> Dataset:
     return dataset
 
 
-def check_dataset(config: TrialConfig) -> Dataset:
-    """The data set of a trial, checked for all that the trial's teacher needs.
-
-    Raises UserError as load_dataset does, and when the data set lacks the pictures or tokens that the teacher needs.
-    """
-    dataset = load_dataset(config.data)
+def check_teacher(config: TrialConfig, dataset: Dataset) -> None:
+    """Raises UserError when the data set lacks the pictures or tokens that the trial's teacher needs."""
     teacher = config.teacher
     if teacher is None or config.discriminator_spec.teacher_width == 0:
-        return dataset
+        return
     if not teacher.cached:
         if not dataset.has_pictures:
             raise UserError(
                 f"teacher '{teacher.name}' needs pictures, which data set '{dataset.name}' lacks; encode it with "
                 "--store-images, or set teacher=null"
             )
-        return dataset
+        return
     if isinstance(dataset, Digits):
-        return dataset  # the tokens of so few images are computed and kept in memory (vision/teacher.py)
+        return  # the tokens of so few images are computed and kept in memory (vision/teacher.py)
     grid = config.data.side // config.model.patch
     asked = (teacher.name, 1 + grid**2, teacher.width)
     stored = dataset.cached_teacher
@@ -205,7 +201,6 @@ def check_dataset(config: TrialConfig) -> Dataset:
             f"'{dataset.name}' has {has}; encode with --teacher {teacher.name} --teacher-grid {grid}, or set "
             "teacher.cached=false"
         )
-    return dataset
 
 
 def dataset_decoder(config: TrialConfig, dataset: Dataset, device: torch.device | str = "cpu") -> Tokenizer:

@@ -1,8 +1,8 @@
 """`gat-sweep coord-check`: the change of the networks' outputs in one training step, against width (Eq. 11, A.11).
 
-Real trials are begun at several widths, each once at the rate of Eq. 4 and once at train.base_lr whatever the width.
-Before and after every step the same probe is scored: the same latent codes, classes, real images and guidance noise at
-every width, rule and step, so what differs is what the step did.
+Real trials start at several widths, each once with the rate of Eq. 4 and once with train.base_lr at every width.
+Before and after every step, both networks score the same probe: the same latent codes, classes, real images and MNG
+noise at every width, rule and step. So every difference comes from the step.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from torch import Tensor
 from analysis.coord_check import RULES, Changes, report
 from analysis.figures.coord_check import plot
 from gat_sweep.config import Size, TrialConfig
-from gat_sweep.data.dataset import Dataset, check_dataset
+from gat_sweep.data.dataset import Dataset, check_teacher, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import write
 from gat_sweep.gat.mng import make_perturb
@@ -32,44 +32,45 @@ from gat_sweep.train.feed import Feed
 from gat_sweep.vision.teacher import taught
 
 PROBE = 64  # images
-DOUBLINGS = 5  # widths unless given, from a single head's
+DOUBLINGS = 5  # number of default widths: 1, 2, 4, 8, 16 heads
 LINE_EVERY = 5.0  # seconds between lines of progress
-NAME = "coord-check"  # of the files written
+NAME = "coord-check"  # name of the written files
 
 
 @dataclass(frozen=True)
 class CoordCheckOptions:
-    """What the command line says beside the config."""
+    """Options of the command in addition to the config."""
 
-    widths: tuple[int, ...] = ()  # 1, 2, 4, 8, 16 heads unless given
+    widths: tuple[int, ...] = ()  # default: 1, 2, 4, 8, 16 heads
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 10  # measured
-    warmup: int = 0  # trained before
+    steps: int = 10  # measured steps
+    warmup: int = 0  # steps before the first measured one
 
 
 def coord_check_command(
     config: TrialConfig, options: CoordCheckOptions, device: torch.device, out: Path, say: Say
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Trains, measures, fits and draws; (what coord-check.json holds, the files written into `out`).
+    """Trains, measures, fits and draws; returns the content of coord-check.json and the files written into `out`.
 
-    config: everything but width, rate and seed. say: gets lines of progress.
-    Raises UserError when there is nothing to fit a slope to, a width does not fit the heads, or training diverges.
+    config: gives everything but width, rate and seed. say: gets lines of progress.
+    Raises UserError when there are too few widths for a slope, a width does not fit the heads, or training diverges.
     """
     widths = check_widths(config, options)
     plan = [
         (seed, rule, width, make_trial(config, width, rule, seed, options.warmup + options.steps))
         for seed, rule, width in itertools.product(options.seeds, RULES, widths)
     ]
-    dataset = check_dataset(config)
+    dataset = load_dataset(config.data)
+    check_teacher(config, dataset)
     dataset = taught(config, dataset, device, say)
-    # What a step is fed depends on the seed, neither on the width nor on the rate.
+    # The batches depend on the seed, but not on the width or the rate.
     feeds = {
         seed: Feed(make_trial(config, widths[0], "eq4", seed, options.warmup + options.steps), dataset, device)
         for seed in options.seeds
     }
 
     found: dict[tuple[str, int, int], dict[tuple[str, str], np.ndarray]] = {}
-    seconds: dict[int, float] = {}  # of a trial, by width
+    seconds: dict[int, float] = {}  # seconds of a trial by width
     began = spoken = time.perf_counter()
     for number, (seed, rule, width, trial) in enumerate(plan, start=1):
         start = time.perf_counter()
@@ -114,19 +115,19 @@ def coord_check_command(
 
 
 def check_widths(config: TrialConfig, options: CoordCheckOptions) -> list[int]:
-    """The widths to measure at, rising. Raises UserError, naming the fix, for those that networks cannot have."""
+    """Widths to measure, in ascending order. Raises UserError, with the fix, for widths that networks cannot have."""
     head = head_width(config.ladder[config.model.generator])
     widths = sorted(set(options.widths)) or [head * 2**i for i in range(DOUBLINGS)]
     shown = ",".join(map(str, widths))
     if len(widths) < 2:
-        raise UserError(f"--widths {shown}: a slope needs at least two; give such as {head},{2 * head},{4 * head}")
+        raise UserError(f"--widths {shown}: a slope needs at least two; give {head},{2 * head},{4 * head} for example")
     for name in {config.model.generator, config.model.discriminator}:
         head = head_width(config.ladder[name])
         wrong = [width for width in widths if width < 1 or width % head]
         if wrong:
             raise UserError(
-                f"--widths {shown}: {wrong[0]} is no multiple of {head}, the width of a head in recipe "
-                f"'{config.recipe}' at size {name}; give such as {head},{2 * head},{4 * head}"
+                f"--widths {shown}: {wrong[0]} is not a multiple of {head}, the width of a head in recipe "
+                f"'{config.recipe}' at size {name}; give {head},{2 * head},{4 * head} for example"
             )
     try:
         for width in widths:
@@ -142,7 +143,7 @@ def head_width(size: Size) -> int:
 
 
 def make_trial(config: TrialConfig, width: int, rule: str, seed: int, steps: int) -> TrialConfig:
-    """The same trial with both networks of that width, in heads as wide as before, and the rate of a rule.
+    """The trial with both networks at `width`, with the same head width as before, and with the rate of a rule.
 
     rule: "eq4", or "none" for the rate of train.base_width at every width.
     """
@@ -161,7 +162,7 @@ def make_trial(config: TrialConfig, width: int, rule: str, seed: int, steps: int
 
 
 def trained(config: TrialConfig, feed: Feed) -> Iterator[Engine]:
-    """A trial's engine as it begins, and after each of its steps, which are those of train() bit for bit."""
+    """Engine of a trial at the start and after each step; the steps equal those of train() bit for bit."""
     engine = Engine(config, feed.device)
     yield engine
     for step in range(config.train.steps):
@@ -170,9 +171,9 @@ def trained(config: TrialConfig, feed: Feed) -> Iterator[Engine]:
 
 
 def measure(config: TrialConfig, dataset: Dataset, feed: Feed, warmup: int) -> dict[tuple[str, str], np.ndarray]:
-    """(network, layer) to [T, 2]: RMS of the change of each step after `warmup` ones, and of what is changed.
+    """Changes [T, 2] by (network, layer): the RMS of the change in each step after `warmup`, and of the value before.
 
-    Raises UserError when training diverges on the way.
+    Raises UserError when training diverges.
     """
     probe = make_probe(config, dataset, feed.device)
     before: dict[tuple[str, str], Tensor] = {}
@@ -187,14 +188,14 @@ def measure(config: TrialConfig, dataset: Dataset, feed: Feed, warmup: int) -> d
     if trouble := engine.trouble():
         finished, network, norm = trouble
         raise UserError(
-            f"gradient norm of {network} is {norm} at step {finished}; measure fewer steps, or set train.base_lr lower"
+            f"gradient norm of {network} is {norm} at step {finished}; measure fewer steps or lower train.base_lr"
         )
     return {key: np.array(values) for key, values in rows.items()}
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What the networks are asked again and again."""
+    """Fixed inputs that the networks score before and after every step."""
 
     z: Tensor  # [N, z_dim]
     y: Tensor | None  # [N]
@@ -202,7 +203,7 @@ class Probe:
 
 
 def make_probe(config: TrialConfig, dataset: Dataset, device: torch.device) -> Probe:
-    """Codes, real images and guidance noise of a seed; the same for every width, rule and device."""
+    """Codes, real images and MNG noise of a seed; the same for every width, rule and device."""
     random = torch.Generator().manual_seed(config.seed)
     rows = dataset.rows(torch.randperm(len(dataset), generator=random)[:PROBE].numpy())
     real, spec = rows.latents(random), config.generator_spec
@@ -214,7 +215,7 @@ def make_probe(config: TrialConfig, dataset: Dataset, device: torch.device) -> P
 
 
 def scored(engine: Engine, probe: Probe) -> dict[tuple[str, str], Tensor]:
-    """What both networks say of the probe, in float32 whatever the training's precision."""
+    """Outputs of both networks for the probe, in float32 for any precision of training."""
     with torch.no_grad():
         levels, tokens_g = generator_tokens(engine.generator, engine.generator.style(probe.z, probe.y))
         logits, _ = engine.discriminator(probe.levels.movedim(0, 1).flatten(1, 2), probe.y)
@@ -223,7 +224,7 @@ def scored(engine: Engine, probe: Probe) -> dict[tuple[str, str], Tensor]:
         ("G", "output"): levels[-1],
         ("G", "last block"): tokens_g[-1],
         ("D", "output"): logits,
-        ("D", "last block"): tokens_d[-1][:, 0],  # [cls], which the logit is read from
+        ("D", "last block"): tokens_d[-1][:, 0],  # [cls], from which the logit is computed
     }
 
 

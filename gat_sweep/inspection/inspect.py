@@ -1,6 +1,6 @@
-"""`gat-sweep inspect`: what every block of a checkpoint's networks does, as a table and figures.
+"""`gat-sweep inspect`: measures of every block of a checkpoint's networks, as a table and figures.
 
-The paper's Fig. 4 (block influence, features), 6b (alignment with a vision model), 9 (similarities), 26 and 27.
+They are the paper's Fig. 4 (block influence, features), 6b (alignment with a vision model), 9 (similarities), 26, 27.
 """
 
 import csv
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gat_sweep.config import PLACES, TrialConfig
-from gat_sweep.data.dataset import dataset_decoder, load_dataset
+from gat_sweep.data.dataset import Dataset, dataset_decoder
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place
 from gat_sweep.gat.discriminator import Discriminator
@@ -27,18 +27,18 @@ from gat_sweep.vision.teacher import EFFICIENTNET, Teacher, load_teacher
 
 IMAGES = 2000
 NEIGHBOURS = 10  # of CKNNA, as in REPA
-DEEPEST_DRAWN = 14  # blocks in a figure of features; of deeper networks every other one, as in Fig. 26 and 27
+DEEPEST_DRAWN = 14  # most blocks in a figure of features; deeper networks show every other block, as in Fig. 26 and 27
 COLUMNS = [field.name for field in fields(Row)]
 
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What the command line says beside the checkpoint."""
+    """Options of the command in addition to the checkpoint."""
 
-    images: int | None = None  # real and generated; IMAGES, or what the data set has, unless given
+    images: int | None = None  # images of each kind, real and generated (default: IMAGES, or all that the data set has)
     seed: int = 0
-    lpips_backbone: Path | None = None  # torchvision's alexnet; another distance unless given
-    teacher: str | None = None  # the trial's own, or efficientnet_lite0, unless given
+    lpips_backbone: Path | None = None  # torchvision's alexnet, for LPIPS (default: another distance)
+    teacher: str | None = None  # default: the trial's teacher, or efficientnet_lite0
     teacher_checkpoint: str | None = None
 
 
@@ -50,28 +50,30 @@ def inspect_command(
     device: torch.device,
     console: Console,
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Inspects <run>/trials/<trial>/checkpoints/step_X; (what inspect.json holds, the files written).
+    """Inspects <run>/trials/<trial>/checkpoints/step_X; returns the content of inspect.json and the written files.
 
-    out: a folder; <run>/inspect/<trial>-step_X unless given. settings: overrides of where the data and the
-    tokenizer lie. Progress goes to the console.
-    Raises UserError when a file is missing, damaged, or does not fit the trial.
+    out: a folder (default: <run>/inspect/<trial>-step_X). settings: overrides for the places of data and tokenizer.
+    Progress is shown on the console.
+    Raises UserError when a file is missing or damaged, or does not fit the trial.
     """
     places = sorted(f"{section}.{key}" for section, keys in PLACES.items() for key in keys)
     for key in settings:
         if key not in places:
-            raise UserError(f"--set {key}: a trial is inspected as it was trained; set only {', '.join(places)}")
-    config, state = read_trial(checkpoint, settings)
+            raise UserError(f"--set {key}: inspection keeps the config of the trial; set only {', '.join(places)}")
+    config, state, dataset = read_trial(checkpoint, settings)
     trial = checkpoint.parents[1].name
     folder = out
     if folder is None:
         if not isinstance(checkpoint, Path):
-            raise UserError(f"{checkpoint} lies in an object store; say with --out in which folder here the figures go")
+            raise UserError(f"{checkpoint} is in an object store; give a folder on this machine with --out")
         folder = checkpoint.parents[3] / "inspect" / f"{trial}-{checkpoint.name}"
-    subject = _subject(config, state, device)
+    subject = _subject(config, state, dataset, device)
     available = len(subject.dataset)
     images = min(IMAGES, available) if options.images is None else options.images
     if not NEIGHBOURS + 2 <= images <= available:
-        raise UserError(f"--images {images}: take {NEIGHBOURS + 2} to {available}, what '{subject.dataset.name}' has")
+        raise UserError(
+            f"--images {images}: give {NEIGHBOURS + 2} to {available}, the size of data set '{subject.dataset.name}'"
+        )
     teacher, teacher_name = _teacher(config, options, device)
     distance: Distance = (
         Lpips(options.lpips_backbone, device) if options.lpips_backbone else FeatureDistance(config.eval.resize, device)
@@ -106,15 +108,14 @@ def inspect_command(
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:
-    """The long table; an empty field is a value that is not there."""
+    """Writes the rows as a long table; an empty field means that there is no value."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
 
 
-def _subject(config: TrialConfig, checkpoint: Checkpoint, device: torch.device) -> Subject:
-    dataset = load_dataset(config.data)
+def _subject(config: TrialConfig, checkpoint: Checkpoint, dataset: Dataset, device: torch.device) -> Subject:
     generator, discriminator = Generator(config.generator_spec), Discriminator(config.discriminator_spec)
     read_network(checkpoint, "ema", generator)
     read_network(checkpoint, "discriminator", discriminator)
@@ -152,7 +153,7 @@ def _draw(result: dict[str, Any], found: Findings, folder: Path) -> list[Path]:
     files += plot_alignment(result, folder / "cknna")
     pictures = {data: shown.permute(0, 2, 3, 1).cpu().numpy() for data, shown in found.shown_pictures.items()}
     for network, data in (("G", ["fake"]), ("D", ["real", "fake"])):
-        # The same components for real and fake, so that equal colours mean equal features.
+        # Real and fake share components, so that equal colours mean equal features.
         tokens = [torch.cat(parts) for parts in zip(*(found.shown_tokens[network, d] for d in data), strict=True)]
         step = 1 if len(tokens) <= DEEPEST_DRAWN else 2
         maps = {i + 1: pca_maps(tokens[i]) for i in range(len(tokens) - 1, -1, -step)}

@@ -9,10 +9,10 @@ import torch
 
 from gat_sweep import cluster
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import check_dataset, dataset_decoder
+from gat_sweep.data.dataset import check_teacher, dataset_decoder, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place
-from gat_sweep.launch import driver as launch
+from gat_sweep.launch.prepare import check_feasible
 from gat_sweep.launch.probe import check_writable, probe_nodes
 from gat_sweep.metrics.evaluator import check_evaluation
 from gat_sweep.monitor import tracking
@@ -93,13 +93,15 @@ def checkpoint_bytes(config: TrialConfig) -> int:
 
 
 def _data(config: TrialConfig) -> str:
-    dataset = check_dataset(config)
+    dataset = load_dataset(config.data)
+    check_teacher(config, dataset)
     return f"{dataset.name}: {len(dataset):,} images, digest {dataset.digest}"
 
 
 def _weights(config: TrialConfig) -> str:
-    check_evaluation(config)
-    dataset = check_dataset(config)
+    dataset = load_dataset(config.data)
+    check_teacher(config, dataset)
+    check_evaluation(config, dataset)
     dataset_decoder(config, dataset)
     found = f"{config.eval.extractor}, tokenizer {dataset.identity.source}"
     teacher = trial_teacher(config, torch.device("cpu"))
@@ -114,5 +116,5 @@ def _tracking(home: Place, uri: str | None) -> str:
 
 
 def _resources(sweep: Sweep, there: cluster.Cluster) -> str:
-    launch.check_feasible(sweep.trials, there)
+    check_feasible(sweep.trials, there)
     return f"{there.cpus:g} CPUs, {there.gpus:g} GPUs"

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from gat_sweep import cluster
-from gat_sweep.cluster import Cluster
-from gat_sweep.config import TrialConfig, Workers
+from gat_sweep.cluster import MAX_DRIVERS, Cluster
+from gat_sweep.config import Workers
+from gat_sweep.data.dataset import load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import write
-from gat_sweep.launch.packs import Queue, one_per_reference
-from gat_sweep.launch.probe import probe_nodes
+from gat_sweep.launch.packs import Queue
 from gat_sweep.metrics.reference import load_reference
 from gat_sweep.run.saved import saved_step
 from gat_sweep.run.stop import request_stop, stop_reason
@@ -39,70 +38,42 @@ HOPELESS = ("UserError", "OutOfMemoryError", "Unsaved")
 DRIVER_RESTARTS = 3  # of a Tune trial, which only waits for workers
 
 
-def check_feasible(trials: dict[str, TrialConfig], there: Cluster) -> None:
-    """Raises UserError when a trial asks for more than the cluster has, with both numbers."""
-    for trial, config in trials.items():
-        need = config.workers
-        for name, asked, offered in [
-            ("CPUs", need.count * need.cpus, there.cpus),
-            ("GPUs", need.count * need.gpus, there.gpus),
-        ]:
-            if asked > offered:
-                raise UserError(
-                    f"trial {trial} asks for {asked:g} {name} ({need.count} workers), the cluster has {offered:g}; "
-                    "lower workers.count, workers.cpus or workers.gpus with --set, or use a larger cluster"
-                )
+def run_sweep(trials: list[Trial], there: Cluster) -> None:
+    """Runs the trials to their end on the Ray that is up, as many at once as it holds.
 
-
-def measures_here(config: TrialConfig, address: str | None) -> bool:
-    """Whether the reference is measured by the driver: on a laptop workers would take longer to start."""
-    return address is None and config.workers.gpus == 0
-
-
-def run_sweep(trials: list[Trial], address: str | None) -> None:
-    """Runs the trials to their end, as many at once as the cluster holds.
-
-    address: of a running cluster ("auto"), or None to start Ray on this machine and stop it afterwards.
     A trial that fails leaves its reason in the run table and does not stop the others.
     """
-    with cluster.session(address) as there:
-        from ray import tune
-        from ray.train import TrainingFailedError
+    from ray import tune
 
-        check_feasible({t.id: t.config for t in trials}, there)
-        if not there.drives_sweeps:
-            raise UserError(
-                "the cluster offers no 'sweep_driver' resource, which trials are driven from; start its head with "
-                f"--resources='{{\"sweep_driver\": {cluster.MAX_DRIVERS}}}' (cluster.yaml does)"
-            )
-        if address:
-            probe_nodes(trials[0].home)
-        launch = time.strftime("%Y%m%d-%H%M%S")
-        for number, trial in enumerate(one_per_reference(trials)):
-            if not measures_here(trial.config, address):
-                try:
-                    _trainer(_measure_reference, [trial], f"reference-{number}-{launch}").fit()
-                except TrainingFailedError as error:
-                    raise UserError(f"the reference cannot be measured: {_reason(error)}") from None
-        slots = max(1, min(cluster.MAX_DRIVERS, *(_fits(t.config.workers, there) for t in trials)))
-        # A pack's driver takes no CPU: were it to, drivers would starve their own workers for ever.
-        drive = tune.with_resources(_drive_pack, {"sweep_driver": 1})
-        queue = Queue(trials, slots)
-        tuner = tune.Tuner(
-            drive,
-            tune_config=tune.TuneConfig(
-                search_alg=_in_order(queue), num_samples=len(queue.waiting), max_concurrent_trials=slots
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=_scratch(trials[0]),
-                verbose=0,
-                callbacks=[_silent_progress()],
-                failure_config=tune.FailureConfig(max_failures=DRIVER_RESTARTS),
-            ),
-        )
-        with stopping_on_sigterm(trials):
-            tuner.fit()
+    slots = max(1, min(MAX_DRIVERS, *(_fits(t.config.workers, there) for t in trials)))
+    # A pack's driver takes no CPU: with one, drivers would starve their own workers for ever.
+    drive = tune.with_resources(_drive_pack, {"sweep_driver": 1})
+    queue = Queue(trials, slots)
+    tuner = tune.Tuner(
+        drive,
+        tune_config=tune.TuneConfig(
+            search_alg=_in_order(queue), num_samples=len(queue.waiting), max_concurrent_trials=slots
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=_scratch(trials[0]),
+            verbose=0,
+            callbacks=[_silent_progress()],
+            failure_config=tune.FailureConfig(max_failures=DRIVER_RESTARTS),
+        ),
+    )
+    with stopping_on_sigterm(trials):
+        tuner.fit()
+
+
+def measure_reference(trial: Trial) -> None:
+    """Measures the reference of a trial on its workers. Raises UserError when that fails."""
+    from ray.train import TrainingFailedError
+
+    try:
+        _trainer(_measure_reference, [trial], f"reference-{trial.id}-{time.time_ns()}").fit()
+    except TrainingFailedError as error:
+        raise UserError(f"the reference cannot be measured: {_reason(error)}") from None
 
 
 @contextmanager
@@ -264,7 +235,8 @@ def _measure_reference(config: dict[str, Any]) -> None:
     (trial,) = config["pack"]
     device = _worker_device(trial)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    load_reference(trial.config, trial.home, device, rank, world, say=lambda text: leave_note(trial, text))
+    dataset = load_dataset(trial.config.data)
+    load_reference(trial.config, dataset, trial.home, device, rank, world, say=lambda text: leave_note(trial, text))
 
 
 def _worker_device(trial: Trial) -> torch.device:

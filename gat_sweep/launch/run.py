@@ -1,19 +1,20 @@
 """What the commands `plan`, `run`, `train` and `bench` do, from arguments to the last line printed."""
 
 import json
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from gat_sweep.cluster import local_resources
-from gat_sweep.data.dataset import check_dataset
+from gat_sweep.cluster import MAX_DRIVERS, Cluster, local_resources, session
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_no_credentials
 from gat_sweep.files.storage import Place, write
-from gat_sweep.launch.probe import check_writable
-from gat_sweep.metrics.evaluator import check_evaluation
-from gat_sweep.metrics.reference import Reference, load_reference, reference_name
+from gat_sweep.launch.probe import check_writable, probe_nodes
+from gat_sweep.metrics.reference import reference_name
 from gat_sweep.monitor.budget import Budget, Meter, admitted, check_caps, enforce, kept
 from gat_sweep.monitor.progress import Monitor
 from gat_sweep.monitor.status import results_table
@@ -44,64 +45,43 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
 
     Raises UserError before anything is written when the sweep cannot run.
     """
-    from gat_sweep.launch import driver as launch
-    from gat_sweep.monitor import tracking
+    from gat_sweep.launch import prepare
 
     trials = sweep_trials(sweep, home, name)
     for size in how.hold:
         if not any(size in _sizes(trial) for trial in trials):
-            there = sorted({size for trial in trials for size in _sizes(trial)})
-            raise UserError(f"--hold {size}: the sweep has no such size; {nearest(size, there)}")
-    for trial in trials:
-        check_dataset(trial.config)
-        check_evaluation(trial.config)
-    if how.address is None:
-        launch.check_feasible(sweep.trials, local_resources())
+            there_are = sorted({size for trial in trials for size in _sizes(trial)})
+            raise UserError(f"--hold {size}: the sweep has no such size; {nearest(size, there_are)}")
+    opened = prepare.check_data([trial.config for trial in trials])
+    datasets = {trial.id: dataset for trial, dataset in zip(trials, opened, strict=True)}
     check_caps(trials, how.budget)
     uri = how.tracking_uri or default_uri(home)
     check_no_credentials(uri, "--tracking-uri")
     check_writable(home)
-    open_run(home, name, sweep, how.extend)
-    run = home / name
-    clear_stop(run)
-    todo = _to_do(trials, how.retry_failed, console)
-    held = [trial for trial in todo if not _sizes(trial).isdisjoint(how.hold)]
-    if held:
-        console.print(f"{len(held)} of {len(trials)} trials are held back: {', '.join(how.hold)}", highlight=False)
-        todo = [trial for trial in todo if trial not in held]
-    meters = [Meter(trial) for trial in trials]
-    budget = kept(run, how.budget)
-    todo, refused = admitted(todo, meters, budget) if todo else ([], {})
-    for refusal, text in refused.items():
-        console.print(f"{refusal} is not begun: it {text}", soft_wrap=True, highlight=False, markup=False)
-    # Of trials that ended while MLflow was away.
-    late = tracking.behind(trial.folder for trial in trials if trial not in todo)
-    stopped = False
-    if todo or late:
-        for trial in launch.one_per_reference(todo):
-            if launch.measures_here(trial.config, how.address):
-                show_floor(load_reference(trial.config, home, say=console.print), console)
-        tracking.create_store(uri, home)
-        tags = {"gat_sweep.commit": source_commit(), "gat_sweep.reference": reference_name(trials[0].config)}
-        tracker = tracking.Tracker(uri, home, sweep.name, name, tags)
-        status = "stopped"
+    with ExitStack() as stack:
+        there = local_resources() if how.address is None else stack.enter_context(session(how.address))
+        prepare.check_feasible(sweep.trials, there)
+        if how.address is not None:
+            check_drives_sweeps(there)
+            probe_nodes(home)
+        open_run(home, name, sweep, how.extend)
+        run = home / name
+        clear_stop(run)
+        todo, held = _to_do(trials, how, console)
+        meters, budget = [Meter(trial) for trial in trials], kept(run, how.budget)
+        todo, refused = admitted(todo, meters, budget) if todo else ([], {})
+        for refusal, text in refused.items():
+            console.print(f"{refusal} skipped: it {text}", soft_wrap=True, highlight=False, markup=False)
+        launch = _Launched(run, trials, todo, meters, budget)
 
-        def ship_and_count(folders: list[Path]) -> str:
-            enforce(run, meters, budget)
-            return tracker.ship([*folders, *late])[1]
+        def work() -> None:
+            here = stack.enter_context(session(None)) if how.address is None else there
+            say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+            prepare.measure_references(todo, datasets, how.address, say)
+            prepare.driver.run_sweep(todo, here)
 
-        try:
-            with Monitor(todo, console, ship_and_count):
-                if todo:
-                    launch.run_sweep(todo, how.address)
-            status = "done" if all(trial.status() == "done" for trial in trials) else "failed"
-            stopped = any(stop_reason(run, trial.id) and trial.status() not in FINISHED for trial in todo)
-        except KeyboardInterrupt:
-            console.print(f"\nstopped; results so far are in {run}. The same command continues.", soft_wrap=True)
-            raise
-        finally:
-            tracker.finish("stopped" if stopped else status)
-            write(run / "mlflow.json", json.dumps({"uri": uri, "run_id": tracker.parent_id}).encode())
+        tags = {"gat_sweep.commit": source_commit(), "gat_sweep.reference": reference_name(trials[0].config, opened[0])}
+        stopped = launch.followed(work, uri, sweep.name, tags, console)
     console.print(results_table(trials))
     console.print(f"results  {run / 'table'}", soft_wrap=True, highlight=False)
     console.print(f"samples  {run / 'trials'}/<trial>/samples", soft_wrap=True, highlight=False)
@@ -114,25 +94,78 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
     return int(any(trial.status() not in FINISHED for trial in trials if trial not in held))
 
 
-def _to_do(trials: list[Trial], retry_failed: bool, console: Console) -> list[Trial]:
-    """Trials that have anything left to do, and a line on the others."""
+@dataclass(frozen=True)
+class _Launched:
+    """One launch of a run: its trials, those that it works on, and what they may spend."""
+
+    run: Place
+    trials: list[Trial]
+    todo: list[Trial]
+    meters: list[Meter]
+    budget: Budget
+
+    def followed(
+        self, work: Callable[[], None], uri: str, experiment: str, tags: dict[str, str], console: Console
+    ) -> bool:
+        """Does the work of the trials while they are watched and shipped to MLflow; whether they stopped on request.
+
+        Does nothing when no trial is left, and MLflow has everything.
+        """
+        from gat_sweep.monitor import tracking
+
+        # Trials that ended while MLflow was away.
+        late = tracking.behind(trial.folder for trial in self.trials if trial not in self.todo)
+        if not (self.todo or late):
+            return False
+        home = self.run.parent
+        tracking.create_store(uri, home)
+        tracker = tracking.Tracker(uri, home, experiment, self.run.name, tags)
+        status, stopped = "stopped", False
+
+        def ship_and_count(folders: list[Path]) -> str:
+            enforce(self.run, self.meters, self.budget)
+            return tracker.ship([*folders, *late])[1]
+
+        try:
+            with Monitor(self.todo, console, ship_and_count):
+                if self.todo:
+                    work()
+            status = "done" if all(trial.status() == "done" for trial in self.trials) else "failed"
+            stopped = any(stop_reason(self.run, t.id) and t.status() not in FINISHED for t in self.todo)
+        except KeyboardInterrupt:
+            console.print(f"\nstopped; results so far are in {self.run}. The same command continues.", soft_wrap=True)
+            raise
+        finally:
+            tracker.finish("stopped" if stopped else status)
+            write(self.run / "mlflow.json", json.dumps({"uri": uri, "run_id": tracker.parent_id}).encode())
+        return stopped
+
+
+def check_drives_sweeps(there: Cluster) -> None:
+    """Raises UserError when the cluster lacks the resource that trials are driven from."""
+    if not there.drives_sweeps:
+        raise UserError(
+            "the cluster offers no 'sweep_driver' resource, which trials are driven from; start its head with "
+            f"--resources='{{\"sweep_driver\": {MAX_DRIVERS}}}' (cluster.yaml does)"
+        )
+
+
+def _to_do(trials: list[Trial], how: Launch, console: Console) -> tuple[list[Trial], list[Trial]]:
+    """The trials that are left to run, and those that are held back; a line on each other kind."""
     status = {trial.id: trial.status() for trial in trials}
     finished = sum(found in FINISHED for found in status.values())
     failed = sum(found == "failed" for found in status.values())
     if finished:
         console.print(f"{finished} of {len(trials)} trials are finished already")
-    if failed and not retry_failed:
+    if failed and not how.retry_failed:
         console.print(f"{failed} of {len(trials)} trials failed before; --retry failed runs them again")
-    left = {"waiting", "running"} | ({"failed"} if retry_failed else set())
-    return [trial for trial in trials if status[trial.id] in left]
+    wanted = {"waiting", "running"} | ({"failed"} if how.retry_failed else set())
+    left = [trial for trial in trials if status[trial.id] in wanted]
+    held = [trial for trial in left if not _sizes(trial).isdisjoint(how.hold)]
+    if held:
+        console.print(f"{len(held)} of {len(trials)} trials are held back: {', '.join(how.hold)}", highlight=False)
+    return [trial for trial in left if trial not in held], held
 
 
 def _sizes(trial: Trial) -> set[str]:
     return {trial.config.model.generator, trial.config.model.discriminator}
-
-
-def show_floor(reference: Reference, console: Console) -> None:
-    """What a distance of zero looks like here."""
-    if reference.halves is not None:
-        text = f"{reference.metric}: two random halves of the real data are {reference.halves:.1f} apart"
-        console.print(text, highlight=False)

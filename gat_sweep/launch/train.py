@@ -5,9 +5,8 @@ import signal
 from rich.console import Console
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import check_dataset
 from gat_sweep.files.storage import Place
-from gat_sweep.metrics.evaluator import check_evaluation
+from gat_sweep.launch.prepare import check_data
 from gat_sweep.monitor.progress import Monitor
 from gat_sweep.monitor.status import results_table
 from gat_sweep.run.record import open_run, sweep_trials
@@ -25,8 +24,7 @@ def train_command(config: TrialConfig, home: Place, name: str, device: str | Non
     """
     sweep = Sweep("train", "one trial", config.recipe, {trial_id(config): config})
     (trial,) = sweep_trials(sweep, home, name)
-    check_dataset(config)
-    check_evaluation(config)
+    check_data([config])
     chosen = chosen_device(device)
     open_run(home, name, sweep, extend=True)
     clear_stop(home / name)

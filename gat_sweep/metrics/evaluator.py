@@ -1,4 +1,4 @@
-"""A trial's evaluation: fixed-seed samples of the EMA generator against the real pictures, under one protocol."""
+"""Evaluation of a trial: samples of the EMA generator with a fixed seed against real pictures, in one protocol."""
 
 import json
 import math
@@ -21,12 +21,12 @@ from gat_sweep.metrics.reference import Reference, check_reference, load_referen
 from gat_sweep.text import Eta, Say, silent
 from gat_sweep.vision.extractors import WIDTHS, Extractor, check_extractor, make_extractor
 
-CHUNK = 64  # samples drawn from one seed; part of the protocol, and the unit shared out over the workers
+CHUNK = 64  # samples from one seed; part of the protocol, and the unit of work for workers
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of results; the names are the run table's columns. None: not measured."""
+    """One row of results, with the column names of the run table; None means not measured."""
 
     metric: str
     value: float  # Frechet distance at n
@@ -39,10 +39,10 @@ class Evaluation:
     recall: float | None = None
     fd_infinity: float | None = None
     fd_infinity_se: float | None = None
-    split_half: float | None = None  # distance between two random halves of the real pictures: the floor
+    split_half: float | None = None  # distance of two random halves of the real pictures, the lowest value to expect
 
     def journal(self) -> dict[str, float]:
-        """The numbers under names that say in whose features: fid and kid are Inception's alone."""
+        """The numbers by names that include the extractor; only Inception's are called fid and kid."""
         fid = self.metric == "fid"
         name = "" if fid else "_" + self.metric.removeprefix("fd_")
         kernel = "kid" if fid else f"kd{name}"
@@ -58,14 +58,14 @@ class Evaluation:
         return {key: value for key, value in found.items() if value is not None}
 
 
-def check_evaluation(config: TrialConfig) -> None:
-    """What an evaluation needs, checked before anything runs.
+def check_evaluation(config: TrialConfig, dataset: Dataset | None) -> None:
+    """Checks all that an evaluation needs, before anything runs.
 
-    Raises UserError when the extractor's weights, the real pictures or the classes for guidance are not there, or
-    eval.samples are too few for eval.extras.
+    Raises UserError when the extractor's weights, the real pictures or the classes for guidance are missing, or when
+    eval.samples is too small for eval.extras.
     """
     check_extractor(config.eval)
-    check_reference(config)
+    check_reference(config, dataset)
     _check_options(config)
 
 
@@ -73,16 +73,16 @@ def _check_options(config: TrialConfig) -> None:
     if "fd_infinity" in config.eval.extras:
         distances.check_enough(config.eval.samples, WIDTHS[config.eval.extractor])
     if config.eval.guidance != 1 and not config.data.classes:
-        raise UserError("eval.guidance moves styles away from the mean over classes, of which there are none; set it 1")
+        raise UserError("eval.guidance needs classes, and this data set has none; set eval.guidance=1")
 
 
 class Evaluator:
-    """Holds the extractor, the reference and the decoder of one trial.
+    """Measures the networks of one trial; it has the extractor, the reference and the decoder.
 
     Args:
-        rank, world: this worker's share; all workers make an Evaluator, and measure, together. The samples, and so
-            the numbers, do not depend on `world`.
-        say: gets a line now and then while something takes long, on rank 0.
+        rank, world: this worker and the number of workers. All workers make an Evaluator and call `measure` together.
+            The samples, and so the values, do not depend on `world`.
+        say: gets a line from time to time in long tasks, on rank 0.
     Raises UserError as check_evaluation and load_decoder do.
     """
 
@@ -100,9 +100,9 @@ class Evaluator:
         self.config, self.device, self.rank, self.world = config, device, rank, world
         self.say: Say = say if rank == 0 else silent
         self.extractor = make_extractor(config.eval, device)
-        self.reference = load_reference(config, home, device, rank, world, self.say, self.extractor)
+        self.reference = load_reference(config, dataset, home, device, rank, world, self.say, self.extractor)
         self.decoder = dataset_decoder(config, dataset, device)
-        # Class labels of the samples: the data's own frequencies, shuffled once.
+        # Class labels of the samples, with the frequencies of the data set, shuffled once.
         order = np.random.default_rng(config.eval.seed).permutation(len(dataset))
         self.labels = dataset.labels[torch.from_numpy(np.resize(order, config.eval.samples))]
         self.protocol = make_protocol(self.extractor, self.reference, config.eval.samples) | {
@@ -118,7 +118,7 @@ class Evaluator:
     def measure(self, ema: Generator, extras: bool = False, between: Callable[[], None] = lambda: None) -> Evaluation:
         """Frechet distance of `eval.samples` pictures of `ema`, and eval.extras where asked for; on every rank.
 
-        between: called after every chunk of samples, equally often on every rank; may raise to end the evaluation.
+        between: called after every chunk of samples, equally often on every rank; it may raise to end the evaluation.
         """
         n = self.config.eval.samples
         chosen = self.config.eval.extras if extras else ()
@@ -135,7 +135,7 @@ class Evaluator:
         return make_evaluation(found, self.reference, n, self.protocol)
 
     def samples(self, ema: Generator, start: int, count: int = CHUNK) -> Tensor:
-        """Pictures `start` .. `start + count` of the fixed set, uint8 [n, 3, h, w] on the device."""
+        """Pictures `start` to `start + count` of the fixed set, uint8 [n, 3, h, w], on the device."""
         config = self.config
         labels = self.labels[start : start + count].to(self.device)
         generator = torch.Generator().manual_seed(config.eval.seed * 1_000_003 + start)
@@ -144,7 +144,7 @@ class Evaluator:
         return self.decoder.decode(ema.sample(z, y, psi=config.eval.psi, guidance=config.eval.guidance))
 
     def _features(self, ema: Generator, n: int, between: Callable[[], None]) -> Tensor:
-        """[n, F] of all ranks in the order of their seeds, on rank 0; what the others return is their own."""
+        """Features [n, F] of all ranks, in the order of their seeds, on rank 0; other ranks return only their own."""
         eta = Eta(self.say, f"{self.extractor.metric} samples", n)
         rounds = -(-n // (CHUNK * self.world))
         mine = torch.zeros(rounds, CHUNK, self.extractor.width, device=self.device)
@@ -161,14 +161,14 @@ class Evaluator:
         dist.gather(mine, shares, 0)
         if shares is None:
             return mine
-        return torch.stack(shares, dim=1).flatten(0, 2)[:n]  # round by round; only the last chunk may be short
+        return torch.stack(shares, dim=1).flatten(0, 2)[:n]  # in rounds; only the last chunk may be incomplete
 
 
 _MEASURES = ["value", *(field.name for field in fields(Evaluation) if field.default is None)]
 
 
 def measure_features(features: Tensor, reference: Reference, extras: tuple[str, ...]) -> dict[str, float | None]:
-    """What was measured of generated features [n, F] and what was not, by column."""
+    """Measured values of generated features [n, F], by column; None for extras that are not in `extras`."""
     found: dict[str, float | None] = dict.fromkeys(_MEASURES)
     generated = distances.feature_statistics(features)
     found["value"] = distances.frechet_distance(reference.statistics, generated, reference.root)
@@ -187,7 +187,7 @@ def measure_features(features: Tensor, reference: Reference, extras: tuple[str, 
 
 
 def make_protocol(extractor: Extractor, reference: Reference, n: int) -> dict[str, Any]:
-    """How distances of n pictures are measured; where the pictures come from is the caller's to add."""
+    """Protocol of distances of n pictures; the caller adds the source of the pictures."""
     return {
         "extractor": extractor.name,
         "weights": extractor.digest,
@@ -203,6 +203,7 @@ def make_protocol(extractor: Extractor, reference: Reference, n: int) -> dict[st
 def make_evaluation(
     found: dict[str, float | None], reference: Reference, n: int, protocol: dict[str, Any]
 ) -> Evaluation:
+    """The evaluation of measured values, which must have a value."""
     value = found["value"]
     assert value is not None
     others: dict[str, Any] = {name: number for name, number in found.items() if name != "value"}

@@ -1,4 +1,4 @@
-"""The real pictures as the extractor sees them: their statistics, and the features of some of them."""
+"""The reference of an evaluation: statistics of the features of all real pictures, and features of some of them."""
 
 import hashlib
 import itertools
@@ -26,53 +26,66 @@ from gat_sweep.metrics.picture_sets import array_pictures
 from gat_sweep.text import Eta, Say, silent
 from gat_sweep.vision.extractors import WIDTHS, Extractor, make_extractor
 
-BATCH = 64  # pictures through the extractor at once: other batches may round otherwise
-# A data set is summed up in at least so many parts (if it has as many batches) of at most so many batches, and they are
-# added up in their order: the sum is the same however many workers share the parts.
+BATCH = 64  # pictures per forward of the extractor, always the same because other batch sizes may round differently
+# A data set has at least PARTS parts (if it has as many batches), each of at most PART_BATCHES batches. Parts are added
+# in their order, so the sum does not depend on the number of workers.
 PARTS, PART_BATCHES = 64, 256
-KEPT = 10_000  # pictures whose features are kept, for the kernel distance, precision and recall
-THREADS = 4  # that read ahead
+KEPT = 10_000  # most pictures whose features are kept, for the kernel distance, precision and recall
+THREADS = 4  # threads that read ahead
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What generated pictures are compared with; tensors on the device it was loaded for."""
+    """The real pictures that generated ones are compared with, as statistics and features on one device."""
 
     metric: str
     reference: str  # data set, number of pictures, content digest; or the digest of a reference file
     statistics: Statistics
     root: Tensor  # of the covariance
-    halves: float | None  # distance between two random halves of the real pictures; a reference file has none
-    features: Tensor | None  # float32 [at most KEPT, F]; a reference file may hold none
+    halves: float | None  # distance of two random halves of the real pictures; None for a reference file
+    features: Tensor | None  # float32 [at most KEPT, F]; None for a reference file if they are not needed
 
 
-def check_reference(config: TrialConfig) -> None:
+def reference_dataset(config: TrialConfig) -> Dataset | None:
+    """The data set whose pictures are the reference; None when eval.reference replaces them."""
+    return None if config.eval.reference else load_dataset(config.data)
+
+
+def _given(dataset: Dataset | None) -> Dataset:
+    assert dataset is not None, "without eval.reference the data set is the reference"
+    return dataset
+
+
+def check_reference(config: TrialConfig, dataset: Dataset | None) -> None:
     """Raises UserError when there are no real pictures, or a reference file does not fit the extractor or extras."""
     if config.eval.reference:
         _read_npz(Path(config.eval.reference), WIDTHS[config.eval.extractor])
         if _needs_features(config) and not _has_pictures(Path(config.eval.reference)):
             raise UserError(
-                f"eval.reference {config.eval.reference} holds no pictures (arr_0) for the kernel distance, precision "
-                "and recall; leave them out of eval.extras"
+                f"eval.reference {config.eval.reference} has no pictures (arr_0) for the kernel distance, precision "
+                "and recall; remove them from eval.extras"
             )
-    elif not (dataset := load_dataset(config.data)).has_pictures:
+        return
+    found = _given(dataset)
+    if not found.has_pictures:
         raise UserError(
-            f"data set '{dataset.name}' holds no pictures to compare with; encode it with --store-images, or set "
+            f"data set '{found.name}' has no pictures to compare with; encode it with --store-images, or set "
             "eval.reference to an npz with mu and sigma"
         )
 
 
-def reference_name(config: TrialConfig) -> str:
-    """What rows call the reference: data set, number of pictures and content digest, or a file's digest."""
+def reference_name(config: TrialConfig, dataset: Dataset | None) -> str:
+    """Name of the reference in rows: data set, number of pictures and content digest, or the digest of a file."""
     if not config.eval.reference:
-        dataset = load_dataset(config.data)
-        return f"{dataset.name}:{len(dataset)}:{dataset.digest}"
+        found = _given(dataset)
+        return f"{found.name}:{len(found)}:{found.digest}"
     with open(config.eval.reference, "rb") as file:
         return f"npz:{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
 
 
 def load_reference(
     config: TrialConfig,
+    dataset: Dataset | None,
     home: Place,
     device: torch.device | str = "cpu",
     rank: int = 0,
@@ -80,39 +93,39 @@ def load_reference(
     say: Say = silent,
     extractor: Extractor | None = None,
 ) -> Reference:
-    """The reference of a config: eval.reference, or the data set's own pictures, seen once per home and kept in
-    <home>/cache.
+    """The reference of a config: eval.reference, or the pictures of its data set.
 
+    It is computed once per home and stored in <home>/cache.
     rank, world: with more than one worker, all call this together and share the work; the result does not depend on
-    their number. extractor: the config's, where there is one already.
+    the number of workers. extractor: the extractor of the config, if it is already loaded.
     Raises UserError as check_reference and check_extractor do.
     """
     device = torch.device(device)
-    check_reference(config)
+    check_reference(config, dataset)
     extractor = extractor or make_extractor(config.eval, device)
-    name = reference_name(config)
+    name = reference_name(config, dataset)
     with_pictures = "-pictures" if config.eval.reference and _needs_features(config) else ""
     digest = f"{name.rsplit(':', 1)[1]}{with_pictures}"
     path = home / "cache" / f"{extractor.metric}-{extractor.resize}-{digest}-{extractor.digest}.safetensors"
-    # Rank 0 looks, for all: another trial may be writing the file at this moment.
+    # Rank 0 looks for all ranks, because another trial may be writing the file now.
     missing = torch.tensor(int(not path.exists()), device=device)
     if world > 1:
         dist.broadcast(missing, 0)
     if missing.item():
         if not config.eval.reference:
-            found = _of_dataset(load_dataset(config.data), extractor, device, rank, world, say)
+            found = _of_dataset(_given(dataset), extractor, device, rank, world, say)
         elif rank == 0:
             found = _of_npz(Path(config.eval.reference), extractor, device, _needs_features(config), say)
         if rank == 0:
             write(path, save({name: tensor.cpu().contiguous() for name, tensor in found.items()}))
         if world > 1:
-            dist.broadcast(missing, 0)  # nobody reads before it is written
+            dist.broadcast(missing, 0)  # other ranks wait until the file is written
     try:
         kept = {name: tensor.to(device) for name, tensor in load(path.read_bytes()).items()}
         statistics = Statistics(kept["mu"], kept["sigma"], int(kept["n"]))
         root = kept["root"]
     except (SafetensorError, KeyError):
-        raise UserError(f"{path} is damaged; delete it, and it is computed again") from None
+        raise UserError(f"{path} is damaged; delete it and run the same command again") from None
     return Reference(
         config.eval.metric,
         name,
@@ -124,7 +137,7 @@ def load_reference(
 
 
 def _of_npz(path: Path, extractor: Extractor, device: torch.device, pictures: bool, say: Say) -> dict[str, Tensor]:
-    """An ADM reference batch: mu and sigma as they are; the features of its pictures where they are needed."""
+    """Tensors of an ADM reference file: its mu and sigma, and the features of its pictures if `pictures`."""
     mu, sigma = _read_npz(path, extractor.width)
     found = {"mu": mu, "sigma": sigma, "root": covariance_root(sigma.to(device)), "n": torch.tensor(0)}
     if pictures:
@@ -140,7 +153,7 @@ def _of_npz(path: Path, extractor: Extractor, device: torch.device, pictures: bo
 def _of_dataset(
     dataset: Dataset, extractor: Extractor, device: torch.device, rank: int, world: int, say: Say
 ) -> dict[str, Tensor]:
-    """Statistics of all pictures and of two random halves, and KEPT features; empty but on rank 0."""
+    """Statistics of all pictures, distance of two random halves, and KEPT features; empty except on rank 0."""
     count = len(dataset)
     in_first = np.zeros(count, dtype=bool)
     in_first[np.random.default_rng(0).permutation(count)[: count // 2]] = True
@@ -182,9 +195,11 @@ def _of_dataset(
 
 @dataclass(frozen=True)
 class _Part:
+    """Sums over the pictures of one part, in each of the two random halves."""
+
     first: Moments
     second: Moments
-    features: Tensor  # the kept ones, float32 [k, F]
+    features: Tensor  # features to keep, float32 [k, F]
 
     @staticmethod
     def of(
@@ -224,7 +239,7 @@ class _Part:
 
 
 def _read_ahead(dataset: Dataset, indices: np.ndarray) -> Iterator[Tensor]:
-    """The pictures of these images in batches, read by threads while the device works."""
+    """Batches of the pictures with the given indices, read by threads while the device computes."""
     waiting = deque(np.split(indices, range(BATCH, len(indices), BATCH)))
     with ThreadPoolExecutor(THREADS, thread_name_prefix="reference") as pool:
         reading = deque(pool.submit(dataset.rows, waiting.popleft(), True) for _ in range(min(THREADS, len(waiting))))
@@ -246,7 +261,7 @@ def _needs_features(config: TrialConfig) -> bool:
 
 
 def _read_npz(path: Path, width: int) -> tuple[Tensor, Tensor]:
-    """mu [width] and sigma [width, width], float64. Raises UserError when the file has none such."""
+    """mu [width] and sigma [width, width] of a file, float64. Raises UserError when it does not have them."""
     wanted = {"mu": (width,), "sigma": (width, width)}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -262,11 +277,11 @@ def _read_npz(path: Path, width: int) -> tuple[Tensor, Tensor]:
         raise UserError(f"eval.reference {path}: {error.strerror or error}") from None
     except BAD_ARRAY as error:
         said = " ".join(str(error).split())[:150]
-        raise UserError(f"eval.reference {path} is no npz with mu and sigma: {said}") from None
+        raise UserError(f"eval.reference {path} is not an npz with mu and sigma: {said}") from None
     if shapes != wanted:
         raise UserError(
-            f"eval.reference {path} has mu {list(shapes['mu'])} and sigma {list(shapes['sigma'])}; the extractor's "
-            f"features have {width} values: use the reference of eval.extractor"
+            f"eval.reference {path} has mu {list(shapes['mu'])} and sigma {list(shapes['sigma'])}, but the features "
+            f"have {width} values; use a reference for eval.extractor"
         )
     mu, sigma = values["mu"], values["sigma"]
     if not (mu.isfinite().all() and sigma.isfinite().all()):

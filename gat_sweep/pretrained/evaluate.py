@@ -1,4 +1,4 @@
-"""What the command `evaluate` measures: a checkpoint of a trial, or pictures that lie in files."""
+"""`gat-sweep evaluate`: the evaluation of a trial's checkpoint, of pictures in files, or of reconstructions."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import check_dataset, dataset_decoder, load_dataset
+from gat_sweep.data.dataset import Dataset, check_teacher, dataset_decoder, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place
 from gat_sweep.gat.generator import Generator
@@ -23,7 +23,7 @@ from gat_sweep.metrics.evaluator import (
     measure_features,
 )
 from gat_sweep.metrics.picture_sets import open_pictures
-from gat_sweep.metrics.reference import check_reference, load_reference
+from gat_sweep.metrics.reference import check_reference, load_reference, reference_dataset
 from gat_sweep.recipe import check_key, load_recipe, resolve
 from gat_sweep.run.checkpoint import read_network, read_trial
 from gat_sweep.run.saved import MANIFEST
@@ -41,12 +41,14 @@ def evaluate_command(
     device: torch.device,
     say: Say = silent,
 ) -> Evaluation:
-    """Measures `target`: a trial's checkpoint (step_*) by the config it was trained with, or pictures (an npz
-    with arr_0, or a folder) by that of a recipe; None: the recipe's real pictures as its tokenizer gives them back.
+    """Measures `target` and returns the evaluation.
 
-    settings: dotted config values that differ; of a checkpoint `eval`, `data.path` and `data.tokenizer` only.
-    home: where the cache of references is; a checkpoint's own home holds its.
-    Raises UserError when there is nothing to measure, or not what it takes.
+    target: a trial's checkpoint (step_*), which is measured with its config; pictures (an npz with arr_0, or a
+    folder), which are measured with the config of the recipe; or None, for the recipe's real pictures after encoding
+    and decoding.
+    settings: changed values by dotted key; for a checkpoint only `eval.*`, `data.path` and `data.tokenizer`.
+    home: has the cache of references; a checkpoint uses its own home.
+    Raises UserError when there is nothing to measure, or something necessary is missing.
     """
     for key in settings:
         check_key(key)
@@ -55,56 +57,58 @@ def evaluate_command(
     if target.name.startswith("step_") or (target / MANIFEST).exists():
         return evaluate_checkpoint(target, settings, device, say)
     if not isinstance(target, Path):
-        raise UserError(f"{target} is no checkpoint, and pictures are measured from files on this machine only")
+        raise UserError(f"{target} is not a checkpoint; pictures must be files on this machine")
     return evaluate_pictures(target, resolve(load_recipe(recipe), settings), home, device, say)
 
 
 def evaluate_checkpoint(
     path: Place, settings: Mapping[str, Any], device: torch.device, say: Say = silent
 ) -> Evaluation:
-    """A trial's EMA generator as training measures it, with all of eval.extras.
+    """Measures the EMA generator of a trial, as in training, with all of eval.extras.
 
-    settings: as of evaluate_command.
-    Raises UserError when the checkpoint does not lie in its trial's folder, is damaged, or the data is another.
+    settings: as in evaluate_command.
+    Raises UserError when the checkpoint is not in its trial's folder or is damaged, or when the data set is another.
     """
     for key in settings:
         if not key.startswith(CHANGEABLE):
-            raise UserError(f"--set {key}: of a trained model only {', '.join(CHANGEABLE[1:])} and eval.* can be set")
-    config, checkpoint = read_trial(path, settings)
-    check_evaluation(config)
+            raise UserError(f"--set {key}: a trained model allows only {', '.join(CHANGEABLE[1:])} and eval.*")
+    config, checkpoint, dataset = read_trial(path, settings)
+    check_evaluation(config, dataset)
     ema = Generator(config.generator_spec)
     read_network(checkpoint, "ema", ema)
     ema.to(device)
-    dataset, home = load_dataset(config.data), path.parents[4]
-    return Evaluator(config, dataset, home, device, say=say).measure(ema, extras=True)
+    return Evaluator(config, dataset, path.parents[4], device, say=say).measure(ema, extras=True)
 
 
 def evaluate_pictures(
     path: Path, config: TrialConfig, home: Place, device: torch.device, say: Say = silent
 ) -> Evaluation:
-    """Pictures in a folder or an npz (arr_0, uint8 [N, h, w, 3]), all of them, against the config's reference.
+    """Measures all pictures in a folder or an npz (arr_0, uint8 [N, h, w, 3]) against the config's reference.
 
-    Raises UserError when there are none, or too few for eval.extras.
+    Raises UserError when there are no pictures, or too few for eval.extras.
     """
     check_extractor(config.eval)
-    check_reference(config)
+    dataset = reference_dataset(config)
+    check_reference(config, dataset)
     pictures = open_pictures(path)
-    # How they were generated is not known: the protocol names the very pictures in its place.
+    # It is not known how the pictures were generated, so the protocol has their digest instead.
     unknown = dict.fromkeys(("seed", "psi", "guidance", "ema", "tokenizer", "decoder"))
     batches = pictures.batches(CHUNK)
     about = unknown | {"chunk": CHUNK, "pictures": pictures.digest}
-    return _measured(batches, pictures.count, pictures.name, about, config, home, device, say)
+    return _measured(batches, pictures.count, pictures.name, about, config, dataset, home, device, say)
 
 
 def evaluate_reconstruction(config: TrialConfig, home: Place, device: torch.device, say: Say = silent) -> Evaluation:
-    """What the tokenizer alone costs: eval.samples real pictures (all, where there are fewer) out of their latents.
+    """Measures the tokenizer alone, on eval.samples reconstructed real pictures (or all, if there are fewer).
 
-    No generator comes closer to the reference than its decoder, so that this is a law's floor (`fit-law --floor`).
-    Raises UserError when the data or the tokenizer cannot be had.
+    A generator cannot come closer to the reference than its decoder, so this is the floor of a scaling law
+    (`fit-law --floor`).
+    Raises UserError when the data or the tokenizer is not available.
     """
     check_extractor(config.eval)
-    check_reference(config)
-    dataset = check_dataset(config)
+    dataset = load_dataset(config.data)
+    check_teacher(config, dataset)
+    check_reference(config, dataset)
     decoder = dataset_decoder(config, dataset, device)
     n = min(config.eval.samples, len(dataset))
     order = np.random.default_rng(config.eval.seed).permutation(len(dataset))[:n]
@@ -114,7 +118,7 @@ def evaluate_reconstruction(config: TrialConfig, home: Place, device: torch.devi
     about |= {"seed": config.eval.seed, "chunk": CHUNK, "decoder": "float32", "pictures": "reconstructions"}
     about["tokenizer"] = dataset.identity.digest or dataset.identity.source
     pictures = (decoder.decode(part.to(device)) for part in latents)
-    return _measured(pictures, n, "reconstructions", about, config, home, device, say)
+    return _measured(pictures, n, "reconstructions", about, config, dataset, home, device, say)
 
 
 def _measured(
@@ -123,15 +127,16 @@ def _measured(
     name: str,
     about: dict[str, Any],
     config: TrialConfig,
+    dataset: Dataset | None,
     home: Place,
     device: torch.device,
     say: Say,
 ) -> Evaluation:
-    """`count` pictures in batches against the config's reference; about: what the protocol says of them."""
+    """Measures `count` pictures in batches against the config's reference; about: protocol of the pictures."""
     extractor = make_extractor(config.eval, device)
     if "fd_infinity" in config.eval.extras:
         check_enough(count, extractor.width)
-    reference = load_reference(config, home, device, say=say, extractor=extractor)
+    reference = load_reference(config, dataset, home, device, say=say, extractor=extractor)
     eta, features = Eta(say, f"{extractor.metric} of {name}", count), []
     for batch in batches:
         features.append(extractor(batch.to(device)))

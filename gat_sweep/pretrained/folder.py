@@ -1,12 +1,12 @@
-"""Folders of networks as diffusers' users know them: save_pretrained, from_pretrained.
+"""Folders of networks in the layout of diffusers: save_pretrained, from_pretrained.
 
-    config.json                               the generator's shapes, its tokenizer, what it was trained on
-    diffusion_pytorch_model.safetensors       its weights: the running average (EMA), with the mean styles
+    config.json                               shapes of the generator, its tokenizer and training
+    diffusion_pytorch_model.safetensors       its weights: the EMA, with the mean styles
     discriminator/                            config.json and weights of the discriminator
-    official.safetensors                      of an imported checkpoint: what we do not build (official.py)
+    official.safetensors                      for an imported checkpoint: tensors that we do not build (official.py)
     README.md                                 the model card
 
-config.json is written last and holds the digest of every file of weights, which are checked when they are loaded.
+config.json is written last and has the digest of every file of weights, which is checked when weights are loaded.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import Encoded, load_dataset
+from gat_sweep.data.dataset import Dataset, Encoded
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
 from gat_sweep.gat.discriminator import Discriminator
@@ -40,14 +40,14 @@ DISCRIMINATOR = "discriminator"
 OFFICIAL = "official.safetensors"
 CARD = "README.md"
 EXPECTED = "give a folder that `gat-sweep export` wrote, or a trial's checkpoints/step_*"
-CHANGEABLE = ("data.path", "data.tokenizer")  # of a trained model: where its files lie now
+CHANGEABLE = ("data.path", "data.tokenizer")  # settings of a trained model that may change: the places of its files
 
 Spec = TypeVar("Spec", bound=NetworkSpec)
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Networks in float32 on the CPU; the generator is the running average."""
+    """Networks in float32 on the CPU; the generator is the EMA."""
 
     generator: Generator
     discriminator: Discriminator | None
@@ -56,26 +56,27 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder that save_pretrained wrote, its config.json read."""
+    """A folder that save_pretrained wrote, with the content of its config.json."""
 
     place: Place
     spec: GeneratorSpec
     about: About
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """What a file of weights holds. Raises UserError when it is missing, or not what was written."""
+        """Tensors in a file of weights. Raises UserError when it is missing or has changed since it was written."""
         if name not in self.about.files:
-            raise UserError(f"{self.place} holds no {name}; write the folder again with it")
+            raise UserError(f"{self.place} has no {name}; write the folder again with it")
         file = self.place / name
         content = _read(file)
         if hashlib.sha256(content).hexdigest() != self.about.files[name]:
-            raise UserError(f"{file} is not what was written (sha256 differs); copy it again, or export it anew")
+            raise UserError(f"{file} has changed since it was written (sha256 differs); copy or export it again")
         try:
             return load(content)
         except SafetensorError:
-            raise UserError(f"{file} is no safetensors file; copy it again, or export it anew") from None
+            raise UserError(f"{file} is not a safetensors file; copy or export it again") from None
 
     def discriminator_spec(self) -> DiscriminatorSpec:
+        """Shape of the discriminator. Raises UserError when its config.json is missing or not valid."""
         file = self.place / DISCRIMINATOR / CONFIG
         return _parsed_spec(DiscriminatorSpec, "GATDiscriminator", _read(file), file)
 
@@ -90,7 +91,7 @@ def save_pretrained(
     """Writes networks to a new folder; the same networks give the same bytes.
 
     official: tensors for official.safetensors.
-    Raises UserError when the folder holds anything already.
+    Raises UserError when the folder is not empty.
     """
     check_new(folder)
     contents = {WEIGHTS: _packed(generator.state_dict())}
@@ -109,10 +110,10 @@ def save_pretrained(
 
 
 def from_pretrained(folder: Place, discriminator: bool = False) -> Pretrained:
-    """Networks that save_pretrained wrote, in float32 on the CPU.
+    """Loads networks that save_pretrained wrote, in float32 on the CPU.
 
-    discriminator: whether to load it, too.
-    Raises UserError when a file is missing, damaged, or does not fit config.json.
+    discriminator: whether to load it as well.
+    Raises UserError when a file is missing or damaged, or does not fit config.json.
     """
     opened = open_folder(folder)
     generator = _filled(Generator, opened.spec, opened.tensors(WEIGHTS), folder / WEIGHTS)
@@ -125,10 +126,10 @@ def from_pretrained(folder: Place, discriminator: bool = False) -> Pretrained:
 
 
 def open_folder(folder: Place) -> Folder:
-    """Raises UserError when there is no config.json, or not one of ours."""
+    """A folder that save_pretrained wrote. Raises UserError when it has no valid config.json."""
     file = folder / CONFIG
     if not file.exists():
-        raise UserError(f"{folder} holds no {CONFIG}; {EXPECTED}")
+        raise UserError(f"{folder} has no {CONFIG}; {EXPECTED}")
     content = _read(file)
     spec = _parsed_spec(GeneratorSpec, "GATGenerator", content, file)
     try:
@@ -139,64 +140,63 @@ def open_folder(folder: Place) -> Folder:
 
 
 def is_checkpoint(source: Place) -> bool:
-    """Whether a folder is a trial's checkpoint (or claims to be), rather than one of save_pretrained."""
+    """Whether a folder is a trial's checkpoint (or looks like one), and not a folder of save_pretrained."""
     return source.name.startswith("step_") or (source / MANIFEST).exists()
 
 
 def from_trial(folder: Place, settings: Mapping[str, Any], discriminator: bool = False) -> Pretrained:
-    """Networks of a trial's checkpoint, and what its run knows of them.
+    """Loads the networks of a trial's checkpoint, with the facts that its run knows about them.
 
-    settings: data.path and data.tokenizer, where they differ from the trial's config.
+    settings: data.path and data.tokenizer, if they differ from the trial's config.
     Raises UserError as read_trial does, and for other settings.
     """
     for key in settings:
         if key not in CHANGEABLE:
-            raise UserError(f"--set {key}: of a trained model only {' and '.join(CHANGEABLE)} can be set")
-    config, checkpoint = read_trial(folder, settings)
+            raise UserError(f"--set {key}: a trained model allows only {' and '.join(CHANGEABLE)}")
+    config, checkpoint, dataset = read_trial(folder, settings)
     generator = Generator(config.generator_spec)
     read_network(checkpoint, "ema", generator)
     network = None
     if discriminator:
         network = Discriminator(config.discriminator_spec)
         read_network(checkpoint, "discriminator", network)
-    return Pretrained(generator, network, _about_trial(config, checkpoint))
+    return Pretrained(generator, network, _about_trial(config, checkpoint, dataset))
 
 
 def check_new(folder: Place) -> None:
-    """Raises UserError when a folder to write holds anything."""
+    """Raises UserError when a folder to write to is not empty."""
     found = children(folder)
     if found:
-        raise UserError(f"{folder} holds {found[0].name} already; give a new folder, or delete that one")
+        raise UserError(f"{folder} already has {found[0].name}; give a new folder, or delete that one")
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size], file: object) -> None:
-    """Raises UserError unless tensors are those, of floating point and of these shapes."""
+    """Raises UserError unless the tensors have exactly the expected names and shapes, and floating-point types."""
     for name in expected:
         if name not in found:
-            raise UserError(f"{file} lacks '{name}'; it holds other networks, or only a part of these")
+            raise UserError(f"{file} lacks '{name}'; give a file with all weights of these networks")
     for name in found:
         if name not in expected:
-            raise UserError(f"{file} holds '{name}', which these networks do not have; give a file without it")
+            raise UserError(f"{file} has '{name}', which these networks do not have; give a file without it")
     for name, shape in expected.items():
         tensor = found[name]
         if tensor.shape != shape or not tensor.is_floating_point():
             had = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-            raise UserError(f"{file}: '{name}' is {had}, the other shapes ask for {list(shape)}; give another")
+            raise UserError(f"{file}: '{name}' is {had}, but the other shapes need {list(shape)}; give another")
 
 
 def shapes(kind: type[nn.Module], spec: NetworkSpec) -> dict[str, torch.Size]:
-    """Of a network's state dict; nothing is allocated."""
+    """Shapes in the state dict of a network; no memory is allocated for it."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in kind(spec).state_dict().items()}
 
 
-def _about_trial(config: TrialConfig, checkpoint: Checkpoint) -> About:
-    dataset = load_dataset(config.data)
+def _about_trial(config: TrialConfig, checkpoint: Checkpoint, dataset: Dataset) -> About:
     trial = checkpoint.folder.parents[1]
     names = dataset.shards.manifest.classes if isinstance(dataset, Encoded) and config.data.classes else ()
     table = checkpoint.folder.parents[3] / "table" / f"{trial.name}.parquet"
     rows = read_rows(table) if table.exists() else []
-    # Another step's number is of other weights.
+    # The value of another step belongs to other weights.
     row = next((row for row in rows if row["step"] == checkpoint.step and row["value"] is not None), None)
     evaluation = None
     if row:
@@ -204,7 +204,7 @@ def _about_trial(config: TrialConfig, checkpoint: Checkpoint) -> About:
         evaluation = {name: row[name] for name in columns if row[name] is not None}
         evaluation["protocol"] = json.loads(row["protocol"])
     return About(
-        # The manifest's digest is what counts; the place is where the trial found it.
+        # The digest of the manifest identifies the tokenizer; the source is the place where the trial found it.
         tokenizer=replace(dataset.identity, source=config.data.tokenizer or dataset.identity.source),
         class_names=names,
         training={
@@ -236,7 +236,7 @@ def _read(file: Place) -> bytes:
     try:
         return file.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{file} is missing; copy the whole folder, or export it anew") from None
+        raise UserError(f"{file} is missing; copy the whole folder, or export it again") from None
     except OSError as error:
         raise UserError(f"{file}: {error.strerror or error}") from None
 
@@ -247,11 +247,11 @@ def _parsed_spec(kind: type[Spec], class_name: str, content: bytes, file: Place)
         if values.get("_class_name") != class_name:
             found = values.get("_class_name")
             kind_found = f"a {found}" if found else "something else"
-            raise UserError(f"{file} is of {kind_found}, not of a {class_name}; {EXPECTED}")
+            raise UserError(f"{file} describes {kind_found}, not a {class_name}; {EXPECTED}")
         numbers = [name.name for name in fields(kind) if name.name not in ("classes", "teacher_width")]
         for name in numbers:
             if isinstance(values.get(name), int) and values[name] < 1:
-                raise UserError(f"{file}: {name} is {values[name]}; copy it again, or export it anew")
+                raise UserError(f"{file}: {name} is {values[name]}; copy or export it again")
         return TypeAdapter(kind).validate_json(content, strict=True)
     except ValidationError as error:
         raise UserError(_damaged(file, error)) from None
@@ -260,14 +260,12 @@ def _parsed_spec(kind: type[Spec], class_name: str, content: bytes, file: Place)
 def _damaged(file: Place, error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    return (
-        f"{file} is no {CONFIG} of ours: {f'{where}: ' if where else ''}{first['msg']}; copy it again, or export anew"
-    )
+    return f"{file} is not a valid {CONFIG}: {f'{where}: ' if where else ''}{first['msg']}; copy or export it again"
 
 
 def _filled(kind: type[nn.Module], spec: NetworkSpec, tensors: dict[str, Tensor], file: Place) -> Any:
-    if spec.depth > len(tensors):  # before a network of any depth that config.json claims is built
-        raise UserError(f"{file} holds {len(tensors)} tensors, too few for {spec.depth} blocks; export it anew")
+    if spec.depth > len(tensors):  # checked first, because config.json may claim a network of any depth
+        raise UserError(f"{file} has {len(tensors)} tensors, too few for {spec.depth} blocks; export it again")
     check_tensors(tensors, shapes(kind, spec), file)
     network = kind(spec)
     network.load_state_dict(tensors)
@@ -275,5 +273,5 @@ def _filled(kind: type[nn.Module], spec: NetworkSpec, tensors: dict[str, Tensor]
 
 
 def shapes_text(generator: Generator) -> str:
-    """The shapes of a generator in one line."""
+    """Shapes of a generator, in one line."""
     return ", ".join(f"{name} {value}" for name, value in asdict(generator.spec).items())

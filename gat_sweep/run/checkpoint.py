@@ -137,7 +137,7 @@ def open_checkpoint(folder: Place) -> Checkpoint:
     return Checkpoint(folder, values["step"], values["facts"], values["files"])
 
 
-def read_trial(folder: Place, settings: Mapping[str, Any]) -> tuple[TrialConfig, Checkpoint]:
+def read_trial(folder: Place, settings: Mapping[str, Any]) -> tuple[TrialConfig, Checkpoint, Dataset]:
     """A checkpoint <run>/trials/<trial>/checkpoints/step_XXXXXXXX, and the config that training wrote beside it.
 
     settings: dotted config values that differ.
@@ -155,8 +155,9 @@ def read_trial(folder: Place, settings: Mapping[str, Any]) -> tuple[TrialConfig,
         raise UserError(f"{written} is damaged: {error}") from None
     except Damaged as damage:
         raise UserError(f"{damage}; give another checkpoint") from None
-    check_data(found, load_dataset(config.data), str(folder))
-    return config, found
+    dataset = load_dataset(config.data)
+    check_data(found, dataset, str(folder))
+    return config, found, dataset
 
 
 def read_network(checkpoint: Checkpoint, name: str, network: torch.nn.Module) -> None:

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from gat_sweep.config import Start
-from gat_sweep.data.dataset import check_dataset
+from gat_sweep.data.dataset import check_teacher, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluator import Evaluator
 from gat_sweep.plan import iteration_flops
@@ -60,7 +60,8 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
     if device.type == "cpu":
         keep_freed_memory()
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    dataset = check_dataset(config)
+    dataset = load_dataset(config.data)
+    check_teacher(config, dataset)
     engine = Engine(config, device, world)
     feed = Feed(config, dataset, device, rank, world, say=lambda text: leave_note(trial, text))
 

@@ -2,8 +2,7 @@
 
 import json
 import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
@@ -104,18 +103,13 @@ def test_the_papers_law(gat: Gat, tmp_path: Path) -> None:
 
 
 def test_train_without_ray_twice_and_from_elsewhere(gat: Gat, tmp_path: Path, home_with_reference: Path) -> None:
-    """A real process trains; the same command again has nothing to do."""
+    """Trains; the same command again has nothing to do."""
     tiny = ["train.steps=2", "train.batch=8", "train.eval_every=1", "train.log_every=1", "eval.samples=64"]
     command = ["train", "--recipe", "digits", "--home", "here"]
     command += [f"--set={s}" for s in [*tiny, "eval.resize=32"]]
-    import shutil
-
     shutil.copytree(home_with_reference / "cache", tmp_path / "here" / "cache")
-
-    first = subprocess.run(
-        [sys.executable, "-m", "gat_sweep.cli", *command], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert first.returncode == 0 and "done" in first.stdout and first.stderr == "", first.stderr
+    code, out, err = gat(*command)
+    assert code == 0 and "done" in out and err == "", err
     table = next((tmp_path / "here" / "train" / "table").iterdir())
     before = table.read_bytes()
     code, out, _ = gat(*command)

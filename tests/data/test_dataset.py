@@ -10,7 +10,7 @@ from helpers.pictures import encoded_latents, encoded_pixels
 from helpers.trials import tiny_config
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import Rows, check_dataset, load_dataset
+from gat_sweep.data.dataset import Rows, check_teacher, load_dataset
 from gat_sweep.data.loader import Loader
 from gat_sweep.data.sampler import batch_indices
 from gat_sweep.errors import UserError
@@ -36,7 +36,7 @@ def test_digits_are_the_real_ones() -> None:
 
 def test_stored_pixels_are_their_own_latents(tmp_path: Path) -> None:
     pictures = encoded_pixels(tmp_path, count=10, side=8)
-    dataset = check_dataset(encoded_config(tmp_path))
+    dataset = load_dataset(encoded_config(tmp_path).data)
     rows = dataset.rows([7, 2, 7], pictures=True)
     assert rows.pictures is not None and np.array_equal(rows.pictures, pictures[[7, 2, 7]])
     assert torch.equal(rows.latents(torch.Generator()), rows.pictures.float() / 127.5 - 1)
@@ -65,9 +65,15 @@ def test_data_that_does_not_fit_the_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         load_dataset(encoded_config(tmp_path / "nowhere").data)
     with pytest.raises(UserError, match="--store-images"):
-        check_dataset(encoded_config(tmp_path, teacher=EFFICIENTNET, objective__align_weight=1.0))
+        check_teacher(
+            config := encoded_config(tmp_path, teacher=EFFICIENTNET, objective__align_weight=1.0),
+            load_dataset(config.data),
+        )
     with pytest.raises(UserError, match="has none; encode with --teacher efficientnet_lite0 --teacher-grid 4"):
-        check_dataset(encoded_config(tmp_path, teacher={**EFFICIENTNET, "cached": True}, objective__align_weight=1.0))
+        check_teacher(
+            config := encoded_config(tmp_path, teacher={**EFFICIENTNET, "cached": True}, objective__align_weight=1.0),
+            load_dataset(config.data),
+        )
 
 
 @pytest.mark.parametrize(("world", "cpus"), [(1, 1), (1, 3), (2, 2)])

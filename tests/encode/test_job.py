@@ -274,7 +274,8 @@ encode(EncodeJob(**{**job, "out": Path(job["out"])}), Console(width=200))
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
 def test_on_ray_it_ends_as_without(tmp_path: Path, tiles: str, vae: str, killed: bool) -> None:
     """Also when the whole process group is killed after the first units, and another number of encoders goes on."""
     whole = EncodeJob(tmp_path / "whole/set", vae, images=tiles, size=32, shard_size=16, batch=4, store_images=True)

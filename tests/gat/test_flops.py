@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.trials import recipe
 from torch.utils.flop_counter import FlopCounterMode
 
 from gat_sweep.gat import flops
@@ -10,7 +11,7 @@ from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.losses import Draws, discriminator_losses, generator_loss
 from gat_sweep.gat.spec import Objective
 from gat_sweep.plan import model_info
-from gat_sweep.recipe import load_recipe, resolve
+from gat_sweep.recipe import resolve
 
 SIZES = ["S", "B", "L", "XL"]
 TABLE_2 = {  # M parameters of G and D
@@ -21,9 +22,9 @@ TABLE_2 = {  # M parameters of G and D
 }
 
 
-def paper(size: str, patch: int, recipe: str = "imagenet256", **more: object) -> object:
+def paper(size: str, patch: int, name: str = "imagenet256", **more: object) -> object:
     sizes = {"model.generator": size, "model.discriminator": size, "model.patch": patch}
-    return resolve(load_recipe(recipe), sizes, more)
+    return resolve(recipe(name), sizes, more)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -43,12 +44,12 @@ def test_forward_counts_equal_the_counter(size: str, patch: int) -> None:
     assert counter.get_total_flops() == flops.discriminator_forward(d)
 
 
-@pytest.mark.parametrize("recipe", ["imagenet256", "digits"])
+@pytest.mark.parametrize("scale", ["imagenet256", "digits"])
 @pytest.mark.parametrize("patch", [2, 4])
 @pytest.mark.parametrize("classes", [10, 0])
-def test_iteration_counts_equal_the_counter(recipe: str, patch: int, classes: int) -> None:
+def test_iteration_counts_equal_the_counter(scale: str, patch: int, classes: int) -> None:
     """A D step and a G step run on meta tensors, forward and backward, item by item summed."""
-    config = paper("S", patch, recipe, **{"data.classes": classes})
+    config = paper("S", patch, scale, **{"data.classes": classes})
     g, d = config.generator_spec, config.discriminator_spec
     batch = 3
     with torch.device("meta"):

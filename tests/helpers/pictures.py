@@ -20,8 +20,9 @@ from gat_sweep.data.pictures import decoding, load_square
 from gat_sweep.data.shards import CachedTeacher, Columns, float16, write_manifest, write_shard
 from gat_sweep.data.tokenizer import Pixels, TokenizerIdentity
 from gat_sweep.encode.units import Plan
-from gat_sweep.recipe import load_recipe, resolve
+from gat_sweep.recipe import resolve
 from gat_sweep.vision.teacher import EFFICIENTNET, load_teacher
+from helpers.trials import recipe
 
 PHOTO = load_sample_images().images[0]  # uint8 [427, 640, 3]
 
@@ -200,4 +201,4 @@ EXTRAS = ["kernel_distance", "precision_recall"]
 def photo_config(path: Path, **overrides: Any) -> TrialConfig:
     """Photographs of 32x32 as the extractor sees them, unscaled."""
     values = {"data.path": str(path), "data.classes": 2, "eval.resize": 32, "eval.samples": 150, "eval.extras": EXTRAS}
-    return resolve(load_recipe("cifar10"), values, {k.replace("__", "."): v for k, v in overrides.items()})
+    return resolve(recipe("cifar10"), values, {k.replace("__", "."): v for k, v in overrides.items()})

@@ -19,7 +19,7 @@ from analysis.figures.coord_check import plot
 from analysis.statistics import mean_interval
 from gat_sweep.commands.coord_check import coord_check
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import check_dataset
+from gat_sweep.data.dataset import load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.gat.scaling import adapted_learning_rate
 from gat_sweep.inspection.coord_check import (
@@ -156,7 +156,7 @@ def test_steps_are_those_of_training(tmp_path: Path, home_with_reference: Path, 
     (tmp_path / "cache").symlink_to(home_with_reference / "cache")
     trial = tiny_trial(tmp_path, seed=5, **overrides)
     assert train(trial, CPU).status == "done"
-    *_, engine = trained(trial.config, Feed(trial.config, check_dataset(trial.config), CPU))
+    *_, engine = trained(trial.config, Feed(trial.config, load_dataset(trial.config.data), CPU))
     for part in ("generator", "discriminator"):
         here = getattr(engine, part).state_dict()
         there = {name: torch.full_like(value, torch.nan) for name, value in here.items()}
@@ -169,7 +169,7 @@ def test_steps_are_those_of_training(tmp_path: Path, home_with_reference: Path, 
 def test_a_change_is_of_its_own_networks_step() -> None:
     """What is measured is the difference of the outputs, by hand; a frozen network's change is zero."""
     config = make_trial(tiny_config(), 8, "eq4", 1, 3)
-    dataset = check_dataset(config)
+    dataset = load_dataset(config.data)
     feed = Feed(config, dataset, CPU)
     found = measure(config, dataset, feed, warmup=1)
     assert {key: values.shape for key, values in found.items()} == {
@@ -197,11 +197,11 @@ def test_the_probe_is_the_same_at_every_width() -> None:
     probes = []
     for width, rule in ((8, "eq4"), (32, "none")):
         config = make_trial(tiny_config(), width, rule, 2, 3)
-        probes.append(make_probe(config, check_dataset(config), CPU))
+        probes.append(make_probe(config, load_dataset(config.data), CPU))
     for name in ("z", "y", "levels"):
         assert torch.equal(getattr(probes[0], name), getattr(probes[1], name))
     other = make_trial(tiny_config(), 8, "eq4", 3, 3)
-    assert not torch.equal(make_probe(other, check_dataset(other), CPU).z, probes[0].z)
+    assert not torch.equal(make_probe(other, load_dataset(other.data), CPU).z, probes[0].z)
     assert rms(torch.tensor([3.0, 4.0])) == pytest.approx(math.sqrt(12.5))
 
 
@@ -230,9 +230,9 @@ def test_without_the_rule_a_wide_network_moves_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--widths", "8"], "--widths 8: a slope needs at least two; give such as 8,16,32"),
-        (["--widths", "8,12"], "12 is no multiple of 8, the width of a head in recipe 'digits' at size S"),
-        (["--widths", "8,0"], "0 is no multiple of 8"),
+        (["--widths", "8"], "--widths 8: a slope needs at least two; give 8,16,32"),
+        (["--widths", "8,12"], "12 is not a multiple of 8, the width of a head in recipe 'digits' at size S"),
+        (["--widths", "8,0"], "0 is not a multiple of 8"),
         (["--widths", "8,a"], "--widths 8,a: expected whole numbers with commas"),
         (["--seeds", ""], "--seeds is empty"),
         (["--seeds", "-1"], "--seeds -1: expected whole numbers"),
@@ -253,6 +253,6 @@ def test_widths_fit_the_heads_of_the_recipe() -> None:
 
     assert widths(tiny_config()) == WIDTHS
     assert widths(tiny_config(model__generator="B", model__discriminator="B")) == [12, 24, 48, 96, 192]
-    with pytest.raises(UserError, match=r"8 is no multiple of 12, .* at size B"):
+    with pytest.raises(UserError, match=r"8 is not a multiple of 12, .* at size B"):
         widths(tiny_config(model__discriminator="B"))
     assert isinstance(coord_check, click.Command)

@@ -300,5 +300,5 @@ def test_bad_input_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
     (folder.parent / "config.json").write_text("{", encoding="utf-8")
     refused("config.json is damaged")
     refused("set only data.path", checkpoint, {"model.patch": 4})
-    refused("--images 5000: take 12 to 1797", checkpoint, images=5000)
+    refused("--images 5000: give 12 to 1797", checkpoint, images=5000)
     refused("unknown teacher 'vgg'", checkpoint, teacher="vgg")

@@ -32,12 +32,20 @@ from gat_sweep.metrics import evaluator as evaluate
 from gat_sweep.metrics import picture_sets, reference
 from gat_sweep.metrics.distances import covariance_root, feature_statistics, frechet_distance, frechet_infinity
 from gat_sweep.metrics.evaluator import Evaluation, Evaluator, check_evaluation, measure_features
-from gat_sweep.metrics.reference import Reference, load_reference
+from gat_sweep.metrics.reference import Reference, load_reference, reference_dataset
 from gat_sweep.pretrained.evaluate import evaluate_command, evaluate_pictures
 from gat_sweep.run.checkpoint import save_checkpoint
 from gat_sweep.vision.extractors import EfficientNetLite0
 
 CPU = torch.device("cpu")
+
+
+def reference_of(config: TrialConfig, home: Path) -> Reference:
+    return load_reference(config, reference_dataset(config), home)
+
+
+def checked(config: TrialConfig) -> None:
+    check_evaluation(config, reference_dataset(config))
 
 
 def write_npz(path: Path, shown: np.ndarray, **arrays: np.ndarray) -> Path:
@@ -105,7 +113,7 @@ def test_the_whole_path_agrees_with_torch_fidelity(tmp_path: Path) -> None:
 
 def test_the_reference_is_the_statistics_of_all_pictures(tmp_path: Path) -> None:
     shown = torch.from_numpy(encoded_pixels(tmp_path / "data", 200, 32))
-    found = load_reference(photo_config(tmp_path / "data"), tmp_path)
+    found = reference_of(photo_config(tmp_path / "data"), tmp_path)
     features = torch.cat([EfficientNetLite0(32)(part) for part in shown.split(64)])
     whole = feature_statistics(features)
     torch.testing.assert_close(found.statistics.mu, whole.mu)
@@ -121,7 +129,7 @@ def test_the_reference_is_the_statistics_of_all_pictures(tmp_path: Path) -> None
 def test_only_some_features_are_kept_and_the_cache_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = torch.from_numpy(encoded_pixels(tmp_path / "data", 130, 32))
     monkeypatch.setattr(reference, "KEPT", 40)
-    found = load_reference(photo_config(tmp_path / "data"), tmp_path)
+    found = reference_of(photo_config(tmp_path / "data"), tmp_path)
     features = torch.cat([EfficientNetLite0(32)(part) for part in shown.split(64)])
     chosen = np.sort(np.random.default_rng(1).permutation(130)[:40])
     assert found.features is not None and torch.equal(found.features, features[chosen])
@@ -130,11 +138,11 @@ def test_only_some_features_are_kept_and_the_cache_is_read(tmp_path: Path, monke
         raise AssertionError("computed again")
 
     monkeypatch.setattr(reference, "_of_dataset", never)
-    again = load_reference(photo_config(tmp_path / "data"), tmp_path)
+    again = reference_of(photo_config(tmp_path / "data"), tmp_path)
     assert again.halves == found.halves and torch.equal(again.root, found.root)
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".safetensors"]
     with pytest.raises(AssertionError, match="computed again"):  # pictures seen at another size are another reference
-        load_reference(photo_config(tmp_path / "data", eval__resize=64), tmp_path)
+        reference_of(photo_config(tmp_path / "data", eval__resize=64), tmp_path)
 
 
 def test_a_reference_file(tmp_path: Path) -> None:
@@ -146,7 +154,7 @@ def test_a_reference_file(tmp_path: Path) -> None:
     npz = write_npz(tmp_path / "VIRTUAL.npz", real, mu=told.mu.numpy(), sigma=told.sigma.numpy())
     samples = write_npz(tmp_path / "samples.npz", generated)
     config = photo_config(tmp_path / "nowhere", eval__reference=str(npz))
-    check_evaluation(config)
+    checked(config)
     found = evaluate_pictures(samples, config, tmp_path, CPU)
     assert found.reference.startswith("npz:") and found.split_half is None
     seen = torch.cat([extractor(part) for part in torch.from_numpy(generated).split(64)])
@@ -158,7 +166,7 @@ def test_a_reference_file(tmp_path: Path) -> None:
 def test_references_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     def refused(path: Path, message: str, **overrides: Any) -> None:
         config = photo_config(tmp_path / "nowhere", eval__reference=str(path), **overrides)
-        for check in (lambda: check_evaluation(config), lambda: load_reference(config, tmp_path)):
+        for check in (lambda: checked(config), lambda: reference_of(config, tmp_path)):
             with pytest.raises(UserError, match=message):
                 check()
 
@@ -169,23 +177,23 @@ def test_references_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "nan.npz", mu=sound["mu"], sigma=np.full((1280, 1280), math.nan))
     refused(tmp_path / "nan.npz", "not finite")
     np.savez(tmp_path / "pickle.npz", mu=np.array([{}], dtype=object), sigma=sound["sigma"])
-    refused(tmp_path / "pickle.npz", "no npz with mu and sigma")
+    refused(tmp_path / "pickle.npz", "not an npz with mu and sigma")
     (tmp_path / "text.npz").write_text("mu, sigma")
-    refused(tmp_path / "text.npz", "no npz with mu and sigma")
+    refused(tmp_path / "text.npz", "not an npz with mu and sigma")
     np.savez(tmp_path / "bare.npz", **sound)
     refused(tmp_path / "bare.npz", r"no pictures \(arr_0\)")
-    check_evaluation(photo_config(tmp_path / "nowhere", eval__reference=str(tmp_path / "bare.npz"), eval__extras=[]))
+    checked(photo_config(tmp_path / "nowhere", eval__reference=str(tmp_path / "bare.npz"), eval__extras=[]))
     encoded_latents(tmp_path / "latents", 10, 4, 4)
     config = photo_config(tmp_path / "latents", data__side=4, data__channels=4, model__patch=2)
-    with pytest.raises(UserError, match="holds no pictures to compare with; encode it with --store-images"):
-        check_evaluation(config)
+    with pytest.raises(UserError, match="has no pictures to compare with; encode it with --store-images"):
+        checked(config)
 
 
 def test_options_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UserError, match="fd_infinity needs at least 8,960 pictures"):
-        check_evaluation(tiny_config(eval__extras=["fd_infinity"]))
+        checked(tiny_config(eval__extras=["fd_infinity"]))
     with pytest.raises(UserError, match=r"eval\.guidance"):
-        check_evaluation(tiny_config(eval__guidance=2.0, data__classes=0))
+        checked(tiny_config(eval__guidance=2.0, data__classes=0))
 
 
 def test_another_decoder_is_refused(tmp_path: Path) -> None:
@@ -285,6 +293,7 @@ def _worker(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_workers_find_what_one_finds(tmp_path: Path) -> None:
     """Bit for bit: the reference that they compute together in five parts, and the measures, on each of them."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
@@ -322,7 +331,7 @@ def test_a_checkpoint_is_measured_as_its_trial_was(tmp_path: Path, home_with_ref
     changed = evaluate_command(path, "imagenet256", {"eval.samples": 100, "eval.extras": []}, tmp_path, CPU)
     assert (changed.n, changed.kernel_distance) == (100, None) and changed.value != found.value
     assert evaluation_table(found).row_count > 10
-    with pytest.raises(UserError, match=r"--set model\.patch: of a trained model only"):
+    with pytest.raises(UserError, match=r"--set model\.patch: a trained model allows only"):
         evaluate_command(path, "imagenet256", {"model.patch": 4}, tmp_path, CPU)
     save_checkpoint(path.parent, 4, {"ema": ema}, {"data": "elsewhere"})
     with pytest.raises(UserError, match="was trained on data elsewhere"):
@@ -346,31 +355,31 @@ def test_a_folder_of_pictures_is_measured_as_the_same_in_an_npz(tmp_path: Path) 
     assert protocol["psi"] is None and protocol["pictures"] != json.loads(both[1].protocol)["pictures"]
 
 
-def test_what_a_tokenizer_costs_is_measured_without_a_generator(tmp_path: Path) -> None:
+def test_what_a_tokenizer_costs_is_measured_without_a_generator(home: Path) -> None:
     """Nothing for pixels, something for 4 of 16 cosine coefficients, next to nothing for all of them."""
     costs = {}
     for channels in (1, 4, 16):
         values = {"data.channels": channels, "eval.samples": 1797, "eval.resize": 32}
-        found = evaluate_command(None, "digits", values, tmp_path, CPU)
+        found = evaluate_command(None, "digits", values, home, CPU)
         costs[channels] = found.value
         protocol = json.loads(found.protocol)
         assert found.n == 1797 and protocol["pictures"] == "reconstructions" and protocol["ema"] is None
     assert costs[1] == pytest.approx(0, abs=1e-2) and costs[4] > 3 and costs[16] < costs[4] / 10
-    few = evaluate_command(None, "digits", {"eval.samples": 100, "eval.resize": 32}, tmp_path, CPU)
+    few = evaluate_command(None, "digits", {"eval.samples": 100, "eval.resize": 32}, home, CPU)
     assert few.n == 100
 
 
 def test_pictures_that_cannot_be_measured_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="has no pictures"):
         picture_sets.open_pictures(tmp_path / "empty")
     with pytest.raises(UserError, match=r"absent\.npz: No such file"):
         picture_sets.open_pictures(tmp_path / "absent.npz")
     np.savez(tmp_path / "float.npz", arr_0=np.zeros((2, 4, 4, 3)))
-    with pytest.raises(UserError, match=r"arr_0 is float64 \[2, 4, 4, 3\]; pictures are uint8"):
+    with pytest.raises(UserError, match=r"arr_0 is float64 \[2, 4, 4, 3\]; pictures must be uint8"):
         picture_sets.open_pictures(tmp_path / "float.npz")
     np.savez(tmp_path / "other.npz", images=np.zeros((2, 4, 4, 3), dtype=np.uint8))
-    with pytest.raises(UserError, match="no npz with pictures in arr_0"):
+    with pytest.raises(UserError, match="not an npz with pictures in arr_0"):
         picture_sets.open_pictures(tmp_path / "other.npz")
     for name, side in [("a.png", 8), ("b.png", 9)]:
         Image.new("RGB", (side, side)).save(tmp_path / "empty" / name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.trials import CONFIG, TAGS, PlantedTrial
+from helpers.planted import CONFIG, TAGS, PlantedTrial
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
@@ -265,6 +265,7 @@ def test_one_bad_trial_does_not_hold_up_the_others(planted: PlantedTrial) -> Non
     assert points == 2 and warning.startswith("t0: ")
 
 
+@pytest.mark.slow
 def test_two_processes_create_one_store_quietly(tmp_path: Path) -> None:
     code = "import sys; from gat_sweep.monitor.tracking import *; home = Path(sys.argv[1]); "
     code += "create_store(default_uri(home), home)"

@@ -16,8 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
+from helpers.planted import PlantedTrial
 from helpers.processes import mind_ctrl_c
-from helpers.trials import PlantedTrial
 
 from gat_sweep import cli
 from gat_sweep.monitor import ui as module

@@ -99,20 +99,20 @@ def redigested(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 DAMAGE = [
-    (lambda folder: (folder / CONFIG).unlink(), "holds no config.json; give a folder that"),
-    (lambda folder: (folder / CONFIG).write_text("{"), "config.json is no config.json of ours"),
-    (lambda folder: (folder / CONFIG).write_text("[1]"), "config.json is no config.json of ours"),
-    (edited("_class_name", "UNet2DModel"), "is of a UNet2DModel, not of a GATGenerator"),
+    (lambda folder: (folder / CONFIG).unlink(), "has no  config.json; give a folder that"),
+    (lambda folder: (folder / CONFIG).write_text("{"), "config.json is not a valid config.json"),
+    (lambda folder: (folder / CONFIG).write_text("[1]"), "config.json is not a valid config.json"),
+    (edited("_class_name", "UNet2DModel"), "describes a UNet2DModel, not a GATGenerator"),
     (edited("width", "8"), "width: Input should be a valid integer"),
     (edited("heads", 0), "heads is 0"),
     (edited("heads", 3), "width 8 is not divisible by heads 3"),
     (edited("depth", 10**9), "too few for 1000000000 blocks"),
-    (edited("width", 16), "'style_mean' is float32 [10, 8], the other shapes ask for [10, 16]"),
-    (edited("files", {}), f"holds no {WEIGHTS}"),
+    (edited("width", 16), "'style_mean' is float32 [10, 8], but the other shapes need [10, 16]"),
+    (edited("files", {}), f"has no  {WEIGHTS}"),
     (edited("tokenizer", {"source": "pixels"}), "tokenizer.digest"),
     (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS} is missing"),
-    (cut, "is not what was written (sha256 differs)"),
-    (flipped, "is not what was written (sha256 differs)"),
+    (cut, "has changed since it was written (sha256 differs)"),
+    (flipped, "has changed since it was written (sha256 differs)"),
     (partial, "lacks 'blocks.2.attention.proj.bias'"),
     (integral, "'style_mean' is int32 [10, 8]"),
     (lambda folder: (folder / "discriminator" / CONFIG).unlink(), "discriminator/config.json is missing"),
@@ -134,10 +134,10 @@ def test_the_generator_needs_no_discriminator_and_a_full_folder_is_left_alone(tm
     generator, _ = networks()
     save_pretrained(tmp_path / "a", generator)
     assert from_pretrained(tmp_path / "a").discriminator is None
-    with pytest.raises(UserError, match="holds no discriminator/"):
+    with pytest.raises(UserError, match="has no  discriminator/"):
         from_pretrained(tmp_path / "a", discriminator=True)
     before = (tmp_path / "a" / "README.md").read_bytes()
-    with pytest.raises(UserError, match=r"holds README\.md already; give a new folder"):
+    with pytest.raises(UserError, match=r"already has README\.md; give a new folder"):
         save_pretrained(tmp_path / "a", networks(0)[0])
     assert (tmp_path / "a" / "README.md").read_bytes() == before
 
@@ -164,14 +164,17 @@ def test_export_of_a_trial_says_what_its_run_knows(tmp_path: Path, gat: Gat) -> 
     assert (about.training["recipe"], about.training["trial"], about.training["step"]) == ("digits", "trial", 4)
     assert about.training["data"]["digest"] == load_dataset(trial.config.data).digest
     assert about.tokenizer == Pixels(1).identity
-    assert "were not evaluated" in (tmp_path / "out" / "README.md").read_text()
+    assert "have not been evaluated" in (tmp_path / "out" / "README.md").read_text()
 
     evaluated(trial, 4)
     assert gat("export", checkpoint, tmp_path / "again")[0] == 0
     evaluation = from_pretrained(tmp_path / "again").about.evaluation
     assert evaluation is not None and (evaluation["metric"], evaluation["value"]) == ("fd_efficientnet_lite0", 12.5)
     text = (tmp_path / "again" / "README.md").read_text()
-    assert "`fd_efficientnet_lite0` = 12.5 with 64 samples against d:1:2." in text and "no FID" in text
+    assert (
+        "`fd_efficientnet_lite0` = 12.5 with 64 samples against d:1:2." in text
+        and "cannot be compared with an FID" in text
+    )
     assert "extractor efficientnet_lite0; n 64." in text
     front = yaml.safe_load(text.split("---")[1])
     assert (front["library_name"], front["pipeline_tag"]) == ("gat-sweep", "unconditional-image-generation")
@@ -185,8 +188,8 @@ def test_export_of_what_cannot_be_costs_one_line(tmp_path: Path, gat: Gat, monke
     for args, words in [
         (["nowhere", "out"], "nowhere is no checkpoint; give one of"),
         (["step_00000004", "out"], "is no checkpoint; give one of"),
-        ([checkpoint, "full"], "full holds x already; give a new folder"),
-        ([checkpoint, "out", "--set", "train.steps=3"], "only data.path and data.tokenizer can be set"),
+        ([checkpoint, "full"], "full already has x; give a new folder"),
+        ([checkpoint, "out", "--set", "train.steps=3"], "allows only data.path and data.tokenizer"),
     ]:
         code, _, err = gat("export", *args)
         assert code == 2 and words in err and len(err.splitlines()) == 1, err

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.trials import REFERENCE, altered_reference
+from helpers.trials import REFERENCE, altered_reference, recipe
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -57,9 +57,9 @@ def test_missing_files_and_foreign_files_are_one_line(tmp_path: Path) -> None:
 
 def test_the_preset_is_the_objective_that_parity_runs() -> None:
     from gat_sweep.gat.spec import OFFICIAL
-    from gat_sweep.recipe import PRESETS, load_recipe, resolve
+    from gat_sweep.recipe import PRESETS, resolve
 
-    config = resolve(load_recipe("imagenet256"), PRESETS["official"])
+    config = resolve(recipe("imagenet256"), PRESETS["official"])
     assert config.objective == OFFICIAL and config.mng.mixing == "official"
-    assert resolve(load_recipe("imagenet256")).objective != OFFICIAL
+    assert resolve(recipe("imagenet256")).objective != OFFICIAL
     assert json.loads(config.model_dump_json())["objective"]["gp_weight"] == 0.05

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.trials import CPU, TINY, assert_same_state, rows, tiny_trial
+from helpers.trials import CPU, TINY, assert_same_state, rows
 
 from gat_sweep.files.storage import Remote, children
 from gat_sweep.pretrained.evaluate import evaluate_command
@@ -25,13 +25,11 @@ def command(*args: str) -> tuple[int, str]:
 
 
 def test_a_trial_in_a_bucket_equals_one_in_a_folder(
-    home: Path,
+    trained: Trial,
     bucket: Remote,
-    tmp_path: Path,
 ) -> None:
     """Stopped and resumed there, and evaluated from there."""
-    straight = tiny_trial(home, "train")
-    train(straight, CPU)
+    straight = trained
     there = Trial("trial", "train", "sweep", straight.config, bucket)
     asked = iter([""] * 3 + ["enough"] * 3)
     assert train(there, CPU, lambda: next(asked)).status == "stopped"

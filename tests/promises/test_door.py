@@ -32,7 +32,7 @@ from gat_sweep.data.tokenizer import load_tokenizer
 from gat_sweep.encode.latents import plan_latents
 from gat_sweep.encode.sources import plan_images, read_unit
 from gat_sweep.metrics.picture_sets import open_pictures
-from gat_sweep.metrics.reference import check_reference, load_reference
+from gat_sweep.metrics.reference import check_reference, load_reference, reference_dataset
 from gat_sweep.run.checkpoint import open_checkpoint, save_checkpoint
 from gat_sweep.run.saved import Damaged
 from gat_sweep.vision import extractors
@@ -124,6 +124,7 @@ def test_the_bad_files_would_run_what_they_hold(tmp_path: Path, payload: Payload
     payload.marker.rmdir()
 
 
+@pytest.mark.slow
 def test_no_pickle_is_loaded_from_a_file_of_weights(
     tmp_path: Path, payload: Payload, figures: Figures, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +173,10 @@ def test_no_pickle_is_loaded_from_arrays(tmp_path: Path, payload: Payload, figur
     tried = refused = 0
     for content in bad_arrays(payload).values():
         (tmp_path / "a.npz").write_bytes(content)
-        for load in (lambda: check_reference(config), lambda: open_pictures(tmp_path / "a.npz")):
+        for load in (
+            lambda: check_reference(config, reference_dataset(config)),
+            lambda: open_pictures(tmp_path / "a.npz"),
+        ):
             tried += 1
             refused += refuses(load)
 
@@ -264,12 +268,12 @@ def test_no_pickle_is_loaded_from_what_runs_keep(
 
     config = tiny_config()
     shutil.copytree(home_with_reference / "cache", tmp_path / "cache")
-    load_reference(config, tmp_path)
+    load_reference(config, reference_dataset(config), tmp_path)
     (cached,) = (tmp_path / "cache").iterdir()
     for content in [*bad_weights(payload).values(), save({"other": torch.zeros(1)})]:
         cached.write_bytes(content)
         tried += 1
-        refused += refuses(lambda: load_reference(config, tmp_path))
+        refused += refuses(lambda: load_reference(config, reference_dataset(config), tmp_path))
     assert refused == tried and not payload.marker.exists()
     figures(bad_files_tried=tried, detected=refused, executed=0)
 

@@ -187,6 +187,7 @@ def tracker(server: Server, home: Path, launch: str = "launch") -> Tracker:
     return Tracker(server.uri, home, "sweep", launch, {"commit": "abc"})
 
 
+@pytest.mark.slow
 def test_points_of_an_outage_arrive_later_and_once(
     tmp_path: Path, server: Server, figures: Callable[..., None]
 ) -> None:
@@ -248,6 +249,7 @@ def test_points_survive_kills_hangs_a_minute_and_a_new_driver(
     figures(kills=5, hangs=2, drivers=8, down_s=60, **found, longest_pass_s=round(longest, 1))
 
 
+@pytest.mark.slow
 def test_a_long_backlog_does_not_hold_a_pass_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each pass ends in time and the next goes on, beginning with another trial; the end sends all of the rest."""
     writer = Writer(tmp_path, 3)

@@ -26,7 +26,7 @@ from gat_sweep.encode.latents import plan_latents
 from gat_sweep.encode.sources import plan_images, read_unit
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.picture_sets import open_pictures
-from gat_sweep.metrics.reference import check_reference
+from gat_sweep.metrics.reference import check_reference, reference_dataset
 
 pytestmark = pytest.mark.reliability
 Figures = Callable[..., None]
@@ -106,7 +106,7 @@ def test_names_and_links_cannot_leave_their_folder(tmp_path: Path, figures: Figu
         for name in ("../../escaped.npy", "/tmp/escaped.npy", "mu.npy/../../escaped.npy"):
             archive.writestr(name, b"x")
     config = photo_config(tmp_path / "nowhere", eval__reference=str(tmp_path / "a.npz"))
-    try_it(lambda: check_reference(config))
+    try_it(lambda: check_reference(config, reference_dataset(config)))
     try_it(lambda: open_pictures(tmp_path / "a.npz"))
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "a.npz"])
     assert refused == tried
@@ -178,7 +178,7 @@ def load(kind: str, path: str) -> None:
     if kind == "pictures":
         list(open_pictures(Path(path)).batches(8))
     elif kind == "statistics":
-        check_reference(tiny_config(eval__reference=path))
+        check_reference(tiny_config(eval__reference=path), None)
     else:
         plan = plan_latents(path, None, 10) if kind == "latents" else plan_images(path, 10)
         loaded = read_unit(plan.source, plan.units[0], 16)
@@ -205,6 +205,7 @@ def load_all(loads: list[tuple[str, str]], results: Path) -> None:
     results.write_text(json.dumps(found))
 
 
+@pytest.mark.slow
 def test_files_that_claim_more_than_there_is_are_refused(tmp_path: Path, figures: Figures) -> None:
     """Archives, arrays, tables and pictures that claim up to 100 GB end in one line; in little memory and time."""
     loads = [

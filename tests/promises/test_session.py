@@ -149,6 +149,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return {**kept, "HOME": str(home), "GAT_SWEEP_TEST": str(home), "RAY_USAGE_STATS_ENABLED": "0", **more}
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.reliability
 def test_a_ray_of_our_own_is_closed_to_others(tmp_path: Path, figures: Figures) -> None:

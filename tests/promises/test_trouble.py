@@ -95,6 +95,7 @@ def hang(home: Path, how: str) -> str:
     return note
 
 
+@pytest.mark.slow
 @pytest.mark.reliability
 def test_a_hung_worker_is_named(home: Path, figures: Figures) -> None:
     """A worker that hangs while it reads data is named, with the line it hangs at, and the trial's workers end."""
@@ -112,6 +113,7 @@ def test_a_stopped_worker_is_named(home: Path, figures: Figures) -> None:
     figures(hangs=1, culprits_named=1)
 
 
+@pytest.mark.slow
 @pytest.mark.reliability
 def test_a_worker_that_outlives_its_launch_ends(
     home: Path,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.planted import compute, finish, value_of
 from helpers.processes import Gat
-from helpers.trials import compute, finish, value_of
 
 from analysis.law import fit_power_law
 from analysis.table import gflops

@@ -4,8 +4,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+from helpers.planted import finish, value_of
 from helpers.processes import Gat
-from helpers.trials import finish, value_of
 from PIL import Image
 
 from analysis.html import Picture, Section, evidence, html_report

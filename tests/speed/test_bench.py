@@ -17,6 +17,7 @@ from gat_sweep.speed.straightforward import Straightforward
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_bench_prints_what_it_measured(tmp_path: Path) -> None:
     settings = ["--set", "train.batch=4", "--iterations", "3", "--threads", "1", "--json"]
     out = tmp_path / "bench.json"
@@ -45,6 +46,7 @@ def test_steps_that_disagree_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
         compare(tiny_config(), CPU, 3, lambda text: None)
 
 
+@pytest.mark.slow
 def test_the_straightforward_step_costs_about_its_round_count() -> None:
     """5 G + 20 D, but for what is not in a block (not computed again) and input gradients that nobody needs."""
     config = tiny_config(model__generator="XL", model__discriminator="XL")

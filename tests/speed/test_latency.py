@@ -48,7 +48,7 @@ def test_an_image_takes_one_call_of_the_generator_whatever_the_options(monkeypat
 
 
 def test_numbers_follow_from_each_other() -> None:
-    config = tiny_config(model__generator="XL")
+    config = tiny_config(model__generator="B")
     result = measure_latency(config, CPU, 4, [1, 4], 3, tiny_vae(1), silent)
     generator = Generator(config.generator_spec)
     assert result["weight_bytes"] == sum(t.nbytes for t in generator.state_dict().values())

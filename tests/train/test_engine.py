@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.trials import tiny_config
+from helpers.trials import recipe, tiny_config
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,7 +19,7 @@ from gat_sweep.gat.generator import GeneratorBlock
 from gat_sweep.gat.layers import rope_table
 from gat_sweep.gat.memory import Job, block_bytes
 from gat_sweep.gat.spec import GeneratorSpec
-from gat_sweep.recipe import load_recipe, resolve
+from gat_sweep.recipe import resolve
 from gat_sweep.speed.clock import make_batch
 from gat_sweep.speed.straightforward import Straightforward
 from gat_sweep.train.engine import Batch, Engine, worker_memory
@@ -212,7 +212,7 @@ def test_the_memory_model_counts_what_autograd_saves(precision: str, width: int,
 
 def test_memory_is_fitted_by_the_cheapest_means_first() -> None:
     """Ample: one call. Less: chunks, which are free. Less still: G's blocks again. Nothing fits: both numbers."""
-    config = resolve(load_recipe("imagenet256"), {"model.generator": "L", "model.discriminator": "L"})
+    config = resolve(recipe("imagenet256"), {"model.generator": "L", "model.discriminator": "L"})
     specs = config.generator_spec, config.discriminator_spec
     job = Job(*specs, 408_000_000, 323_000_000, 64, "bfloat16", False)
 

@@ -24,10 +24,9 @@ from gat_sweep.train.loop import train
 from gat_sweep.train.recorder import record_failure
 
 
-def test_a_pulse_leaves_everything_it_promises(home: Path) -> None:
-    trial = tiny_trial(home)
-    outcome = train(trial, CPU)
-    assert (outcome.status, outcome.step) == ("done", 4)
+def test_a_pulse_leaves_everything_it_promises(trained: Trial) -> None:
+    trial = trained
+    assert trial.status() == "done"
     first, last = rows(trial)
     assert (first["step"], first["status"], last["step"], last["status"]) == (2, "running", 4, "done")
     assert last["metric"] == "fd_efficientnet_lite0" and 0 < last["value"] < float("inf")
@@ -43,18 +42,17 @@ def test_a_pulse_leaves_everything_it_promises(home: Path) -> None:
     assert [j["step"] for j in journal if "loss_d" in j.get("metrics", {})] == [1, 2, 3, 4]
 
 
-def test_training_is_deterministic_and_the_seed_matters(home: Path) -> None:
-    a, b, c = (tiny_trial(home, name, seed=seed) for name, seed in [("a", 0), ("b", 0), ("c", 1)])
-    for trial in (a, b, c):
+def test_training_is_deterministic_and_the_seed_matters(home: Path, trained: Trial) -> None:
+    a, b, c = trained, tiny_trial(home, "b", seed=0), tiny_trial(home, "c", seed=1)
+    for trial in (b, c):
         train(trial, CPU)
     assert_same_state(a, b, 4)
     assert [r["value"] for r in rows(a)] == [r["value"] for r in rows(b)] != [r["value"] for r in rows(c)]
 
 
-def test_a_cut_run_continues_bit_for_bit(home: Path) -> None:
+def test_a_cut_run_continues_bit_for_bit(home: Path, trained: Trial) -> None:
     """Stopped after the checkpoint of step 2, and killed so that a line was half-written."""
-    straight, cut = tiny_trial(home, "straight"), tiny_trial(home, "cut")
-    train(straight, CPU)
+    straight, cut = trained, tiny_trial(home, "cut")
     outcome = train(cut, CPU, lambda: "enough" if (cut.folder / "checkpoints" / "latest.json").exists() else "")
     assert (outcome.status, outcome.step, outcome.reason) == ("stopped", 2, "enough")
     with open(cut.folder / "journal.jsonl", "a") as journal:
@@ -65,10 +63,9 @@ def test_a_cut_run_continues_bit_for_bit(home: Path) -> None:
     assert [[r[k] for k in same] for r in rows(straight)] == [[r[k] for k in same] for r in rows(cut)]
 
 
-def test_rows_after_the_checkpoint_are_not_counted_twice(home: Path) -> None:
+def test_rows_after_the_checkpoint_are_not_counted_twice(trained_copy: Trial) -> None:
     """Killed between the row of step 4 and its checkpoint: step 4 is evaluated again, and stands once."""
-    trial = tiny_trial(home)
-    train(trial, CPU)
+    trial = trained_copy
     shutil.rmtree(trial.folder / "checkpoints" / "step_00000004")
     train(trial, CPU)
     assert [(r["step"], r["status"]) for r in rows(trial)] == [(2, "running"), (4, "done")]
