@@ -1,1 +1,1 @@
-"""Timed claims: the engine beside a straightforward step, the loader, growth. Reads the engine; nothing reads it."""
+"""Benchmarks behind docs/performance.md: scripts that import the product; the product does not import them."""

@@ -1,6 +1,6 @@
-"""How time and memory of a step grow with width, depth and tokens: `python -m benchmarks.growth --out docs/growth`.
+"""Growth of a step's time and memory with width, depth and tokens: `python -m benchmarks.growth --out PATH`.
 
-Writes OUT.json, OUT.svg and OUT.png: seconds and peak bytes per image against the FLOPs per image.
+Writes PATH.json, PATH.svg and PATH.png: seconds and peak bytes per image against the FLOPs per image.
 """
 
 import json
@@ -22,7 +22,7 @@ from gat_sweep.speed.clock import held_bytes, make_batch, matmul_ceiling, peak_a
 from gat_sweep.train.device import hardware, keep_freed_memory
 from gat_sweep.train.engine import Engine
 
-# One thing grows at a time from (width 64, depth 4, 8x8 latents in patches of 2: 16 tokens); heads of 32.
+# One property grows at a time from width 64, depth 4 and 16 tokens (8x8 latents in patches of 2); heads are 32 wide.
 WIDTHS, DEPTHS, SIDES = [32, 64, 128, 256, 512], [4, 8, 16, 32], [8, 16, 32]
 MARKERS = {"width": "o", "depth": "s", "tokens": "^"}
 
@@ -34,7 +34,7 @@ def network(width: int = 64, depth: int = 4, side: int = 8, batch: int = 16) -> 
 
 
 def grown() -> list[tuple[str, int, TrialConfig]]:
-    """(what grows, its value, config)."""
+    """Return (the property that grows, its value, the config)."""
     return [
         *(("width", width, network(width=width)) for width in WIDTHS),
         *(("depth", depth, network(depth=depth)) for depth in DEPTHS),
@@ -43,7 +43,7 @@ def grown() -> list[tuple[str, int, TrialConfig]]:
 
 
 def measure(config: TrialConfig, device: torch.device, iterations: int) -> dict[str, Any]:
-    """Median, fastest and slowest step, and its peak memory, per image."""
+    """Measure the median, fastest and slowest step, and its peak memory, per image."""
     engine, random, batch = Engine(config, device), torch.Generator(device).manual_seed(0), config.train.batch
     engine.iterate(make_batch(config, random))
     peak = peak_above(lambda: engine.iterate(make_batch(config, random)), device)
@@ -64,7 +64,7 @@ def measure(config: TrialConfig, device: torch.device, iterations: int) -> dict[
 
 
 def draw(rows: list[dict[str, Any]], ceiling: float, path: Path) -> None:
-    """Two panels, readable in grey."""
+    """Draw time and memory in two panels that are readable in grey."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     time_axis, memory_axis = figure.subplots(1, 2)
     for what, marker in MARKERS.items():

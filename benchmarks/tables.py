@@ -1,4 +1,4 @@
-"""How long a law takes from a large run's files: `python -m benchmarks.tables`. Timed claim: 500 x 200 rows in 10 s."""
+"""Time of a law from a large run's files: `python -m benchmarks.tables`. The claim: 500 x 200 rows take 10 s."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ SIZES = ("S", "B", "L", "XL")
 
 
 def write_runs(folder: Path, runs: int, rows: int) -> None:
-    """A table of `runs` trials over four sizes, as trials of imagenet256 leave them, with values of a law."""
+    """Write the tables of `runs` trials over four sizes, as imagenet256 trials do, with values that follow a law."""
     random = np.random.default_rng(0)
     recipe = load_recipe("imagenet256")
     known = {}
