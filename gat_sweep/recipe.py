@@ -15,7 +15,7 @@ from gat_sweep.config import Size, Teacher, TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_config
 from gat_sweep.files.yamlfile import Lines, read_yaml
-from gat_sweep.gat.spec import OFFICIAL
+from gat_sweep.gat.spec import OFFICIAL_OBJECTIVE
 from gat_sweep.text import nearest
 
 # Named sets of overrides: `paper` is the default, `official` has the conventions of the released code.
@@ -23,8 +23,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
     "official": {
         "mng.mixing": "official",
-        "objective.gp_weight": OFFICIAL.gp_weight,
-        "objective.align_reduction": OFFICIAL.align_reduction,
+        "objective.gp_weight": OFFICIAL_OBJECTIVE.gp_weight,
+        "objective.align_reduction": OFFICIAL_OBJECTIVE.align_reduction,
     },
 }
 

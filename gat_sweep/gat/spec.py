@@ -72,7 +72,7 @@ class Objective:
 
 
 # The weights of the authors' released code.
-OFFICIAL = Objective(gp_weight=0.05, align_reduction="official")
+OFFICIAL_OBJECTIVE = Objective(gp_weight=0.05, align_reduction="official")
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from gat_sweep.metrics.evaluator import (
 )
 from gat_sweep.metrics.picture_sets import open_pictures
 from gat_sweep.metrics.reference import check_reference, load_reference, reference_dataset
+from gat_sweep.pretrained.folder import is_checkpoint
 from gat_sweep.recipe import check_key, load_recipe, resolve
 from gat_sweep.run.checkpoint import read_network, read_trial
-from gat_sweep.run.saved import MANIFEST
 from gat_sweep.text import Eta, Say, silent
 from gat_sweep.vision.extractors import check_extractor, make_extractor
 
@@ -54,7 +54,7 @@ def evaluate_command(
         check_key(key)
     if target is None:
         return evaluate_reconstruction(resolve(load_recipe(recipe), settings), home, device, say)
-    if target.name.startswith("step_") or (target / MANIFEST).exists():
+    if is_checkpoint(target):
         return evaluate_checkpoint(target, settings, device, say)
     if not isinstance(target, Path):
         raise UserError(f"{target} is not a checkpoint; pictures must be files on this machine")

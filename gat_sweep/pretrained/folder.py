@@ -31,13 +31,13 @@ from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
 from gat_sweep.pretrained.card import MEASURES, About, model_card
 from gat_sweep.run.checkpoint import Checkpoint, read_network, read_trial
-from gat_sweep.run.saved import MANIFEST
+from gat_sweep.run.saved import CHECKPOINT_FILE
 from gat_sweep.run.table import read_rows
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name
 DISCRIMINATOR = "discriminator"
-OFFICIAL = "official.safetensors"
+OFFICIAL_FILE = "official.safetensors"
 CARD = "README.md"
 EXPECTED = "give a folder that `gat-sweep export` wrote, or a trial's checkpoints/step_*"
 CHANGEABLE = ("data.path", "data.tokenizer")  # settings of a trained model that may change: the places of its files
@@ -98,7 +98,7 @@ def save_pretrained(
     if discriminator is not None:
         contents[f"{DISCRIMINATOR}/{WEIGHTS}"] = _packed(discriminator.state_dict())
     if official is not None:
-        contents[OFFICIAL] = _packed(official)
+        contents[OFFICIAL_FILE] = _packed(official)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     about = replace(about or About(), files=digests)
     if discriminator is not None:
@@ -141,7 +141,7 @@ def open_folder(folder: Place) -> Folder:
 
 def is_checkpoint(source: Place) -> bool:
     """Whether a folder is a trial's checkpoint (or looks like one), and not a folder of save_pretrained."""
-    return source.name.startswith("step_") or (source / MANIFEST).exists()
+    return source.name.startswith("step_") or (source / CHECKPOINT_FILE).exists()
 
 
 def from_trial(folder: Place, settings: Mapping[str, Any], discriminator: bool = False) -> Pretrained:

@@ -33,7 +33,7 @@ from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
 from gat_sweep.pretrained.card import About
 from gat_sweep.pretrained.folder import (
     DISCRIMINATOR,
-    OFFICIAL,
+    OFFICIAL_FILE,
     WEIGHTS,
     check_new,
     check_tensors,
@@ -143,8 +143,8 @@ def export_official(source: Place, path: Path, settings: Mapping[str, Any], say:
         opened = open_folder(source)
         ema = _theirs(opened.tensors(WEIGHTS), OFFICIAL_NAMES_G)
         discriminator = _theirs(opened.tensors(f"{DISCRIMINATOR}/{WEIGHTS}"), OFFICIAL_NAMES_D)
-        if OFFICIAL in opened.about.files:
-            kept = opened.tensors(OFFICIAL)
+        if OFFICIAL_FILE in opened.about.files:
+            kept = opened.tensors(OFFICIAL_FILE)
             content = {part: _below(kept, part) for part in PARTS}
             content["ema"] |= ema
             content["discriminator"] |= discriminator

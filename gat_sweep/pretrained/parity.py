@@ -13,7 +13,7 @@ from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.losses import Draws, discriminator_losses, generator_loss
 from gat_sweep.gat.mng import make_perturb
-from gat_sweep.gat.spec import OFFICIAL, DiscriminatorSpec, GeneratorSpec
+from gat_sweep.gat.spec import OFFICIAL_OBJECTIVE, DiscriminatorSpec, GeneratorSpec
 from gat_sweep.pretrained.official import OFFICIAL_NAMES_D, OFFICIAL_NAMES_G, official_name
 
 LIMITS = {"max_abs_output": 1e-5, "max_rel_loss": 1e-5, "max_rel_grad": 1e-4}
@@ -111,7 +111,9 @@ def _compare(ref: dict[str, Tensor], config: dict[str, int], extra: dict[str, in
         mng=torch.stack([ref["D_step.noise_real_levels"], ref["D_step.noise_fake_levels"]]),
         penalty=torch.stack([penalty_real, ref["D_step.gp_eps_fake_levels"]]),
     )
-    terms = discriminator_losses(discriminator, real, fake_levels.detach(), y, teacher, draws, same, perturb, OFFICIAL)
+    terms = discriminator_losses(
+        discriminator, real, fake_levels.detach(), y, teacher, draws, same, perturb, OFFICIAL_OBJECTIVE
+    )
     terms["loss_d"].mean().backward()
     losses: list[tuple[Tensor, Tensor, Tensor | float]] = [
         (terms["loss_d"], ref["D_step.loss"], 0.0),
@@ -147,7 +149,7 @@ def _penalty_rounding(penalty: Tensor, terms: dict[str, Tensor]) -> Tensor:
     digits are rounding: dp = 2 sqrt(p) d/sigma + (d/sigma)^2.
     """
     logit = torch.maximum(terms["logit_real"].abs().max(), terms["logit_fake"].abs().max())
-    d = 16 * torch.finfo(torch.float32).eps * logit / OFFICIAL.gp_sigma
+    d = 16 * torch.finfo(torch.float32).eps * logit / OFFICIAL_OBJECTIVE.gp_sigma
     return (2 * penalty.sqrt() * d + d.square()).detach()
 
 

@@ -25,7 +25,7 @@ from gat_sweep.data.dataset import Dataset, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, remove_folder, write
 from gat_sweep.recipe import resolve
-from gat_sweep.run.saved import MANIFEST, POINTER, Damaged, read_sealed, saved_steps, step_folder, write_sealed
+from gat_sweep.run.saved import CHECKPOINT_FILE, POINTER, Damaged, read_sealed, saved_steps, step_folder, write_sealed
 
 KEEP = 2
 MAY_GO = "projector."  # of D: a trial may go on without the alignment of the one that it starts from
@@ -92,7 +92,7 @@ def save_checkpoint(folder: Place, step: int, parts: Mapping[str, Any], facts: M
             content = save(_tensors(part))
             write(target / f"{name}.safetensors", content)
             files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        write_sealed(target / MANIFEST, {"step": step, "facts": dict(facts), "files": files})
+        write_sealed(target / CHECKPOINT_FILE, {"step": step, "facts": dict(facts), "files": files})
     except OSError:
         remove_folder(target)
         raise
@@ -133,7 +133,7 @@ def step_checkpoint(folder: Place, step: int) -> Checkpoint:
 
 def open_checkpoint(folder: Place) -> Checkpoint:
     """Raises Damaged when the manifest is missing or not what was written."""
-    values = read_sealed(folder / MANIFEST)
+    values = read_sealed(folder / CHECKPOINT_FILE)
     return Checkpoint(folder, values["step"], values["facts"], values["files"])
 
 
@@ -143,7 +143,7 @@ def read_trial(folder: Place, settings: Mapping[str, Any]) -> tuple[TrialConfig,
     settings: dotted config values that differ.
     Raises UserError when either is missing or damaged, or the data is not what the trial was trained on.
     """
-    if not (folder / MANIFEST).exists():
+    if not (folder / CHECKPOINT_FILE).exists():
         raise UserError(f"{folder} is no checkpoint; give one of <run>/trials/<trial>/checkpoints/step_*")
     written = folder.parents[1] / "config.json"
     if not written.exists():

@@ -9,7 +9,7 @@ from gat_sweep.files.storage import Place, children, write
 POINTER = "latest.json"
 
 
-MANIFEST = "checkpoint.json"
+CHECKPOINT_FILE = "checkpoint.json"
 
 
 class Damaged(Exception):

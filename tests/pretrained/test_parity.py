@@ -56,10 +56,10 @@ def test_missing_files_and_foreign_files_are_one_line(tmp_path: Path) -> None:
 
 
 def test_the_preset_is_the_objective_that_parity_runs() -> None:
-    from gat_sweep.gat.spec import OFFICIAL
+    from gat_sweep.gat.spec import OFFICIAL_OBJECTIVE
     from gat_sweep.recipe import PRESETS, resolve
 
     config = resolve(recipe("imagenet256"), PRESETS["official"])
-    assert config.objective == OFFICIAL and config.mng.mixing == "official"
-    assert resolve(recipe("imagenet256")).objective != OFFICIAL
+    assert config.objective == OFFICIAL_OBJECTIVE and config.mng.mixing == "official"
+    assert resolve(recipe("imagenet256")).objective != OFFICIAL_OBJECTIVE
     assert json.loads(config.model_dump_json())["objective"]["gp_weight"] == 0.05
