@@ -307,7 +307,7 @@ def test_unclear_places_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lacks batches\.meta"):
         plan_images(str(folder / "test_batch"), 10)
     (tmp_path / "cifar-100-python").mkdir()
-    with pytest.raises(UserError, match="holds cifar-10-batches-py and cifar-100-python; name one"):
+    with pytest.raises(UserError, match="has cifar-10-batches-py and cifar-100-python; name one"):
         plan_images(str(tmp_path), 10)
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures/meta").write_text("notes")  # no CIFAR-100

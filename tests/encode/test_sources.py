@@ -141,7 +141,7 @@ def test_a_folder_without_subfolders_is_unlabelled(tmp_path: Path) -> None:
         (["a/1.png", "loose.png"], "outside its class folders, such as loose.png"),
         (["a/1.png", "b/notes.txt"], "no pictures in class folder 'b'"),
         (["notes.txt"], "no pictures"),
-        (["data_batch_1", "batches.meta"], "pickles"),
+        (["data_batch_1", "batches.meta"], "unpack the archive again"),
         (["train-00000-of-00002.parquet", "test-00000-of-00001.parquet"], "several splits; .*test.*train"),
         (["train-00000-of-00002.parquet"], "1 of 2 parquet files"),
         (["train.parquet"], "not a parquet file"),
@@ -201,8 +201,8 @@ def test_parquet_columns_are_found_by_type(tmp_path: Path) -> None:
     [
         ([0, 1, 3, 3], None, "0 to 3 without 2"),
         ([1, 2, 1, 2], None, "1 to 2 without 0"),
-        ([-1, -1, -1, -1], ["a", "b"], "labels -1 to -1 of 2 classes"),
-        ([0, 1, 2, 0], ["a", "b"], "labels 0 to 2 of 2 classes"),
+        ([-1, -1, -1, -1], ["a", "b"], "labels are -1 to -1, but there are 2 classes"),
+        ([0, 1, 2, 0], ["a", "b"], "labels are 0 to 2, but there are 2 classes"),
         ([0, 1, None, 0], None, "row 2 has no label"),
     ],
 )
