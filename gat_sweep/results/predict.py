@@ -21,7 +21,7 @@ from gat_sweep.files.storage import Place, children, write
 from gat_sweep.plan import iteration_flops
 from gat_sweep.results.study import Study
 from gat_sweep.run.journal import read_records
-from gat_sweep.run.record import read_run
+from gat_sweep.run.record import run_trials
 from gat_sweep.version import source_commit
 
 FOLDER = "predictions"
@@ -33,9 +33,7 @@ def predict_command(study: Study, size: str, home: Place) -> list[tuple[dict[str
     Raises UserError if the run has no such size, one of its trials has started, or the others give no law.
     """
     assert study.run is not None
-    configs = {
-        name: TrialConfig.model_validate(values) for name, values in read_run(home, study.name)["trials"].items()
-    }
+    configs = {trial.id: trial.config for trial in run_trials(home, study.name)}
     chosen = {name: config for name, config in configs.items() if size in _sizes(config)}
     if not chosen:
         there = ", ".join(sorted({size for config in configs.values() for size in _sizes(config)}))

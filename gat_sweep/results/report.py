@@ -11,12 +11,11 @@ from PIL import Image
 from analysis.catalogue import ANALYSES
 from analysis.html import Picture, Section, html_report
 from analysis.scrutiny import summary
-from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
 from gat_sweep.results.fit_law import fit_law_command
 from gat_sweep.results.study import Study, log_to_mlflow, open_study, run_analysis
-from gat_sweep.run.record import read_run
+from gat_sweep.run.record import run_trials
 from gat_sweep.run.table import read_rows
 from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import differences, varied_text
@@ -34,17 +33,15 @@ def report_command(name: str, home: Place, out: Path | None, say: Say) -> tuple[
     say: receives a line for each analysis.
     Raises UserError if there is no such run, or it has no rows yet.
     """
-    record = read_run(home, name)
-    configs = {trial: TrialConfig.model_validate(values) for trial, values in record["trials"].items()}
-    trials = [Trial(trial, name, record["sweep"], config, home) for trial, config in configs.items()]
+    trials = run_trials(home, name)
     study = open_study(name, home, out)
     rows = {trial.id: read_rows(trial.table) if trial.table.exists() else [] for trial in trials}
     sections, refused = _sections(study, name, home, out, say)
-    varied = differences(configs)
+    varied = differences({trial.id: trial.config for trial in trials})
     results = {trial.id: _result(trial, rows[trial.id], varied_text(varied[trial.id])) for trial in trials}
     text = html_report(
         title=f"{name}",
-        about=_about(record, trials, rows),
+        about=_about(trials, rows),
         trials=results,
         rows={trial: [_row(row) for row in found] for trial, found in rows.items()},
         sections=sections,
@@ -83,12 +80,12 @@ def _svg(files: list[Path]) -> Path | None:
     return next((file for file in files if file.suffix == ".svg"), None)
 
 
-def _about(record: dict[str, Any], trials: list[Trial], rows: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
+def _about(trials: list[Trial], rows: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
     states = [trial.status() for trial in trials]
     every = [row for found in rows.values() for row in found]
     protocols = sorted({row["protocol"] for row in every if row["protocol"]})
     return {
-        "sweep": f"{record['sweep']}, recipe {record['recipe']}",
+        "sweep": f"{trials[0].sweep}, recipe {trials[0].config.recipe}",
         "trials": ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "commits": ", ".join(sorted({row["commit"] for row in every})) or "none",
