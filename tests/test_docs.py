@@ -126,10 +126,7 @@ def test_mistakes_are_found(tmp_path: Path) -> None:
     assert all(line.startswith(start) for line, start in zip(found, expected, strict=True))
 
 
-def test_the_readme_shows_every_study_and_every_command_has_a_page() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for sweep in (ROOT / "sweeps").glob("*.yaml"):
-        assert f"| `{sweep.stem}` |" in readme
+def test_every_command_has_a_page() -> None:
     named = {call.command for path in CURRENT for call in calls(path)}
     assert set(cli.commands) <= named
 
