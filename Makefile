@@ -1,6 +1,7 @@
 # make run    digits sweep of model sizes, and its law (about 15 minutes on 2 slow cores)
 # make test   the default test suite
 # make test-slow  what takes minutes, and every promise of docs/reliability.md, which it writes anew
+# make test-changed  the slow tests of the rooms that the last hours' commits touched
 # make check  formatter, linter, types
 # make docs   docs/config.md from the schema of the config and the recipes
 # make bench  the step beside a straightforward one (docs/performance.md); bench-gpu for the paper's sizes
@@ -10,7 +11,7 @@ BATCH ?= 64
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 
-.PHONY: run test test-slow check docs bench bench-gpu
+.PHONY: run test test-slow test-changed check docs bench bench-gpu
 run: $(INSTALLED)
 	$(BIN)/gat-sweep run sweeps/widths.yaml --recipe digits
 	$(BIN)/gat-sweep fit-law widths-digits
@@ -21,6 +22,10 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "slow or reliability" --figures=docs/reliability.md
+
+# The slow tests of the rooms that the commits of the last four hours touched, where these are few.
+test-changed: $(INSTALLED)
+	$(BIN)/python tests/changed.py
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

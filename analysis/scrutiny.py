@@ -226,7 +226,7 @@ def summary(report: dict[str, Any]) -> str:
     """The law and its checks in words, for a terminal."""
     metric = report["metric"]
     lines = [
-        f"{metric} = {report['a']:.4g} C^-{report['b']:.4f}, C in {report['unit']}",
+        f"{metric} = {report['a']:.4g} C^{-report['b']:.4f}, C in {report['unit']}",
         f"b = {report['b']:.4f}, 95 % interval {_interval(report)} (Student t, {report['n']} sizes)",
         f"Pearson({metric}, G-forward GFLOPs) = {report['pearson_gflops']:.3f}"
         if report["pearson_gflops"] is not None

@@ -38,11 +38,11 @@ class Size(_Section):
 class Data(_Section):
     """The data to generate: latents (or pixels) of side x side x channels."""
 
-    dataset: Literal["digits", "encoded"]
+    dataset: Literal["digits", "encoded"]  # the digits of scikit-learn, or shards that `gat-sweep encode` wrote
     path: str | None = None  # folder that `gat-sweep encode` wrote; digits come with scikit-learn
     tokenizer: str | None = None  # place of the VAE (default: the place in the folder's manifest)
-    side: int = Field(gt=0)
-    channels: int = Field(gt=0)
+    side: int = Field(gt=0)  # rows and columns of a latent
+    channels: int = Field(gt=0)  # of a latent
     classes: int = Field(ge=0)  # 0: unconditional
 
 
@@ -50,26 +50,27 @@ class Model(_Section):
     """Sizes of both networks, and the widths that they share."""
 
     generator: str  # a size of the ladder
-    discriminator: str
-    patch: int = Field(gt=0)
-    z_dim: int = Field(64, gt=0)
-    class_width: int = Field(2048, gt=0)
-    projector_width: int = Field(2048, gt=0)
+    discriminator: str  # the same
+    patch: int = Field(gt=0)  # side of the square that one token holds
+    z_dim: int = Field(64, gt=0)  # width of the latent code
+    class_width: int = Field(2048, gt=0)  # width of the class vector of D
+    projector_width: int = Field(2048, gt=0)  # hidden width of the alignment projector
 
 
 class Mng(_Section):
     """Multi-level noise-perturbed guidance (section 2.3); `none` gives one level."""
 
+    # Signal over the levels: doubling, in even steps, one level only, or MSG-GAN's resizing.
     schedule: Literal["exp", "linear", "none", "msg"] = "exp"
-    levels: int = Field(4, gt=1)
-    mixing: Literal["paper", "official"] = "paper"
+    levels: int = Field(4, gt=1)  # K of Eq. 1; the depth is a multiple of it
+    mixing: Literal["paper", "official"] = "paper"  # noise of Eq. 2, or of the released code
 
 
 class Teacher(_Section):
     """The vision foundation model of Eq. 9."""
 
     name: str  # efficientnet_lite0, or a vision transformer of timm
-    width: int = Field(gt=0)
+    width: int = Field(gt=0)  # of its tokens
     checkpoint: str | None = None  # file of local weights (default: download from timm's hub)
     # Use tokens stored by `gat-sweep encode --teacher` and move them on their grid. Otherwise run the network on the
     # moved pictures.
@@ -79,23 +80,23 @@ class Teacher(_Section):
 class Train(_Section):
     """Optimisation and its schedule."""
 
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0)  # iterations: a D step and a G step each
     batch: int = Field(gt=1)  # images per step, over all workers
     base_lr: float = Field(gt=0)  # Eq. 4, at base_width (and at base_depth and base_batch, if a rule uses them)
-    base_width: int = Field(gt=0)
-    base_depth: int = Field(gt=0)
-    base_batch: int = Field(gt=0)
+    base_width: int = Field(gt=0)  # width for which base_lr is given
+    base_depth: int = Field(gt=0)  # depth for which base_lr is given, for depth_rule
+    base_batch: int = Field(gt=0)  # batch for which base_lr is given, for batch_rule
     rate_of: str | None = None  # size whose width sets both rates (default: each network's own size)
     rate_g: float = Field(1.0, gt=0)  # factor on the adapted rate of G
     rate_d: float = Field(1.0, gt=0)  # factor on the adapted rate of D
-    depth_rule: DepthRule = "none"
-    batch_rule: BatchRule = "none"
-    beta1: float = Field(0.0, ge=0, lt=1)
-    beta2: float = Field(0.99, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
+    depth_rule: DepthRule = "none"  # sqrt: divides the rate by the root of depth / base_depth (A.12)
+    batch_rule: BatchRule = "none"  # multiplies the rate by batch / base_batch, or by its root (A.12)
+    beta1: float = Field(0.0, ge=0, lt=1)  # of AdamW
+    beta2: float = Field(0.99, ge=0, lt=1)  # of AdamW
+    eps: float = Field(1e-8, gt=0)  # of AdamW
     clip: float = Field(1.0, gt=0)  # largest gradient norm; the paper does not give one, the released code has 1
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    precision: Literal["float32", "bfloat16"] = "float32"
+    ema_decay: float = Field(0.999, ge=0, lt=1)  # of the running average of G's weights, per step
+    precision: Literal["float32", "bfloat16"] = "float32"  # of forward and backward; weights stay in float32
     eval_every: int = Field(gt=0)  # steps
     log_every: int = Field(gt=0)  # steps
 
@@ -108,10 +109,10 @@ def metric_name(extractor: str) -> str:
 class Eval(_Section):
     """The evaluation protocol, the same for every measured number (see metrics/)."""
 
-    extractor: Literal["efficientnet_lite0", "inception_v3", "dinov2_vitl14"]
+    extractor: Literal["efficientnet_lite0", "inception_v3", "dinov2_vitl14"]  # FID needs inception_v3
     weights: str | None = None  # local file of the extractor's weights (default: download them)
     reference: str | None = None  # an ADM npz with mu and sigma (default: the pictures of the data set)
-    samples: int = Field(gt=1)
+    samples: int = Field(gt=1)  # generated pictures per evaluation
     resize: int = Field(gt=0)  # side of the pictures that the extractor sees
     seed: int = 0  # seed of the generated samples
     psi: float = Field(1.0, ge=0)  # truncation, 1 = off
@@ -127,9 +128,9 @@ class Eval(_Section):
 class Workers(_Section):
     """The machines that a trial runs on; not part of its identity or of its results."""
 
-    count: int = Field(1, gt=0)
-    cpus: float = Field(1, gt=0)
-    gpus: float = Field(0, ge=0)
+    count: int = Field(1, gt=0)  # workers of a trial, which share each batch
+    cpus: float = Field(1, gt=0)  # per worker
+    gpus: float = Field(0, ge=0)  # per worker
     save_minutes: float = Field(15, gt=0)  # between checkpoints; each evaluation also writes one before it starts
     hang_minutes: float = Field(10, gt=0)  # a trial without progress for this time names its worker and restarts
     memory_gib: float | None = Field(None, gt=0)  # memory of a worker for training (default: that of its device)

@@ -54,7 +54,7 @@ def _parquet(path: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, memory_map=True)
     except BAD_TABLE as error:
-        raise UserError(f"{path} is not a parquet file ({_said(error)}); download it again") from None
+        raise UserError(f"{path} is not a parquet file ({_message(error)}); download it again") from None
 
 
 def _read(file: pq.ParquetFile, table: str, column: str, groups: list[int] | None = None) -> pa.ChunkedArray:
@@ -65,11 +65,11 @@ def _read(file: pq.ParquetFile, table: str, column: str, groups: list[int] | Non
         return file.read_row_groups(groups, columns=[column]).column(0)
     except BAD_TABLE as error:
         raise UserError(
-            f"cannot read {table} ({_said(error)}); download it again, then run the same command again"
+            f"cannot read {table} ({_message(error)}); download it again, then run the same command again"
         ) from None
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
 
 

@@ -40,7 +40,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         value, lines = _load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        raise UserError(f"{path}:{mark.line + 1}: {_said(error)}" if mark else f"{path}: {_said(error)}") from None
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: {_message(error)}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a mapping of keys to values")
     return value, lines
@@ -53,7 +54,7 @@ def parse_scalar(text: str) -> Any:
     try:
         return _load(text)[0]
     except yaml.YAMLError as error:
-        raise UserError(f"{without_credentials(text)[:60]!r} is not a value ({_said(error)})") from None
+        raise UserError(f"{without_credentials(text)[:60]!r} is not a value ({_message(error)})") from None
 
 
 class _Plain(yaml.SafeLoader):
@@ -144,7 +145,7 @@ def _error(problem: str, where: Any) -> ConstructorError:
     return ConstructorError(None, None, problem, where.start_mark)
 
 
-def _said(error: yaml.YAMLError) -> str:
+def _message(error: yaml.YAMLError) -> str:
     """Message of an error, in one line."""
     parts = [getattr(error, "context", None), getattr(error, "problem", None)]
     return " ".join((", ".join(part for part in parts if part) or str(error)).split())[:200]

@@ -1,4 +1,4 @@
-"""What the commands `plan`, `run`, `train` and `bench` do, from arguments to the last line printed."""
+"""What `gat-sweep run` does, from its options to the last line printed."""
 
 import json
 from collections.abc import Callable

@@ -57,7 +57,7 @@ def array_pictures(path: Path) -> Pictures:
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
     except BAD_ARRAY as error:
-        raise UserError(f"{path} is not an npz with pictures in arr_0: {_said(error)}") from None
+        raise UserError(f"{path} is not an npz with pictures in arr_0: {_message(error)}") from None
     if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or not shape[0]:
         raise UserError(f"{path}: arr_0 is {dtype} {list(shape)}; pictures must be uint8 [N, h, w, 3]")
     if math.prod(shape) != follow:
@@ -76,7 +76,7 @@ def array_pictures(path: Path) -> Pictures:
                 try:
                     raw = bytearray(file.read(count * bytes_each))
                 except BAD_ARRAY as error:
-                    raise UserError(f"{path} is damaged ({_said(error)}); write it again") from None
+                    raise UserError(f"{path} is damaged ({_message(error)}); write it again") from None
                 if len(raw) < count * bytes_each:
                     raise UserError(
                         f"{path} ends after {start + len(raw) // bytes_each} of {shape[0]} pictures; write it again"
@@ -111,10 +111,10 @@ def _picture(path: Path) -> np.ndarray:
         with decoding(), Image.open(path, formats=FORMATS) as image:
             return np.array(image.convert("RGB"))
     except (*BAD_DATA, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{path} is not a readable picture: {_said(error)}") from None
+        raise UserError(f"{path} is not a readable picture: {_message(error)}") from None
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """Message of an error, in one short line."""
     return " ".join(str(error).split())[:150]
 
