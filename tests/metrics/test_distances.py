@@ -210,7 +210,7 @@ def test_extractors_that_cannot_be_had_are_refused(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     with pytest.raises(UserError, match=r"weights-inception.*cannot be reached.*set eval\.weights"):
         check_extractor(settings("inception_v3", 299))
-    with pytest.raises(UserError, match=r"sees 299x299 pictures; set eval\.resize=299"):
+    with pytest.raises(UserError, match=r"needs 299x299 pictures; set eval\.resize=299"):
         check_extractor(settings("inception_v3", 256))
     for name, resize in [("inception_v3", 299), ("dinov2_vitl14", 224)]:
         with pytest.raises(UserError, match=r"absent\.pth: [Nn]o such file"):

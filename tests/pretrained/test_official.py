@@ -268,7 +268,7 @@ def test_the_commands_and_their_mistakes(
         (["import-official", "no.pt", "out"], "no.pt: no such file"),
         (["import-official", "text.pt", "out"], "is not a checkpoint of tensors"),
         (["import-official", "empty.pt", "out"], "is not a checkpoint of tensors"),
-        (["import-official", "a.pt", "out", "--tokenizer", "dct16"], "has 16 channels, a.pt makes 4"),
+        (["import-official", "a.pt", "out", "--tokenizer", "dct16"], "has 16 channels, but a.pt makes 4"),
         (["export-official", "out", "b.pt"], "has no config.json"),
     ]
     for args, words in mistakes:

@@ -247,7 +247,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["folder", "--grid", "0x4"], "--grid 0: give 1 or more"),
     (["folder", "--grid", "4"], "expected ROWSxCOLUMNS"),
     (["folder", "--no-npz", "--count", "65"], "keeps only the 64 pictures of the grid"),
-    (["folder", "--steps", "4"], "are of --interpolate"),
+    (["folder", "--steps", "4"], "need --interpolate"),
     (["folder", "--interpolate", "intra", "--count", "4"], "use these instead of --count"),
     (["folder", "--interpolate", "intra", "--steps", "1"], "give --steps 2 or more"),
     (["folder", "--interpolate", "inter", "--classes", "3,3"], "give two or more --classes"),
