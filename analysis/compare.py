@@ -168,12 +168,12 @@ def _labels(trials: Sequence[Trial], settings: dict[str, dict[str, Any]]) -> dic
     sized = len({trial.cell for trial in trials}) > 1
     labels = {}
     for trial in trials:
-        unusual = [f"{names[k]}={_text(v)}" for k, v in settings[trial.name].items() if repr(v) != usual[k]]
+        unusual = [f"{names[k]}={_setting_text(v)}" for k, v in settings[trial.name].items() if repr(v) != usual[k]]
         labels[trial.name] = ", ".join([*([trial.cell.label] if sized or not unusual else []), *unusual])
     return labels
 
 
-def _text(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     """A setting as text; whole numbers lose the `.0` that a CSV gives them."""
     return "-" if value is None else str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
@@ -243,11 +243,11 @@ def _paired(arm: Arm, reference: Arm) -> dict[str, Any]:
     ours, theirs = (np.array([side.values[seed] for seed in seeds]) for side in (arm, reference))
     if not seeds:  # only the means can be compared
         ours, theirs = np.array([arm.mean]), np.array([reference.mean])
-    logs, plain = mean_interval(np.log(ours / theirs)), mean_interval(ours - theirs)
+    logs, differences = mean_interval(np.log(ours / theirs)), mean_interval(ours - theirs)
     return {
         "seeds": seeds,
         **dict(zip(("ratio", "ratio_low", "ratio_high"), map(_exp, (logs.mean, logs.low, logs.high)), strict=True)),
-        **dict(zip(("difference", "low", "high"), (plain.mean, plain.low, plain.high), strict=True)),
+        **dict(zip(("difference", "low", "high"), (differences.mean, differences.low, differences.high), strict=True)),
         "p": _p(np.array(logs.by_seed)),
     }
 

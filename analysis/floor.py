@@ -103,9 +103,9 @@ def _residuals(p: NDArray[np.float64], x: Points, v: Points, floor: float | None
     return np.log(v) - np.logaddexp(np.log(bottom) if bottom > 0 else -np.inf, p[0] - p[1] * x)
 
 
-def _minimum(residuals: Callable[[NDArray[np.float64]], Points], begin: list[float]) -> Any:
-    low, high = [-np.inf, EXPONENTS[0], 0.0][: len(begin)], [np.inf, EXPONENTS[1], BELOW][: len(begin)]
-    clipped = np.clip(begin, np.array(low) + 1e-9, np.array(high) - 1e-9)
+def _minimum(residuals: Callable[[NDArray[np.float64]], Points], start: list[float]) -> Any:
+    low, high = [-np.inf, EXPONENTS[0], 0.0][: len(start)], [np.inf, EXPONENTS[1], BELOW][: len(start)]
+    clipped = np.clip(start, np.array(low) + 1e-9, np.array(high) - 1e-9)
     return optimize.least_squares(
         residuals, clipped, bounds=(low, high), x_scale="jac", ftol=1e-12, xtol=1e-12, gtol=1e-12, max_nfev=500
     )
@@ -132,8 +132,8 @@ def _profile_interval(
 
         low, high = [-np.inf, 0.0][: len(others)], [np.inf, BELOW][: len(others)]
         # The best floor changes with b, so the fit also starts near both ends of its range.
-        begins = [best[others], *(np.array([best[0], share]) for share in (0.01, 0.99) if floor is None)]
-        found = [optimize.least_squares(at, np.clip(p, low, high), bounds=(low, high)) for p in begins]
+        starts = [best[others], *(np.array([best[0], share]) for share in (0.01, 0.99) if floor is None)]
+        found = [optimize.least_squares(at, np.clip(p, low, high), bounds=(low, high)) for p in starts]
         return min(2 * float(one.cost) for one in found) - limit
 
     ends: list[float | None] = []

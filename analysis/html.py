@@ -107,7 +107,7 @@ def evidence(report: Any, above: str = "") -> Iterator[tuple[str, list[Mapping[s
 
 
 class _Linker:
-    """Escape of a text that also links every name of a trial to the trial's rows."""
+    """HTML escaping that also links every name of a trial to the trial's rows."""
 
     def __init__(self, trials: Mapping[str, Any]):
         names = sorted(trials, key=len, reverse=True)  # longest first, because a name may begin with another

@@ -54,6 +54,7 @@ class PowerLaw:
     log_compute_ss: float  # sum of squares of ln C about its mean
 
     def predict(self, compute: ArrayLike) -> NDArray[np.float64]:
+        """Return the value of the law at each C."""
         x = np.log(np.asarray(compute, dtype=np.float64))
         return np.exp(self.mean_log_value - self.b * (x - self.mean_log_compute))
 

@@ -31,6 +31,7 @@ class Parabola:
     lack_of_fit_p: float | None  # F test against the spread of replicates
 
     def predict(self, rate: ArrayLike) -> NDArray[np.float64]:
+        """Return the value of the parabola at each rate."""
         u = np.log(np.asarray(rate, dtype=np.float64)) - self.centre
         return np.exp(self.level + self.tilt * u + self.curvature * u**2)
 
@@ -107,9 +108,9 @@ def fit_exponent(widths: ArrayLike, optima: ArrayLike, errors: ArrayLike, tried:
         error = math.hypot(*np.asarray(errors, dtype=np.float64)) / abs(float(x[1] - x[0]))
         degrees, method = math.inf, "normal, from the standard errors of two optima, so too narrow for few trials"
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees)) * error
-    one, none = (
+    p_minus_one, p_zero = (
         float(2 * stats.t.sf(abs(slope - at) / error, degrees)) if error else float(slope == at) for at in (-1, 0)
     )
-    words = ["differs from" if p < 1 - CONFIDENCE else "consistent with" for p in (one, none)]
+    words = ["differs from" if p < 1 - CONFIDENCE else "consistent with" for p in (p_minus_one, p_zero)]
     verdict = f"{words[0]} -1, {words[1]} 0"
-    return Exponent(slope, slope - half, slope + half, method, one, none, verdict)
+    return Exponent(slope, slope - half, slope + half, method, p_minus_one, p_zero, verdict)

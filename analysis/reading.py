@@ -163,7 +163,7 @@ def _facts(row: Mapping[str, Any], where: str, others: tuple[tuple[str, str], ..
 def _constants(values: tuple[Any, ...], size: str, others: tuple[tuple[str, str], ...]) -> Facts:
     named = dict(zip(CONSTANTS, values, strict=True))
     config = _flattened_config(json.loads(named["config"])) if named["config"] else {}
-    config |= {name: _plain(text) for name, text in others}
+    config |= {name: _number_or_text(text) for name, text in others}
 
     def number(name: str, otherwise: Any = None) -> float | None:
         return float(named[name]) if named[name] != "" else otherwise
@@ -192,7 +192,7 @@ def _flattened_config(values: Mapping[str, Any], prefix: str = "") -> dict[str, 
     return flat
 
 
-def _plain(text: str) -> Any:
+def _number_or_text(text: str) -> Any:
     """A field of a CSV, as a number if it is one."""
     number = _float(text)
     return text if math.isnan(number) else number

@@ -130,9 +130,9 @@ def _counts(trial: Trial) -> dict[str, float]:
     whole = sum(items.values())
     counts = {
         "everything in an iteration": whole,
-        "everything but teacher and alignment projector": whole - _of(items, ("teacher", "d_step_alignment")),
-        "G alone": _of(items, G_ITEMS),
-        "D alone": _of(items, D_ITEMS),
+        "everything but teacher and alignment projector": whole - _flops_of(items, ("teacher", "d_step_alignment")),
+        "G alone": _flops_of(items, G_ITEMS),
+        "D alone": _flops_of(items, D_ITEMS),
         "G forward alone": g,
     }
     if d:
@@ -140,7 +140,7 @@ def _counts(trial: Trial) -> dict[str, float]:
     return counts
 
 
-def _of(items: Mapping[str, float], prefixes: tuple[str, ...]) -> float:
+def _flops_of(items: Mapping[str, float], prefixes: tuple[str, ...]) -> float:
     return sum(flops for name, flops in items.items() if name.startswith(prefixes))
 
 

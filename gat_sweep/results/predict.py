@@ -147,15 +147,15 @@ def scored(run: Place, law: Law) -> list[dict[str, Any]]:
         same = point is not None and all(
             prediction[key] == getattr(law.measured, key) for key in ("metric", "n", "reference", "protocol")
         )
-        begun = [time for trial in prediction["trials"] if (time := began(run, trial)) is not None]
+        started = [time for trial in prediction["trials"] if (time := began(run, trial)) is not None]
         value = point.value if point is not None and same and intact else None
         found.append(
             row
             | {
                 "file": file.name,
                 "intact": intact,
-                "began": datetime.fromtimestamp(min(begun), UTC).isoformat(timespec="seconds") if begun else None,
-                "before": not begun or datetime.fromisoformat(prediction["written"]).timestamp() <= min(begun),
+                "began": datetime.fromtimestamp(min(started), UTC).isoformat(timespec="seconds") if started else None,
+                "before": not started or datetime.fromisoformat(prediction["written"]).timestamp() <= min(started),
                 "value": value,
                 "ratio": value and value / prediction["predicted"],
                 "inside": value and _within(value, prediction["low"], prediction["high"]),
