@@ -89,7 +89,7 @@ def plan_cifar(folder: str, layout: Layout, files: tuple[str, ...], shard_size: 
         if not labels or not 0 <= min(labels) <= max(labels) < len(classes):
             raise UserError(f"{folder}/{name} has no labels, or labels of no class; download it again")
         units += divide([f"{name}:{i}" for i in range(len(labels))], labels, shard_size, first=len(units))
-    return Plan(Source("cifar", folder, layout.labels), classes, units)  # type: ignore[arg-type]
+    return Plan(Source("cifar", folder, layout.labels), classes, units)
 
 
 def cifar_rows(source: Source, unit: Unit) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ LARGEST = 2**28  # most bytes of a picture file
 class Source:
     """Place of the images; with its unit, all that a worker needs."""
 
-    kind: Literal["folder", "parquet", "latents"]
+    kind: Literal["folder", "parquet", "cifar", "latents"]
     root: str
     column: str = ""  # parquet: the column of pictures; cifar: the key of labels
     latent: tuple[int, int] = (0, 0)  # latents: channels and side

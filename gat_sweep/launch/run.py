@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
 
     Raises UserError before anything is written when the sweep cannot run.
     """
-    from gat_sweep.launch import prepare
+    from gat_sweep.launch import driver, prepare
 
     trials = sweep_trials(sweep, home, name)
     for size in how.hold:
@@ -57,13 +57,13 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
     check_caps(trials, how.budget)
     uri = how.tracking_uri or default_uri(home)
     check_no_credentials(uri, "--tracking-uri")
-    check_writable(home)
     with ExitStack() as stack:
         there = local_resources() if how.address is None else stack.enter_context(session(how.address))
         prepare.check_feasible(sweep.trials, there)
         if how.address is not None:
             check_drives_sweeps(there)
             probe_nodes(home)
+        check_writable(home)
         open_run(home, name, sweep, how.extend)
         run = home / name
         clear_stop(run)
@@ -75,10 +75,10 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
         launch = _Launched(run, trials, todo, meters, budget)
 
         def work() -> None:
-            here = stack.enter_context(session(None)) if how.address is None else there
             say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
-            prepare.measure_references(todo, datasets, how.address, say)
-            prepare.driver.run_sweep(todo, here)
+            with session(None) if how.address is None else nullcontext(there) as here:
+                prepare.measure_references(todo, datasets, how.address, say)
+                driver.run_sweep(todo, here)
 
         tags = {"gat_sweep.commit": source_commit(), "gat_sweep.reference": reference_name(trials[0].config, opened[0])}
         stopped = launch.followed(work, uri, sweep.name, tags, console)

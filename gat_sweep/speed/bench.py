@@ -24,6 +24,11 @@ from gat_sweep.text import Say
 from gat_sweep.train.device import chosen_device, hardware
 from gat_sweep.train.engine import Batch, Engine
 
+# Largest relative difference of the losses in the first step, with the same weights and noise. It comes from rounding
+# in the networks, which the 1/sigma^2 of the penalties makes larger.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+LOADER_IMAGES = 50_000  # images in memory to measure the loader, more than fit into any CPU cache
+
 
 def bench_command(
     configs: list[TrialConfig], device: str | None, threads: int | None, iterations: int, say: Say
@@ -32,8 +37,6 @@ def bench_command(
 
     Raises UserError when there is no such device, a config does not fit it, or the losses of the two steps differ.
     """
-    pass
-
     if sys.platform != "linux":
         raise UserError("bench reads peak memory from /proc; run it on Linux")
     chosen = chosen_device(device)
@@ -50,14 +53,6 @@ def bench_command(
         except ValueError as error:
             raise UserError(str(error)) from None
     return results
-
-
-# Largest relative difference of the losses in the first step, with the same weights and noise. It comes from rounding
-# in the networks, which the 1/sigma^2 of the penalties makes larger.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
-
-
-LOADER_IMAGES = 50_000  # images in memory to measure the loader, more than fit into any CPU cache
 
 
 def compare(config: TrialConfig, device: torch.device, iterations: int, say: Callable[[str], None]) -> dict[str, Any]:

@@ -68,9 +68,9 @@ def test_numbers_follow_from_each_other() -> None:
 
 def test_unconditional_has_no_guidance_and_a_foreign_tokenizer_is_refused() -> None:
     config = tiny_config(data__classes=0)
-    (result,) = latency_command([config], CPU, None, 2, [2], 1, None, Console(quiet=True))
+    (result,) = latency_command([config], CPU, None, 2, [2], 1, None, silent)
     assert [row["what"] for row in result["rows"]] == ["generator", "truncation"] and result["tokenizer"] is None
     with pytest.raises(UserError, match="decodes 3 channels, but the generator makes 1"):
         measure_latency(config, CPU, 2, [2], 1, tiny_vae(3), silent)
     with pytest.raises(UserError, match=r"tokenizer '\./none' is not a folder"):
-        latency_command([config], CPU, None, 2, [2], 1, "./none", Console(quiet=True))
+        latency_command([config], CPU, None, 2, [2], 1, "./none", silent)
