@@ -1,5 +1,6 @@
 """Sweep files: what they resolve to, what a mistake in one says, and the record of a run."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -195,10 +196,15 @@ def test_a_variant_and_an_override_never_fight_in_silence(tmp_path: Path) -> Non
 # ---------------------------------------------------------------- the paper's studies
 
 
+@functools.cache
+def studies(recipe: str) -> dict[str, dict[str, TrialConfig]]:
+    return {path.stem: load_sweep(path, recipe).trials for path in SWEEPS.glob("*.yaml")}
+
+
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_study_of_the_paper_resolves(recipe: str) -> None:
     """At the scale of every recipe; as many trials, in as many of them nothing but what the paper varies."""
-    found = {path.stem: load_sweep(path, recipe).trials for path in SWEEPS.glob("*.yaml")}
+    found = studies(recipe)
     assert {name: len(trials) for name, trials in found.items()} == {
         "widths": 4,
         "patch_sizes": 4,
@@ -233,7 +239,7 @@ def test_every_study_of_the_paper_resolves(recipe: str) -> None:
 
 
 def test_the_studies_have_the_papers_numbers() -> None:
-    trials = {path.stem: list(load_sweep(path, "imagenet256").trials.values()) for path in SWEEPS.glob("*.yaml")}
+    trials = {name: list(found.values()) for name, found in studies("imagenet256").items()}
     assert [t.lr_g for t in trials["widths"]] == pytest.approx([4e-4, 2e-4, 1.5e-4, 1.333e-4], rel=1e-3)
     cross = {(t.model.generator, t.train.rate_of): t.lr_g for t in trials["lr_transfer"] if t.train.rate_of}
     assert cross == pytest.approx({("S", "B"): 2e-4, ("B", "S"): 4e-4})

@@ -226,7 +226,7 @@ def test_memory_is_fitted_by_the_cheapest_means_first() -> None:
     for memory, gib in [(ample, 400), (chunked, 80), (recomputed, 40)]:
         assert memory.total <= 0.9 * gib * 2**30
     assert job.memory(8, recomputed.checkpointed - 1).total > 0.9 * 40 * 2**30
-    with pytest.raises(ValueError, match=r"needs \d+\.\d GiB .* may use 9\.0 GiB"):
+    with pytest.raises(ValueError, match=r"needs \d+\.\d GiB .* may use only 9\.0 GiB"):
         fit(10)
 
 
