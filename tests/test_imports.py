@@ -1,6 +1,7 @@
 """Imports run one way, and what only reads files loads no torch."""
 
 import ast
+import json
 import re
 import shlex
 import subprocess
@@ -12,6 +13,9 @@ import click
 import pytest
 
 from gat_sweep.cli import GROUPS
+from gat_sweep.recipe import load_recipe, resolve
+from gat_sweep.run.record import open_run
+from gat_sweep.sweep import Sweep, trial_id
 
 ROOT = Path(__file__).parents[1]
 
@@ -179,6 +183,59 @@ def test_what_a_module_does_not_bring_along(module: str, absent: list[str]) -> N
 
 def test_the_driver_of_encoders_brings_no_torch() -> None:
     assert not set(loaded_after("import gat_sweep.encode.on_ray")) & {"ray", "torch", "timm", "diffusers"}
+
+
+STUDY = ROOT / "docs" / "study"
+LIGHT_COMMANDS = {
+    "help": "--help",
+    "status of a home": "status",
+    "status of a run": "status one-digits",
+    "logs": "logs one-digits",
+    "stop": "stop one-digits",
+    "ui without a store": "ui",
+    "plan without a file": "plan nope.yaml",
+    "plan with an unknown key": "plan widths --set train.stps=1",
+    "run with an unknown size": "run widths --recipe digits --set model.generator=M",
+    "fit-law": f"fit-law {STUDY / 'split.csv'} --out out",
+    "correlate": f"correlate {STUDY / 'split.csv'} --out out",
+    "split": f"split {STUDY / 'split.csv'} --out out",
+    "rates": f"rates {STUDY / 'rates.csv'} --out out",
+    "compare": f"compare {STUDY / 'rates.csv'} --out out",
+    "advise": f"advise {STUDY / 'split.csv'} --out out",
+}
+RUN_THEM = """
+import json, sys
+from gat_sweep.cli import main
+found = {}
+for name, command in json.loads(sys.argv[1]).items():
+    sys.argv = ["gat-sweep", *command.split()]
+    try:
+        main()
+    except SystemExit:
+        pass
+    found[name] = [module for module in sys.argv_heavy if module in sys.modules]
+print("\\n" + json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def heavy_by_command(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Which of HEAVY are loaded after each light command; all run in one Python, one after the other."""
+    folder = tmp_path_factory.mktemp("light")
+    config = resolve(load_recipe("digits"), {"model.generator": "S", "model.discriminator": "S"})
+    open_run(folder / "runs", "one-digits", Sweep("one", "one trial", "digits", {trial_id(config): config}))
+    code = RUN_THEM.replace("sys.argv_heavy", repr(HEAVY))
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(LIGHT_COMMANDS)], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("name", LIGHT_COMMANDS)
+def test_a_command_that_reads_files_loads_nothing_heavy(heavy_by_command: dict[str, list[str]], name: str) -> None:
+    assert heavy_by_command[name] == []
 
 
 # ---------------------------------------------------------------- one name

@@ -62,11 +62,11 @@ def run(
       gat-sweep run widths --recipe digits
       gat-sweep run widths --recipe digits --seeds 0,1,2 --name widths-3 --set train.steps=500
     """
-    from gat_sweep.launch.run import Launch, run_command
-    from gat_sweep.monitor.budget import Budget
-
     spec = make_sweep(sweep, recipe, preset, settings, seeds)
     name = name or f"{spec.name}-{spec.recipe}"
     check_name(name)
+    from gat_sweep.launch.run import Launch, run_command  # torch, which a refusal does not wait for
+    from gat_sweep.monitor.budget import Budget
+
     how = Launch(address, tracking_uri, retry is not None, extend, Budget(max_flops, max_gpu_hours), hold)
     sys.exit(run_command(spec, home, name, how, console()))

@@ -32,8 +32,8 @@ def train(recipe: str, preset: str, settings: tuple[str, ...], home: "Place", na
     Example:
       gat-sweep train --recipe digits --set train.steps=200
     """
-    from gat_sweep.launch.train import train_command
-
     check_name(name)
     config = make_config(recipe, preset, settings)
+    from gat_sweep.launch.train import train_command  # torch, which a refusal does not wait for
+
     sys.exit(train_command(config, home, name, device, console()))
