@@ -1,24 +1,24 @@
-"""Has the discriminator collapsed? Read off the means that are logged; training goes on, its rows are flagged."""
+"""Detection of a collapsed discriminator from the logged means. Training goes on, and its rows get a flag."""
 
 import math
 from dataclasses import dataclass
 
-WINDOWS = 5  # log points in a row; one alone may be chance
-# Healthy trials on digits stay between 0.27 and 1.1 (log 2 is what a D that cannot tell scores).
-WINS_BELOW = 0.02  # mean softplus(D(fake) - D(real)): margins of 4 and more, and hardly a gradient left for G
-NEAR = 1e-3  # of log 2, with logits as near to each other: D says the same of everything
+WINDOWS = 5  # log windows in a row; a single one may be chance
+# Healthy trials on digits stay between 0.27 and 1.1. A D that cannot tell real from fake scores log 2.
+WINS_BELOW = 0.02  # mean softplus(D(fake) - D(real)); below it margins exceed about 4 and G gets hardly any gradient
+NEAR = 1e-3  # D says the same of everything: its loss is this near to log 2, and its mean logits to each other
 
 
 @dataclass
 class Collapse:
-    """How long it has looked collapsed, and since when it counts as such."""
+    """Number of log windows in a row that looked collapsed, and the flag once D counts as collapsed."""
 
     kind: str = ""
     windows: int = 0
     flag: str = ""  # set once, stays
 
     def look(self, step: int, means: dict[str, float]) -> str:
-        """Takes in the means of a log window; a line to show when they complete a collapse, else ""."""
+        """Takes in the means of a log window; returns a line to show when they complete a collapse, else ""."""
         loss, margin = means["adversarial_d"], means["logit_real"] - means["logit_fake"]
         kind = ""
         if loss < WINS_BELOW:

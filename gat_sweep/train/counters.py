@@ -1,4 +1,4 @@
-"""Where a trial is: what the loop moves, the recorder writes, and a checkpoint stores."""
+"""Progress of a trial: the loop moves the counters, the recorder writes them, a checkpoint stores them."""
 
 import time
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from gat_sweep.train.collapse import Collapse
 class Counters:
     """Counters of all attempts of a trial, and of the trial that it starts from.
 
-    `images` and `flops` count steps before this trial, which may have had another batch and other losses.
+    `images` and `flops` include the steps of the trial that it starts from, whose batch and losses may differ.
     """
 
     batch: int  # images of a step, over all workers
-    step_flops: int  # of a step, over all workers
+    step_flops: int  # FLOP of a step (2 per multiply-add), over all workers
     step: int = 0
     images: int = 0
     flops: int = 0
@@ -27,13 +27,13 @@ class Counters:
     logged: dict[str, Tensor] = field(default_factory=dict)  # sums since the last log, on the device
     logged_steps: int = 0
     collapse: Collapse = field(default_factory=Collapse)
-    started: float = field(default_factory=time.perf_counter)  # this attempt, less the seconds of those before
+    started: float = field(default_factory=time.perf_counter)  # this attempt's, minus the seconds of earlier attempts
 
     @classmethod
     def restored(
         cls, batch: int, step_flops: int, step: int, facts: Mapping[str, Any], device: torch.device
     ) -> "Counters":
-        """The counters that a checkpoint of `step` holds."""
+        """Counters from the facts of a checkpoint of `step`."""
         return cls(
             batch,
             step_flops,
@@ -48,7 +48,7 @@ class Counters:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint holds of them; waits for the device."""
+        """Values that a checkpoint stores; waits for the device."""
         return {
             **self.progress(),
             "evaluated": self.evaluated,
@@ -62,19 +62,19 @@ class Counters:
         return {"images": self.images, "flops": self.flops, "seconds": time.perf_counter() - self.started}
 
     def move(self, steps: int) -> None:
-        """Goes forward by whole steps, or back by those that turned out not to count."""
+        """Adds whole steps; a negative number takes back steps that do not count."""
         self.step += steps
         self.images += steps * self.batch
         self.flops += steps * self.step_flops
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
-        """Takes in the terms of one step, [B] each or scalars, for the next log."""
+        """Adds the terms of one step, [B] each or scalars, to the next log window."""
         for name, value in terms.items():
             self.logged[name] = self.logged[name] + value.mean() if name in self.logged else value.mean()
         self.logged_steps += 1
 
     def means(self) -> dict[str, float]:
-        """Means of the terms since the last log, which end with this; waits for the device."""
+        """Means of the terms since the last log; begins a new log window and waits for the device."""
         means = {name: value.item() / self.logged_steps for name, value in self.logged.items()}
         self.logged, self.logged_steps = {}, 0
         return means

@@ -1,4 +1,4 @@
-"""The device that a command works on."""
+"""The device that a command works on: its choice, its memory setting, its description."""
 
 import ctypes
 import platform
@@ -12,7 +12,7 @@ from gat_sweep.version import source_commit
 
 
 def chosen_device(name: str | None) -> torch.device:
-    """The device of that name, or the best there is. Raises UserError when there is none such."""
+    """The device of this name; default: CUDA if available, else the CPU. Raises UserError for an unknown device."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
@@ -27,16 +27,16 @@ def chosen_device(name: str | None) -> torch.device:
 def keep_freed_memory() -> None:
     """Lets glibc reuse a step's buffers instead of returning them to the kernel, which zeroes them again each time.
 
-    Half of a small step on CPU is page faults otherwise. Elsewhere than on glibc there is nothing to set.
+    Without it, page faults take half of a small step on the CPU. Does nothing on other C libraries.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no allocation of its own mapping, however large
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no allocation gets a mapping of its own, even a large one
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def hardware(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Device, threads, versions and commit of a measurement."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:

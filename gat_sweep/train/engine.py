@@ -1,7 +1,7 @@
-"""One GAN iteration: both networks, their optimizers, their running averages, and the step that moves them.
+"""One GAN iteration: both networks, their optimizers, the running average of G, and the step that updates them.
 
-The training loop and the benchmark run this same object. `iterate` never waits for the device: what it returns
-are tensors, and a non-finite gradient freezes every weight from that step on; `trouble` tells.
+The training loop and the benchmark run this same object. `iterate` returns tensors and never waits for the device.
+A non-finite gradient norm freezes the weights of both networks from that step on; `trouble` reports it.
 """
 
 import copy
@@ -30,12 +30,12 @@ from gat_sweep.plan import memory_plan
 
 @dataclass(frozen=True)
 class Batch:
-    """What one iteration works on, with every random number of it."""
+    """Input of one iteration, with all its random numbers."""
 
     real: Tensor  # [B, C, Y, X]
     y: Tensor | None  # [B] classes; None: unconditional
     z: Tensor  # [B, z_dim] latent codes of G
-    teacher: Tensor | None  # [B, 1+T, W] what D's tokens of `real` are aligned with; None: no alignment
+    teacher: Tensor | None  # [B, 1+T, W] tokens that D's tokens of `real` are aligned with; None: no alignment
     draws_d: Draws
     draws_g: Draws
 
@@ -43,7 +43,7 @@ class Batch:
         return len(self.real)
 
     def part(self, images: slice) -> "Batch":
-        """Some of the B images."""
+        """The part of the batch that belongs to a slice of the B images."""
         return Batch(
             self.real[images],
             None if self.y is None else self.y[images],
@@ -57,8 +57,8 @@ class Batch:
 class Engine:
     """Networks and optimizers of a trial on one device.
 
-    world: how many processes share a batch; above one, gradients are averaged over the process group.
-    Raises UserError when the trial does not fit the device's memory, or no compiler is there for workers.compile.
+    world: number of processes that share a batch; above one, gradients are averaged over the process group.
+    Raises UserError when the trial does not fit the device's memory, or workers.compile finds no compiler.
     """
 
     def __init__(self, config: TrialConfig, device: torch.device, world: int = 1):
@@ -73,14 +73,15 @@ class Engine:
         self.perturb = make_perturb(config.mng.schedule, config.generator_spec.levels, config.mng.mixing, device)
         self.bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16")
         self.generator.checkpointed = self.memory.checkpointed
-        # After a non-finite gradient norm: nothing moves any more, and the norms stay as they were.
+        # True after a non-finite gradient norm: then no weight moves, and the norms keep their values.
         self._stopped = torch.zeros((), dtype=torch.bool, device=device)
         self._norms = torch.zeros(2, device=device)  # of D and G
-        self._finished = torch.zeros((), dtype=torch.int64, device=device)  # whole iterations
+        self._finished = torch.zeros((), dtype=torch.int64, device=device)  # completed iterations
         self._call_g: nn.Module = self.generator
         self._call_d: nn.Module = self.discriminator
         if world > 1:
-            # Gradients live in the buckets, averaged once per network and step. (A static graph fails with no_sync.)
+            # Gradients live in buckets, which are averaged once per network and step. (A static graph fails with
+            # no_sync.)
             options: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
             self._call_g = DistributedDataParallel(self.generator, **options)
             self._call_d = DistributedDataParallel(self.discriminator, **options)
@@ -88,16 +89,16 @@ class Engine:
             _compile_blocks(self.generator, self.discriminator, device)
 
     def parts(self) -> dict[str, Any]:
-        """Everything with a state_dict that training changes."""
+        """Networks and optimizers that training changes, by name; each has a state_dict."""
         names = ["generator", "discriminator", "ema", "optimizer_g", "optimizer_d"]
         return {name: getattr(self, name) for name in names}
 
     def iterate(self, batch: Batch) -> dict[str, Tensor]:
-        """One D step and one G step; returns the terms of both losses, [B] each, and the gradient norms."""
+        """Runs one D step and one G step; returns the terms of both losses, [B] each, and the gradient norms."""
         size = len(batch)
         with self.bf16:
             fake_levels, w = self._call_g(batch.z, batch.y)  # one forward serves both steps
-        # G's graph ends here; the G step hands it the gradient of its images, summed over the chunks.
+        # G's graph ends here. The G step sums the gradient of the images over its chunks and passes it back to G once.
         fakes = fake_levels.detach().requires_grad_()
 
         terms: dict[str, list[Tensor]] = {}
@@ -146,7 +147,7 @@ class Engine:
         return {name: torch.cat(values) for name, values in terms.items()} | norms
 
     def trouble(self) -> tuple[int, str, float] | None:
-        """(iterations that went well, network, its gradient norm) once a norm was not finite; waits for the device."""
+        """(completed iterations, network, its gradient norm) after a non-finite norm, else None; waits for device."""
         if not self._stopped.item():
             return None
         norm_d, norm_g = self._norms.tolist()
@@ -159,7 +160,7 @@ class Engine:
 
     @contextmanager
     def _averaged(self, network: nn.Module, last: bool) -> Iterator[None]:
-        """Gradients cross the network once a step, with the last chunk."""
+        """Context in which only the last chunk averages gradients over the workers: once per step."""
         if last or not isinstance(network, DistributedDataParallel):
             yield
         else:
@@ -170,10 +171,10 @@ class Engine:
         return augment(x, self.config.augment, draws)
 
     def _update(self, which: int, network: nn.Module, optimizer: torch.optim.AdamW) -> None:
-        """Clips by the norm over the whole network and steps, unless a norm was not finite, now or before.
+        """Clips by the norm over the whole network and steps; skips the step if a norm was ever non-finite.
 
-        Fused AdamW divides by `grad_scale` and passes over a step with `found_inf` on the device itself, which
-        spares the clipping a pass over the gradients and the loop a wait.
+        Fused AdamW divides by `grad_scale` and skips a step with `found_inf` on the device itself. So clipping needs
+        no pass of its own over the gradients, and the loop does not wait.
         """
         norm = nn.utils.get_total_norm([p.grad for p in network.parameters() if p.grad is not None])
         self._norms[which] = torch.where(self._stopped, self._norms[which], norm)
@@ -185,7 +186,7 @@ class Engine:
 
 
 def draw(config: TrialConfig, batch: int, random: torch.Generator, penalty: bool) -> Draws:
-    """The random numbers of one D step (with penalty noise) or G step, for (real, fake)."""
+    """Random numbers of one D step (with penalty noise) or one G step, for (real, fake)."""
     spec = config.generator_spec
     shape = (batch, spec.channels, spec.side, spec.side)
 
@@ -202,7 +203,7 @@ def draw(config: TrialConfig, batch: int, random: torch.Generator, penalty: bool
 
 
 def worker_memory(config: TrialConfig, device: torch.device, batch: int) -> Memory:
-    """How `batch` images fit this worker's memory. Raises UserError when they do not."""
+    """Memory plan of `batch` images on this worker: chunks, recomputed blocks. Raises UserError if they do not fit."""
     if config.workers.memory_gib is not None:
         available = config.workers.memory_gib * 2**30
     elif device.type == "cuda":
@@ -217,10 +218,10 @@ def worker_memory(config: TrialConfig, device: torch.device, batch: int) -> Memo
 
 
 def _compile_blocks(generator: Generator, discriminator: Discriminator, device: torch.device) -> None:
-    """Compiles one block of each network for all of them: start-up does not grow with depth."""
+    """Compiles block by block. The blocks of a network share compiled code, so start-up does not grow with depth."""
     if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         raise UserError("workers.compile needs a C++ compiler; install g++ or set workers.compile=false")
-    torch.compiler.reset()  # another trial's shapes, in a worker that runs several, count towards its limit
+    torch.compiler.reset()  # shapes of an earlier trial in this worker count towards the recompile limit
     for block in [*generator.blocks, *discriminator.blocks]:
         block.compile(dynamic=False)
 

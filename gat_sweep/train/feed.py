@@ -1,6 +1,6 @@
-"""What an iteration is fed: real images with their teacher tokens, latent codes, and every random number of the step.
+"""Input of each iteration: real images with their teacher tokens, latent codes, and all random numbers of the step.
 
-All of it is a function of the config's seed, the step and the rank, so that a trial can be cut anywhere.
+Everything is a function of the config's seed, the step and the rank, so a trial can stop and resume at any step.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from gat_sweep.vision.teacher import taught, teacher_tokens, trial_teacher
 class Feed:
     """One worker's batches.
 
-    say: gets a line when something takes a while.
-    Raises UserError when the teacher's weights cannot be had.
+    say: receives a line when something takes long.
+    Raises UserError when the teacher's weights cannot be loaded.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Feed:
         self.loader = Loader(config, taught(config, dataset, device, say), device, rank, world)
 
     def batch(self, step: int) -> Batch:
-        """What this worker trains on in a step."""
+        """This worker's batch of a step."""
         config, random, device = self.config, self.random, self.device
         random.manual_seed(_mix(config.seed, step, self.rank))
         rows = self.loader.batch(step)

@@ -1,11 +1,11 @@
-"""Training one trial: one flat loop that runs alone, under torchrun, or in a Ray Train worker.
+"""Training of one trial: one flat loop that runs alone, under torchrun, or in a Ray Train worker.
 
-Imports neither Ray nor MLflow. It writes files below the trial's folder, and others read them:
+Imports neither Ray nor MLflow. It writes files below the trial's folder, which the monitor reads:
     config.json             the resolved config
     journal.jsonl           one line per log point, evaluation, note and change of status
     samples/step_*.png      a grid of fixed-seed samples per evaluation
-    checkpoints/            the whole training state (checkpoint.py)
-    alive/rank-*.json       each worker's last sign of life (watch.py)
+    checkpoints/            the whole training state (run/checkpoint.py)
+    alive/rank-*.json       each worker's last sign of life (train/watch.py)
 and the rows of `<run>/table/<trial>.parquet`.
 """
 
@@ -38,7 +38,7 @@ from gat_sweep.train.watch import Watch
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: status "done", "diverged", "failed", or "stopped" with everything saved."""
+    """Result of training: status "done", "diverged", "failed", or "stopped" with everything saved."""
 
     status: str
     step: int
@@ -50,11 +50,11 @@ class Stopped(Exception):
 
 
 def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] = lambda: "") -> Outcome:
-    """Trains to the config's number of steps, from the newest checkpoint when there is one.
+    """Trains up to the config's number of steps, from the newest checkpoint if there is one.
 
-    asked_to_stop: why this process has to end soon, "" while it has not; asked before every step.
-    Under an initialised torch.distributed process group each rank works on its share of every batch.
-    Raises UserError for bad input; any other exception is the caller's to record with `record_failure`.
+    asked_to_stop: returns why this process must end soon, or "" if it need not; called before every step.
+    Under an initialised torch.distributed process group, each rank works on its share of every batch.
+    Raises UserError for invalid input; the caller records any other exception with `record_failure`.
     """
     config = trial.config
     if device.type == "cpu":
@@ -120,8 +120,8 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
             saves = step > saved_at and (saves or stops or evaluates)
 
             # -------------------------------------------------------- diverged?
-            # Gradients are averaged over ranks, so every rank sees the same norms. Asking waits for the device;
-            # after a norm that is not finite no weight moves, so it can be asked late.
+            # Gradients are averaged over ranks, so every rank sees the same norms. The check waits for the device. It
+            # may come late, because no weight moves after a non-finite norm.
             if (logs or saves or evaluates) and (trouble := engine.trouble()):
                 finished, network, norm = trouble
                 counters.move(began + finished - step)
@@ -144,7 +144,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
                     window_start, window_step = now, step
 
             # -------------------------------------------------------- save
-            # Before evaluating: whoever is told to end in the middle of that has everything on the disk.
+            # Before evaluating: a worker that must end during an evaluation then has everything on disk.
             if saves:
                 watch.at(step, "save")
                 saved_at, saved_when = step, time.perf_counter()
@@ -184,13 +184,13 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
 
 
 class Agreement:
-    """Lets all workers do something at the same step because one of them has to; one step late.
+    """Lets all workers act at the same step when one of them has to; one step late.
 
-    The answer to each question is fetched with the next one, so that nobody waits for it.
+    Each answer is read at the next question, so that no worker waits for it.
     """
 
     def __init__(self, world: int):
-        # Its own group, on the CPU: on the device it would wait for the step, in another's order of operations.
+        # A group of its own, on the CPU: on the device, a question would wait for the step and mix with DDP's.
         self.group: Any = dist.new_group(backend="gloo") if world > 1 else None
         self.flags = torch.zeros(2, dtype=torch.int32)
         self.pending: Any = None
@@ -203,7 +203,7 @@ class Agreement:
             self.pending.wait()  # every worker leaves after the same question
 
     def reached(self, *flags: bool) -> tuple[bool, ...]:
-        """Whether any worker raised a flag; all workers ask together."""
+        """Whether any worker raised each flag (several workers: in the previous call). All workers call it together."""
         if self.group is None:
             return flags
         if self.pending is not None:
@@ -215,15 +215,15 @@ class Agreement:
 
 
 def _resumed(trial: Trial, parts: dict[str, Any], rank: int, world: int) -> Checkpoint | None:
-    """The newest whole checkpoint, put into `parts`, else that of the trial it starts from.
+    """Loads the newest whole checkpoint into `parts`, else that of the trial it starts from; None if there is neither.
 
-    Rank 0 finds it, the others take the same one.
+    Rank 0 chooses the checkpoint, and the other ranks load the same one.
     """
     folder, start = trial.folder / "checkpoints", trial.config.start
     found = resume(folder, parts, lambda text: leave_note(trial, text)) if rank == 0 else None
     if rank == 0 and start and not found:
         found = _begun(trial, start, parts)
-        leave_note(trial, f"goes on from step {start.step} of {start.trial}")
+        leave_note(trial, f"starts from step {start.step} of {start.trial}")
     if world > 1:
         device = parts["ema"].style_mean.device
         step = torch.tensor(found.step if found else 0, device=device)
@@ -237,11 +237,11 @@ def _resumed(trial: Trial, parts: dict[str, Any], rank: int, world: int) -> Chec
 
 
 def _begun(trial: Trial, start: Start, parts: dict[str, Any]) -> Checkpoint:
-    """The training state that a trial begins with, put into `parts`. Raises UserError when it is not there."""
+    """Loads the checkpoint that a trial starts from into `parts`. Raises UserError if it is missing or damaged."""
     folder = trial.run_folder / "trials" / start.trial / "checkpoints"
     try:
         found = step_checkpoint(folder, start.step)
         found.restore(parts)
         return found
     except Damaged as damage:
-        raise UserError(f"trial {start.trial}, from whose step {start.step} it goes on: {damage}") from None
+        raise UserError(f"cannot start from step {start.step} of trial {start.trial}: {damage}") from None

@@ -1,4 +1,4 @@
-"""What a trial leaves behind beside its checkpoints: rows, journal, sample grids, its config."""
+"""Files that a trial writes: result rows, journal, sample grids, config and checkpoints."""
 
 import io
 import json
@@ -24,10 +24,10 @@ GRID = 8  # sample grids are GRID x GRID
 
 
 class Recorder:
-    """Writes what a trial leaves behind; rank 0 only."""
+    """Writes a trial's files; rank 0 only."""
 
     def __init__(self, trial: Trial, counters: Counters):
-        """counters: those of the loop, which moves them; every line and row is of the step where they are."""
+        """Opens the trial's files. counters: the loop's own; every line and row gets their current step."""
         self.folder, self.counters = trial.folder, counters
         write_config(trial)
         self.table = RunTable(trial.table, trial_constants(trial.run, trial.sweep, trial.id, trial.config))
@@ -35,26 +35,26 @@ class Recorder:
         workers = trial.config.workers
         line: dict[str, Any] = {"status": "running", "gpus": workers.count * workers.gpus}
         if earlier := signs(self.folder / "alive").get(0):
-            line["previous"] = {"step": earlier["step"], "time": earlier["time"]}  # how far the attempt before came
+            line["previous"] = {"step": earlier["step"], "time": earlier["time"]}  # how far the previous attempt came
         self._append(line)
 
     def journal(self, metrics: dict[str, float]) -> None:
         self._append({"metrics": metrics})
 
     def note(self, text: str) -> None:
-        """Something that whoever watches should know; not a result."""
+        """Adds a journal line for people who watch the trial; it is not a result."""
         self._append({"note": text})
 
     def status(self, status: str, reason: str) -> None:
         self._append({"status": status, "reason": reason})
 
     def checkpoint(self, parts: dict[str, Any], facts: dict[str, Any]) -> None:
-        """A checkpoint of `parts`, with the counters and other facts. Raises Unsaved when it cannot be written."""
+        """Saves a checkpoint of `parts`, with the counters and other facts. Raises Unsaved if it cannot be written."""
         step = self.counters.step
         try:
             save_checkpoint(self.folder / "checkpoints", step, parts, {**facts, **self.counters.facts()})
         except OSError as error:
-            raise Unsaved(f"checkpoint of step {step} cannot be written: {error}; the one before is whole") from error
+            raise Unsaved(f"checkpoint of step {step} cannot be written: {error}; the previous one is whole") from error
 
     def evaluation(self, result: Evaluation) -> None:
         progress = self.counters.progress()
@@ -62,7 +62,7 @@ class Recorder:
         self.journal({**result.journal(), **progress})
 
     def samples(self, pictures: Tensor) -> None:
-        """A grid of uint8 pictures [n, 3, h, w], small ones enlarged by whole factors."""
+        """Writes a grid of uint8 pictures [n, 3, h, w]; enlarges small ones by a whole factor."""
         rows, height = len(pictures) // GRID, pictures.shape[2]
         grid = pictures[: rows * GRID].unflatten(0, (rows, GRID)).permute(0, 3, 1, 4, 2)  # rows, y, columns, x, rgb
         grid = grid.flatten(2, 3).flatten(0, 1)
@@ -86,20 +86,20 @@ class Recorder:
 
 
 class Unsaved(Exception):
-    """A checkpoint could not be written. Trying again would train the same steps for nothing."""
+    """A checkpoint could not be written. A retry would only train the same steps again."""
 
 
 def leave_note(trial: Trial, text: str) -> None:
-    """Tells whoever watches what goes on before a trial's first step, or beside it."""
+    """Adds a journal line from outside the loop, such as before a trial's first step."""
     add_record(trial.folder, {"step": 0, "note": text})
 
 
 def record_failure(trial: Trial, reason: str) -> None:
-    """Leaves a row and a journal line that say why a trial ended, after an exception anywhere in it."""
+    """Writes a row and a journal line with the reason why a trial failed, after an exception anywhere in it."""
     table = RunTable(trial.table, trial_constants(trial.run, trial.sweep, trial.id, trial.config))
     step = table.rows[-1]["step"] if table.rows else 0
     table.put(step=step, status="failed", reason=reason)
-    write_config(trial)  # it may have failed before
+    write_config(trial)  # the trial may have failed before it wrote one
     add_record(trial.folder, {"step": step, "status": "failed", "reason": reason})
 
 
@@ -108,7 +108,7 @@ def write_config(trial: Trial) -> None:
 
 
 def trial_constants(run: str, sweep: str, trial: str, config: TrialConfig) -> dict[str, Any]:
-    """The columns that are the same on every row of a trial."""
+    """Columns that are the same on every row of a trial."""
     info = model_info(config)
     return {
         "run": run,

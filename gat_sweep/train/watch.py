@@ -1,8 +1,9 @@
-"""A thread beside the training loop: shows that the worker is alive, notices when it is not, and hears of a stop.
+"""A thread beside the training loop: it shows that the worker is alive, detects a hang, and reads stop requests.
 
-Every worker writes `<trial>/alive/rank-000.json`: where it is, since when. When nothing has moved for
-workers.hang_minutes, all workers of a trial stand still, because they wait for the one that does; the files tell which.
-A worker that outlives its launch, on a machine that was only cut off, finds that another has taken over and ends.
+Every worker writes its position to `<trial>/alive/rank-000.json` (one file per rank). When one worker hangs, all
+workers of the trial wait for it. After workers.hang_minutes without progress, the files show which one hangs.
+A worker can outlive its launch, for example when only the network of its machine failed. It then sees that another
+worker has taken over, and ends.
 """
 
 import json
@@ -19,16 +20,17 @@ from typing import Any
 from gat_sweep.files.storage import Place, write
 from gat_sweep.run.alive import BEAT, owner_of, signs
 
-EXIT_HUNG = 70  # of a worker that ends because one of its trial's hangs
-EXIT_REPLACED = 71  # of one whose trial has been taken over
+EXIT_HUNG = 70  # exit code of every worker of a trial in which one hangs
+EXIT_REPLACED = 71  # exit code of a worker whose trial another one has taken over
 PHASES = ("start", "agree", "log", "save", "evaluate", "data", "step")  # of an iteration, in their order
 
 
 class Watch:
-    """One worker's, from `with` to the end of training.
+    """The watch of one worker, from `with` to the end of training.
 
-    trial: its folder; owner: what take_over gave, on rank 0; hang: seconds without a move; report: writes a line where
-    whoever watches will see it; asked: why the trial is asked to stop, "" while it is not.
+    trial: the trial's folder; owner: the result of take_over on rank 0, "" on the others; hang: seconds without
+    progress that count as a hang; report: writes a line for people who watch the trial; asked: returns why the trial
+    should stop, or "".
     """
 
     def __init__(
@@ -58,23 +60,23 @@ class Watch:
     def __exit__(self, *exception: object) -> None:
         self._done.set()
         self._thread.join()
-        with suppress(OSError):  # not to hide what ended the loop, such as a full disk
+        with suppress(OSError):  # must not hide what ended the loop, such as a full disk
             self._beat(ended=True)
 
     def at(self, step: int, phase: str) -> None:
-        """The worker has come to a phase of an iteration."""
+        """Records that the worker has reached a phase of a step."""
         self.position, self.moved = (step, phase), time.monotonic()
 
     def move(self) -> None:
-        """Still in the same phase, but getting on."""
+        """Records progress within the same phase."""
         self.moved = time.monotonic()
 
     def _run(self) -> None:
         while not self._done.wait(self.beat):
-            # Storage that is away, or full, costs a sign of life; the loop will say so when it cannot save.
+            # Full or unreachable storage costs one sign of life. The loop reports the error when it cannot save.
             with suppress(OSError):
                 if self.owner and self.owner != owner_of(self.folder):
-                    os._exit(EXIT_REPLACED)  # at once: two would write the same files
+                    os._exit(EXIT_REPLACED)  # at once: two workers must not write the same files
                 self._beat()
                 self.stop_reason = self.stop_reason or self.asked()
             # Before the first step the reference may be measured, which can take an hour.
@@ -99,7 +101,7 @@ class Watch:
         write(self.folder / f"rank-{self.rank:03d}.json", json.dumps(sign).encode())
 
     def _give_up(self) -> None:
-        """Names the culprit, once for all workers, and ends this process: the loop it would tell hangs too."""
+        """Names the worker that hangs, once for all workers, and ends this process: its loop hangs and cannot."""
         before = signs(self.folder)
         for _ in range(3):
             if self._done.wait(self.beat):
@@ -111,20 +113,21 @@ class Watch:
         silent, culprits = blame(before, after, self.world, self.rank)
         if self.rank == min(rank for rank in range(self.world) if rank not in silent):
             named = "; ".join(_named(rank, after.get(rank), rank in silent) for rank in culprits)
-            text = f"no move for {self.hang:.0f} s: {named}"
+            text = f"no progress for {self.hang:.0f} s: {named}"
             self.report(text)
             print(text, file=sys.stderr, flush=True)
         else:
-            time.sleep(3 * self.beat)  # where one ends all others fail, and nobody would be named
+            time.sleep(3 * self.beat)  # all workers fail when one ends, so the report has to come first
         os._exit(EXIT_HUNG)
 
 
 def blame(
     before: dict[int, dict[str, Any]], after: dict[int, dict[str, Any]], world: int, me: int
 ) -> tuple[list[int], list[int]]:
-    """(ranks that give no sign of life any more, ranks that hold up the others), by two looks at the signs of all.
+    """(ranks without a new sign of life, ranks that hold up the others), from two readings of all signs.
 
-    A worker whose very watch is silent is stopped or gone; else the one behind all others holds them up.
+    A worker whose watch is silent has stopped or is gone. If none is silent, the worker that is furthest behind holds
+    up the others.
     """
     silent = [rank for rank in range(world) if rank != me and before.get(rank) == after.get(rank)]
     last = min(_position(sign) for sign in after.values())
@@ -137,13 +140,13 @@ def _position(sign: dict[str, Any]) -> tuple[int, int]:
 
 def _named(rank: int, sign: dict[str, Any] | None, silent: bool) -> str:
     if sign is None:
-        return f"rank {rank} never came"
-    how = "is not heard of" if silent else f"is at '{sign['phase']}' ({sign['where']})"
+        return f"rank {rank} never started"
+    how = "gives no sign of life" if silent else f"is at '{sign['phase']}' ({sign['where']})"
     return f"rank {rank} on {sign['host']} (pid {sign['pid']}) {how}, step {sign['step']}"
 
 
 def _where(frame: FrameType | None) -> str:
-    """The innermost line of ours, and what it called into."""
+    """The innermost line of gat_sweep's code, and the function that it called."""
     called = frame.f_code.co_name if frame else ""
     while frame and "gat_sweep" not in frame.f_code.co_filename:
         frame = frame.f_back

@@ -48,7 +48,7 @@ def notes(trial: Trial) -> list[str]:
         ({0: (7, "agree"), 1: (6, "step"), 2: (7, "agree")}, {0, 1, 2}, [], [1]),
         ({0: (7, "step"), 1: (7, "step"), 2: (7, "step")}, {0, 1, 2}, [], [0, 1, 2]),  # nobody can tell
         ({0: (7, "step"), 1: (7, "data"), 2: (7, "step")}, {0, 1}, [2], [2]),
-        ({0: (7, "step"), 1: (7, "step")}, {0, 1}, [2], [2]),  # never came
+        ({0: (7, "step"), 1: (7, "step")}, {0, 1}, [2], [2]),  # never started
     ],
 )
 def test_who_is_to_blame(
@@ -109,7 +109,7 @@ def test_a_hung_worker_is_named(home: Path, figures: Figures) -> None:
 def test_a_stopped_worker_is_named(home: Path, figures: Figures) -> None:
     """A worker whose whole process stands still (SIGSTOP) is named, and the others end."""
     note = hang(home, "stopped")
-    assert "rank 1" in note and "is not heard of" in note
+    assert "rank 1" in note and "gives no sign of life" in note
     figures(hangs=1, culprits_named=1)
 
 

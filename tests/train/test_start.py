@@ -34,7 +34,7 @@ def test_a_trial_that_goes_on_unchanged_equals_one_trained_through(home: Path, t
     same = ["step", "value", "images", "flops", "n"]
     assert [[r[k] for k in same] for r in rows(second)] == [[r[k] for k in same] for r in rows(straight)[1:]]
     notes = [record["note"] for _, record in read_records(second.folder) if "note" in record]
-    assert notes == ["goes on from step 4 of trial"]
+    assert notes == ["starts from step 4 of trial"]
     assert second.config.digest() != straight.config.digest()
 
 
@@ -66,7 +66,7 @@ def test_alignment_may_end(home: Path) -> None:
 
 def test_what_it_starts_from_has_to_be_there(home: Path) -> None:
     second = later(tiny_trial(home), "second", train__steps=8)
-    with pytest.raises(UserError, match=r"trial trial, from whose step 4 it goes on: .* is missing"):
+    with pytest.raises(UserError, match=r"cannot start from step 4 of trial trial: .* is missing"):
         train(second, CPU)
     assert second.status() == "waiting" and second.start_status() == "waiting"
 
