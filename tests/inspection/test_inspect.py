@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.pictures import encoded_latents
-from helpers.trials import tiny_config, tiny_trial
+from helpers.trials import tiny_config
 from rich.console import Console
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from gat_sweep.inspection.cknna import cknna
 from gat_sweep.inspection.inspect import COLUMNS, InspectOptions, inspect_command
 from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens, without_block
 from gat_sweep.run.checkpoint import open_checkpoint, save_checkpoint
-from gat_sweep.train.loop import train
+from gat_sweep.run.trial import Trial
 from gat_sweep.vision.perceptual import FeatureDistance, Lpips
 
 CPU = torch.device("cpu")
@@ -241,10 +241,8 @@ def test_lpips_is_the_packages_own_and_needs_no_download(tmp_path: Path) -> None
 
 
 @pytest.fixture(scope="module")
-def checkpoint(home_with_reference: Path) -> Path:
-    trial = tiny_trial(home_with_reference, "inspected")
-    assert train(trial, CPU).status == "done"
-    return trial.folder / "checkpoints" / "step_00000004"
+def checkpoint(trained: Trial) -> Path:
+    return trained.folder / "checkpoints" / "step_00000004"
 
 
 def inspect(checkpoint: Path, out: Path | None = None) -> tuple[dict[str, Any], list[Path]]:
@@ -252,7 +250,7 @@ def inspect(checkpoint: Path, out: Path | None = None) -> tuple[dict[str, Any], 
     return inspect_command(checkpoint, out, InspectOptions(images=CHUNK + 5), {}, CPU, console)
 
 
-def test_inspect_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+def test_inspect_a_checkpoint(checkpoint: Path) -> None:
     result, files = inspect(checkpoint)
     assert files[0].parent == checkpoint.parents[3] / "inspect" / "trial-step_00000004"
     figures = {"block_influence", "similarity", "cknna", "pca_g", "pca_d"}
@@ -270,7 +268,10 @@ def test_inspect_a_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     assert result["step"] == 4 and result["data"] == open_checkpoint(checkpoint).facts["data"]
     assert inspection_table(result).row_count == 4
 
-    again, other = inspect(checkpoint, tmp_path / "again")
+
+@pytest.mark.slow
+def test_an_inspection_gives_the_same_files_twice(checkpoint: Path, tmp_path: Path) -> None:
+    (result, files), (again, other) = (inspect(checkpoint, tmp_path / name) for name in ("one", "two"))
     assert again == result and all(a.read_bytes() == b.read_bytes() for a, b in zip(files, other, strict=True))
 
 
@@ -287,13 +288,13 @@ def test_bad_input_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
             inspect_command(path, None, InspectOptions(**options), settings or {}, CPU, Console(quiet=True))
         assert "\n" not in str(error.value)
 
-    refused("is no checkpoint; give one of", folder / "step_00000008")
-    refused("is no checkpoint; give one of", folder)
+    refused("is not a checkpoint; give one of", folder / "step_00000008")
+    refused("is not a checkpoint; give one of", folder)
     refused("config.json is missing")
     shutil.copy(checkpoint.parents[1] / "config.json", folder.parent)
-    refused(f"ema.safetensors has 1000 bytes of {len(whole)}; give another")
+    refused(f"ema.safetensors has 1000 bytes instead of {len(whole)}; give another")
     (damaged / "checkpoint.json").write_text("{}", encoding="utf-8")
-    refused("checkpoint.json is no JSON of ours; give another")
+    refused("checkpoint.json is not a valid checkpoint manifest; give another")
     shutil.rmtree(damaged)
     save_checkpoint(folder, 4, {"ema": torch.nn.Linear(1, 1)}, {"data": open_checkpoint(checkpoint).facts["data"]})
     refused("does not hold the networks")

@@ -147,7 +147,8 @@ def random_inception(path: Path) -> None:
     torch.save(network.state_dict(), path)
 
 
-@pytest.mark.parametrize("fid", [False, pytest.param(True, marks=pytest.mark.slow)])  # half a minute of eigenvalues
+@pytest.mark.slow
+@pytest.mark.parametrize("fid", [False, True])  # half a minute of eigenvalues
 def test_inception_is_torch_fidelitys(tmp_path: Path, fid: bool) -> None:
     """Random weights stand in for the real ones, which must be downloaded."""
     random_inception(tmp_path / "inception.pth")

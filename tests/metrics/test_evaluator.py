@@ -355,6 +355,7 @@ def test_a_folder_of_pictures_is_measured_as_the_same_in_an_npz(tmp_path: Path) 
     assert protocol["psi"] is None and protocol["pictures"] != json.loads(both[1].protocol)["pictures"]
 
 
+@pytest.mark.slow
 def test_what_a_tokenizer_costs_is_measured_without_a_generator(home: Path) -> None:
     """Nothing for pixels, something for 4 of 16 cosine coefficients, next to nothing for all of them."""
     costs = {}
@@ -365,8 +366,12 @@ def test_what_a_tokenizer_costs_is_measured_without_a_generator(home: Path) -> N
         protocol = json.loads(found.protocol)
         assert found.n == 1797 and protocol["pictures"] == "reconstructions" and protocol["ema"] is None
     assert costs[1] == pytest.approx(0, abs=1e-2) and costs[4] > 3 and costs[16] < costs[4] / 10
-    few = evaluate_command(None, "digits", {"eval.samples": 100, "eval.resize": 32}, home, CPU)
-    assert few.n == 100
+
+
+def test_a_tokenizer_is_measured_on_as_many_pictures_as_asked(home: Path) -> None:
+    found = evaluate_command(None, "digits", {"eval.samples": 100, "eval.resize": 32}, home, CPU)
+    protocol = json.loads(found.protocol)
+    assert found.n == 100 and protocol["pictures"] == "reconstructions" and protocol["ema"] is None
 
 
 def test_pictures_that_cannot_be_measured_are_refused(tmp_path: Path) -> None:

@@ -108,10 +108,10 @@ def test_a_run_above_its_cap_begins_nothing(
     (tmp_path / "two.yaml").write_text(SWEEP)
     args = ["run", str(tmp_path / "two.yaml"), "--recipe", "digits", "--home", str(home)]
     code, out, _ = gat(*args, "--max-flops", "1000")
-    assert code == 1 and out.count("is not begun: it would take the run to") == 2
+    assert code == 1 and out.count(" skipped: it would take the run to") == 2
     assert not (home / "two-digits" / "trials").exists()
     code, out, _ = gat(*args)  # the cap stays in force
-    assert code == 1 and out.count("is not begun") == 2
+    assert code == 1 and out.count(" skipped: ") == 2
     code, _, err = gat(*args, "--max-gpu-hours", "1")
     assert code == 2 and "use no GPU" in err
 

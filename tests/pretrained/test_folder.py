@@ -99,7 +99,7 @@ def redigested(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 DAMAGE = [
-    (lambda folder: (folder / CONFIG).unlink(), "has no  config.json; give a folder that"),
+    (lambda folder: (folder / CONFIG).unlink(), "has no config.json; give a folder that"),
     (lambda folder: (folder / CONFIG).write_text("{"), "config.json is not a valid config.json"),
     (lambda folder: (folder / CONFIG).write_text("[1]"), "config.json is not a valid config.json"),
     (edited("_class_name", "UNet2DModel"), "describes a UNet2DModel, not a GATGenerator"),
@@ -108,7 +108,7 @@ DAMAGE = [
     (edited("heads", 3), "width 8 is not divisible by heads 3"),
     (edited("depth", 10**9), "too few for 1000000000 blocks"),
     (edited("width", 16), "'style_mean' is float32 [10, 8], but the other shapes need [10, 16]"),
-    (edited("files", {}), f"has no  {WEIGHTS}"),
+    (edited("files", {}), f"has no {WEIGHTS}"),
     (edited("tokenizer", {"source": "pixels"}), "tokenizer.digest"),
     (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS} is missing"),
     (cut, "has changed since it was written (sha256 differs)"),
@@ -134,7 +134,7 @@ def test_the_generator_needs_no_discriminator_and_a_full_folder_is_left_alone(tm
     generator, _ = networks()
     save_pretrained(tmp_path / "a", generator)
     assert from_pretrained(tmp_path / "a").discriminator is None
-    with pytest.raises(UserError, match="has no  discriminator/"):
+    with pytest.raises(UserError, match="has no discriminator/"):
         from_pretrained(tmp_path / "a", discriminator=True)
     before = (tmp_path / "a" / "README.md").read_bytes()
     with pytest.raises(UserError, match=r"already has README\.md; give a new folder"):
@@ -186,8 +186,8 @@ def test_export_of_what_cannot_be_costs_one_line(tmp_path: Path, gat: Gat, monke
     (tmp_path / "full" / "x").touch()
     checkpoint = checkpoint_of(tiny_trial(tmp_path / "home"))
     for args, words in [
-        (["nowhere", "out"], "nowhere is no checkpoint; give one of"),
-        (["step_00000004", "out"], "is no checkpoint; give one of"),
+        (["nowhere", "out"], "nowhere is not a checkpoint; give one of"),
+        (["step_00000004", "out"], "is not a checkpoint; give one of"),
         ([checkpoint, "full"], "full already has x; give a new folder"),
         ([checkpoint, "out", "--set", "train.steps=3"], "allows only data.path and data.tokenizer"),
     ]:

@@ -257,7 +257,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["folder", "--device", "tpu9"], "--device"),
     (["nowhere"], "nowhere has no config.json; give a folder that `gat-sweep export` wrote, or a trial's"),
     (["folder", "--interpolate", "intra", "--rows", "0"], "--rows 0: give 1 or more"),
-    (["step_00000004"], "is no checkpoint; give one of"),
+    (["step_00000004"], "is not a checkpoint; give one of"),
     (["unconditional", "--classes", "1"], "these networks have no classes; leave --classes out"),
     (["unconditional", "--classes", "all"], "these networks have no classes; leave --classes out"),
     (["unconditional", "--guidance", "1.5"], "guidance needs classes, and these networks have none"),

@@ -185,6 +185,7 @@ def test_an_error_of_mlflow_shows_no_secret(tmp_path: Path, echo: str, monkeypat
     assert all("MLflow at http" in str(line) for line in said)
 
 
+@pytest.mark.slow
 def test_nothing_a_run_leaves_holds_a_secret(
     tmp_path: Path,
     home_with_reference: Path,

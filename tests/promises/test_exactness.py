@@ -41,6 +41,7 @@ def assert_same_run(straight: Trial, cut: Trial) -> None:
     assert logged(straight) == logged(cut)
 
 
+@pytest.mark.slow
 @pytest.mark.reliability
 def test_a_run_cut_at_any_step_equals_the_straight_one(home: Path, figures: Figures) -> None:
     """One worker, cut at each of its steps and resumed: G, D, EMA, both optimizers, running mean of w, counters, rows

@@ -196,6 +196,7 @@ def test_sigterm_saves_and_ends_with_its_own_code(home: Path, figures: Figures) 
     figures(terminated=1, saved=1, seconds_to_exit=f"{max(seconds):.1f}", steps_lost=0)
 
 
+@pytest.mark.slow
 @pytest.mark.reliability
 def test_a_stop_in_an_evaluation_loses_nothing(home: Path, figures: Figures) -> None:
     """Asked to stop between two chunks of samples of the last evaluation: its step is saved already, and the evaluation

@@ -94,7 +94,7 @@ def test_damage_is_found_and_the_checkpoint_before_is_used(tmp_path: Path, figur
             said: list[str] = []
             parts = Parts(0)
             found = resume(folder, parts, said.append)
-            detected += any("step 20 is damaged" in line and "trying the one before" in line for line in said)
+            detected += any("step 20 is damaged" in line and "trying the previous one" in line for line in said)
             recovered += found is not None and found.step == 10 and same(parts, Parts(10))
             shutil.rmtree(folder)
     figures(damages_tried=tried, detected=detected, went_on_from_the_one_before=recovered)
