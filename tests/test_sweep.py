@@ -98,7 +98,7 @@ def test_a_run_may_be_trained_on_but_not_back(tmp_path: Path) -> None:
     open_run(tmp_path, "r", short)
     assert "train.steps: 200 -> 300; add --extend" in message(lambda: open_run(tmp_path, "r", long))
     open_run(tmp_path, "r", long, extend=True)
-    assert "300 -> 200; steps that were trained" in message(lambda: open_run(tmp_path, "r", short, extend=True))
+    assert "300 -> 200; trained steps cannot be removed" in message(lambda: open_run(tmp_path, "r", short, extend=True))
 
 
 def test_a_trial_stands_once_in_a_sweep(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The files of a run, a module for each."""
+"""The files of a run: one module per file."""

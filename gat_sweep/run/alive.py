@@ -1,4 +1,4 @@
-"""Signs of life of a trial's workers, and who owns the trial: alive/rank-*.json, owner.json."""
+"""Signs of life of a trial's workers, and the trial's owner: alive/rank-*.json, alive/owner.json."""
 
 import json
 import os
@@ -17,9 +17,9 @@ OWNER = "owner.json"
 
 
 def take_over(trial: Place, say: Callable[[str], None]) -> str:
-    """Makes this process the only one that trains the trial; what Watch takes as its owner.
+    """Makes this process the only one that trains the trial; returns the owner's id, for Watch.
 
-    Waits until a worker that an earlier launch left behind, if it still runs, has noticed and ended.
+    If a worker of an earlier launch still runs, waits until it has noticed and ended.
     """
     folder, owner = trial / "alive", uuid.uuid4().hex
     write(folder / OWNER, json.dumps({"owner": owner}).encode())
@@ -39,7 +39,7 @@ def owner_of(folder: Place) -> str:
 
 
 def _is_gone(sign: dict[str, Any]) -> bool:
-    """Whether the process that wrote it is known to have ended: it was this one, or one of this machine's."""
+    """Whether the process that wrote a sign has certainly ended; False on another machine, as nobody can tell."""
     if sign["host"] != socket.gethostname():
         return False
     if sign["pid"] == os.getpid():

@@ -1,12 +1,12 @@
 """The whole training state on disk: one save, one load.
 
-    checkpoints/latest.json              the newest step; moves last
+    checkpoints/latest.json              the newest step; written last
     checkpoints/step_00000200/           a checkpoint
         generator.safetensors ...        one file for each part
         checkpoint.json                  counters, and the digest of each file; written after them
 
-A checkpoint counts once the pointer names it or a later one; whatever a crash leaves beyond is written over. Every
-file is checked against its digest before its tensors are used.
+A checkpoint counts once latest.json names it or a later one. Later files, which a crash left, are overwritten.
+Every file is checked against its digest before its tensors are used.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from gat_sweep.recipe import resolve
 from gat_sweep.run.saved import CHECKPOINT_FILE, POINTER, Damaged, read_sealed, saved_steps, step_folder, write_sealed
 
 KEEP = 2
-MAY_GO = "projector."  # of D: a trial may go on without the alignment of the one that it starts from
+MAY_GO = "projector."  # of D: a trial without alignment may start from a trial with it
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ class Checkpoint:
             raise Damaged(f"{file} is missing") from None
         written = self.files[name]
         if len(content) != written["bytes"]:
-            raise Damaged(f"{file} has {len(content)} bytes of {written['bytes']}")
+            raise Damaged(f"{file} has {len(content)} bytes instead of {written['bytes']}")
         if hashlib.sha256(content).hexdigest() != written["sha256"]:
             raise Damaged(f"{file} is not what was written (sha256 differs)")
         try:
             return load(content)
         except SafetensorError:
-            raise Damaged(f"{file} is no safetensors file") from None
+            raise Damaged(f"{file} is not a safetensors file") from None
 
     def restore(self, parts: Mapping[str, Any]) -> None:
-        """Puts the tensors into networks and optimizers. Raises Damaged, with some of them filled already."""
+        """Loads the tensors into networks and optimizers. Raises Damaged; some may be loaded by then."""
         for name, part in parts.items():
             tensors = self.part(name)
             if isinstance(part, torch.optim.Optimizer):
@@ -83,7 +83,7 @@ def _restore_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
 def save_checkpoint(folder: Place, step: int, parts: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Writes the state of networks and optimizers at a step, and deletes all but the newest KEEP.
 
-    Raises OSError when it cannot be written; the checkpoint before stays, and what was written of this one goes.
+    Raises OSError when it cannot be written. Then the previous checkpoint stays, and this partial one is removed.
     """
     target = step_folder(folder, step)
     try:
@@ -102,9 +102,9 @@ def save_checkpoint(folder: Place, step: int, parts: Mapping[str, Any], facts: M
 
 
 def resume(folder: Place, parts: Mapping[str, Any], say: Callable[[str], None]) -> Checkpoint | None:
-    """Puts the newest whole checkpoint into `parts`; None, and nothing changed, when there is none yet.
+    """Loads the newest whole checkpoint into `parts`; returns None and changes nothing when there is none yet.
 
-    say: gets a line for each one that is damaged.
+    say: receives a line for each damaged checkpoint.
     Raises UserError when there are checkpoints and all of them are damaged.
     """
     steps = saved_steps(folder)
@@ -113,16 +113,16 @@ def resume(folder: Place, parts: Mapping[str, Any], say: Callable[[str], None]) 
         steps = [step for step in steps if step <= newest]
     except Damaged as damage:
         if steps:
-            say(f"{damage}; taking the newest checkpoint that is whole")
+            say(f"{damage}; using the newest whole checkpoint")
     for step in reversed(steps):
         try:
             found = step_checkpoint(folder, step)
             found.restore(parts)
             return found
         except Damaged as damage:
-            say(f"checkpoint of step {step} is damaged: {damage}; trying the one before")
+            say(f"checkpoint of step {step} is damaged: {damage}; trying the previous one")
     if steps:
-        raise UserError(f"every checkpoint in {folder} is damaged; delete that folder to begin the trial anew")
+        raise UserError(f"every checkpoint in {folder} is damaged; delete that folder to restart the trial")
     return None
 
 
@@ -132,19 +132,20 @@ def step_checkpoint(folder: Place, step: int) -> Checkpoint:
 
 
 def open_checkpoint(folder: Place) -> Checkpoint:
-    """Raises Damaged when the manifest is missing or not what was written."""
+    """The checkpoint in a folder. Raises Damaged when the manifest is missing or not what was written."""
     values = read_sealed(folder / CHECKPOINT_FILE)
     return Checkpoint(folder, values["step"], values["facts"], values["files"])
 
 
 def read_trial(folder: Place, settings: Mapping[str, Any]) -> tuple[TrialConfig, Checkpoint, Dataset]:
-    """A checkpoint <run>/trials/<trial>/checkpoints/step_XXXXXXXX, and the config that training wrote beside it.
+    """Config, checkpoint and data set of a trial.
 
-    settings: dotted config values that differ.
-    Raises UserError when either is missing or damaged, or the data is not what the trial was trained on.
+    folder: <run>/trials/<trial>/checkpoints/step_XXXXXXXX, as training wrote it; settings: dotted config values that
+    replace the trial's own.
+    Raises UserError when config or checkpoint is missing or damaged, or the data is not what the trial was trained on.
     """
     if not (folder / CHECKPOINT_FILE).exists():
-        raise UserError(f"{folder} is no checkpoint; give one of <run>/trials/<trial>/checkpoints/step_*")
+        raise UserError(f"{folder} is not a checkpoint; give one of <run>/trials/<trial>/checkpoints/step_*")
     written = folder.parents[1] / "config.json"
     if not written.exists():
         raise UserError(f"{written} is missing; leave the checkpoint where training wrote it")
@@ -161,7 +162,7 @@ def read_trial(folder: Place, settings: Mapping[str, Any]) -> tuple[TrialConfig,
 
 
 def read_network(checkpoint: Checkpoint, name: str, network: torch.nn.Module) -> None:
-    """Puts a part's weights into a network. Raises UserError when they are damaged or of another shape."""
+    """Loads a part's weights into a network. Raises UserError when they are damaged or have other shapes."""
     try:
         network.load_state_dict(checkpoint.part(name))
     except Damaged as damage:
@@ -171,7 +172,7 @@ def read_network(checkpoint: Checkpoint, name: str, network: torch.nn.Module) ->
 
 
 def check_data(checkpoint: Checkpoint, dataset: Dataset, whose: str) -> None:
-    """Raises UserError unless a state was trained on this data."""
+    """Raises UserError when a checkpoint was trained on other data. whose: begins the error."""
     trained_on = checkpoint.facts["data"]
     if trained_on != dataset.digest:
         raise UserError(
@@ -181,7 +182,7 @@ def check_data(checkpoint: Checkpoint, dataset: Dataset, whose: str) -> None:
 
 
 def _tensors(part: Any) -> dict[str, Tensor]:
-    """All that training changes of a network, or of an optimizer (whose rates and betas are the config's)."""
+    """Tensors of a network or optimizer that training changes. An optimizer's rates and betas are the config's."""
     state = part.state_dict()
     if isinstance(part, torch.optim.Optimizer):
         names = part.param_groups[0]["param_names"]

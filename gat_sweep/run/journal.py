@@ -1,4 +1,4 @@
-"""The journal of a trial: one JSON record a line, at the end of a growing file. Who reads follows it by its offset."""
+"""The journal of a trial: a growing file with one JSON record per line. A reader follows it by a byte offset."""
 
 import json
 import time
@@ -11,7 +11,7 @@ FILE = "journal.jsonl"
 
 
 def add_record(folder: Place, values: dict[str, Any]) -> None:
-    """A record at the end; a line that a killed process left half-written is ended first."""
+    """Appends a record; first ends a line that a killed process left half-written."""
     journal = folder / FILE
     end = read_from(journal, max(0, size_of(journal) - 1))
     line = json.dumps({**values, "time": time.time()}).encode() + b"\n"
@@ -19,7 +19,7 @@ def add_record(folder: Place, values: dict[str, Any]) -> None:
 
 
 def read_records(folder: Place, offset: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(byte behind it, record) of every line from a byte on. A last line that is being written is left for later."""
+    """(offset after the line, record) of every line from byte `offset` on; skips a last line without its end."""
     content = read_from(folder / FILE, offset)
     for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
         offset += len(line)

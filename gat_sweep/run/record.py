@@ -15,8 +15,8 @@ from gat_sweep.text import nearest
 def open_run(home: Place, name: str, sweep: Sweep, extend: bool = False) -> None:
     """Records a run's trials in <home>/<name>/run.json.
 
-    A run may get more trials, and with `extend` more steps; what is recorded is never changed otherwise.
-    Raises UserError, with the difference, when a recorded trial is not the sweep's.
+    A run may get more trials and, with `extend`, more steps. Nothing else of the record ever changes.
+    Raises UserError, which names the difference, when a recorded trial is not in the sweep.
     """
     path = home / name / "run.json"
     record: dict[str, Any] = {"sweep": sweep.name, "recipe": sweep.recipe}
@@ -48,7 +48,7 @@ def _check_same(home: Place, name: str, trial: str, old: dict[str, Any], sweep: 
         )
     before, after = old["train"]["steps"], now.train.steps
     if after < before or (after > before and not extend):
-        more = "add --extend to train it on" if after > before else "steps that were trained are not taken back"
+        more = "add --extend to train it further" if after > before else "trained steps cannot be removed"
         raise UserError(
             f"run '{name}' exists in {home} with another config, in trial {trial} train.steps: {before} -> {after}; "
             f"{more}, or choose another --name"
@@ -56,7 +56,7 @@ def _check_same(home: Place, name: str, trial: str, old: dict[str, Any], sweep: 
 
 
 def _difference(old: dict[str, Any], sweep: Sweep) -> str:
-    """The keys in which a recorded trial differs from its nearest relative in the sweep."""
+    """Keys in which a recorded trial differs from the most similar one in the sweep, with both values."""
     places = {f"{section}.{key}" for section, keys in PLACES.items() for key in keys}
     before = {k: v for k, v in flatten(old).items() if not k.startswith("workers.") and k not in places}
     candidates: list[list[str]] = []
@@ -65,7 +65,7 @@ def _difference(old: dict[str, Any], sweep: Sweep) -> str:
         keys = [key for key in sorted({**before, **now}) if before.get(key) != now.get(key)]
         candidates.append([f"{key}: {before.get(key)} -> {now.get(key)}" for key in keys])
     fewest = min(candidates, key=len)
-    return ", ".join(fewest) or "that the sweep has no more"
+    return ", ".join(fewest) or "that the sweep no longer has"
 
 
 def run_trials(home: Place, name: str) -> list[Trial]:
@@ -76,7 +76,7 @@ def run_trials(home: Place, name: str) -> list[Trial]:
 
 
 def chosen_trials(home: Place, name: str, chosen: tuple[str, ...]) -> list[Trial]:
-    """Trials of a run by id, all unless any are given. Raises UserError for an unknown one."""
+    """Trials of a run by id; default: all. Raises UserError for an unknown id."""
     trials = {trial.id: trial for trial in run_trials(home, name)}
     for trial in chosen:
         if trial not in trials:

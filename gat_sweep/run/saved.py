@@ -1,4 +1,4 @@
-"""Which checkpoints of a trial are whole: checkpoints/latest.json and the manifests."""
+"""The saved steps of a trial: checkpoints/latest.json, and the checkpoints' manifests with their digests."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ class Damaged(Exception):
 
 
 def saved_step(folder: Place) -> int:
-    """The step that the pointer names; 0 when there is none."""
+    """The newest saved step, by latest.json or, when that is missing or damaged, by the folders; 0: none."""
     try:
         step: int = read_sealed(folder / POINTER)["step"]
         return step
@@ -30,18 +30,19 @@ def step_folder(folder: Place, step: int) -> Place:
 
 
 def saved_steps(folder: Place) -> list[int]:
-    """Of the checkpoints in a folder, whole or not, rising."""
+    """Steps of the checkpoints in a folder, whole or not, in rising order."""
     names = (child.name.removeprefix("step_") for child in children(folder) if child.name.startswith("step_"))
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def write_sealed(target: Place, values: dict[str, Any]) -> None:
-    """JSON with its own digest."""
+    """Writes JSON together with its own digest."""
     text = json.dumps(values, sort_keys=True)
     write(target, json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "values": values}).encode())
 
 
 def read_sealed(target: Place) -> dict[str, Any]:
+    """Values that write_sealed wrote. Raises Damaged when the file is missing or not what was written."""
     try:
         found = json.loads(target.read_bytes())
         values: dict[str, Any] = found["values"]
@@ -49,7 +50,7 @@ def read_sealed(target: Place) -> dict[str, Any]:
     except FileNotFoundError:
         raise Damaged(f"{target} is missing") from None
     except (ValueError, KeyError, TypeError):
-        raise Damaged(f"{target} is no JSON of ours") from None
+        raise Damaged(f"{target} is not a valid checkpoint manifest") from None
     if hashlib.sha256(text.encode()).hexdigest() != found.get("sha256"):
         raise Damaged(f"{target} is not what was written (sha256 differs)")
     return values

@@ -1,4 +1,4 @@
-"""Asking the trials of a run to stop: a file beside them, which their workers look at every few seconds."""
+"""Requests to stop trials of a run: the file stop.json, which the workers read every few seconds."""
 
 import json
 import time
@@ -11,7 +11,7 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: saved and ended on request; the same command c
 
 
 def request_stop(run: Place, reason: str, trials: tuple[str, ...] = ()) -> None:
-    """Asks these trials of a run, or all of them, to save and end; who was asked before stays asked."""
+    """Asks these trials of a run (default: all) to save and end; earlier requests stay."""
     before = _asked(run)
     if before:  # an empty list stands for all
         trials = tuple(dict.fromkeys([*before["trials"], *trials])) if before["trials"] and trials else ()
@@ -20,7 +20,7 @@ def request_stop(run: Place, reason: str, trials: tuple[str, ...] = ()) -> None:
 
 
 def stop_reason(run: Place, trial: str) -> str:
-    """Why a trial is to stop; "" when it is not."""
+    """The reason why a trial should stop; "" when nobody asked."""
     asked = _asked(run)
     return str(asked["reason"]) if asked and trial in (asked["trials"] or [trial]) else ""
 
@@ -34,6 +34,6 @@ def _asked(run: Place) -> dict[str, Any] | None:
 
 
 def clear_stop(run: Place) -> None:
-    """Before a run goes on."""
+    """Removes all requests, so that the run can continue."""
     if (run / FILE).exists():
         (run / FILE).unlink()

@@ -38,11 +38,11 @@ SCHEMA = pa.schema(
         ("lr_g", pa.float64()),
         ("lr_d", pa.float64()),
         ("metric", pa.string()),
-        ("value", pa.float64()),  # null only on a row that says why there is none
+        ("value", pa.float64()),  # null only on a row whose reason says why
         ("n", pa.int64()),
         ("reference", pa.string()),
         ("protocol", pa.string()),  # JSON
-        # Beside the value under the same protocol, where eval.extras asks for them; null elsewhere.
+        # Measured under the same protocol if eval.extras names them; else null.
         ("kernel_distance", pa.float64()),
         ("kernel_distance_std", pa.float64()),  # over subsets
         ("precision", pa.float64()),
@@ -52,7 +52,7 @@ SCHEMA = pa.schema(
         ("split_half", pa.float64()),  # distance between two random halves of the real pictures
         ("status", pa.string()),  # running, done, diverged, failed
         ("reason", pa.string()),
-        ("flags", pa.string()),  # what is wrong with a trial that goes on all the same; null: nothing
+        ("flags", pa.string()),  # a problem that does not end the trial; null or empty: none
         ("seconds", pa.float64()),  # of training so far, evaluation included
         ("time", pa.string()),  # ISO 8601, UTC
     ]
@@ -60,18 +60,18 @@ SCHEMA = pa.schema(
 
 
 class RunTable:
-    """Rows of one trial. Every change rewrites the small file, whole or not at all."""
+    """Rows of one trial. Every change rewrites the small file, completely or not at all."""
 
     def __init__(self, path: Place, constants: dict[str, Any]):
         self.path, self.constants = path, constants
         self.rows: list[dict[str, Any]] = read_rows(path) if path.exists() else []
 
     def truncate(self, step: int) -> None:
-        """Forgets rows after `step` and rows that closed an earlier attempt: training resumes from there."""
+        """Drops rows after `step` and rows that only closed an earlier attempt; training resumes from `step`."""
         self.rows = [{**row, "status": "running"} for row in self.rows if row["step"] <= step and row["value"]]
 
     def put(self, step: int, **values: Any) -> None:
-        """The row of a step. What an earlier one of the same weights measured, and this does not, stays."""
+        """Writes the row of a step. Values of an earlier row of the same step stay where this one has none."""
         new = {name: value for name, value in values.items() if value is not None}
         new |= {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         old = self.rows.pop() if self.rows and self.rows[-1]["step"] == step else {}
@@ -81,14 +81,14 @@ class RunTable:
         write(self.path, content.getvalue().to_pybytes())
 
     def close(self, status: str, reason: str, step: int, **values: Any) -> None:
-        """Says how the trial ended: on its last row when that is of the same step, else on a row of its own."""
+        """Records how the trial ended: on its last row if that has the same step, else on a new row."""
         self.put(step, status=status, reason=reason, **values)
 
 
 def read_rows(path: Place) -> list[dict[str, Any]]:
     """Rows of one trial's file as dictionaries; None in columns that it does not have.
 
-    In this thread alone: Arrow's own threads may outlive the interpreter with a Python object in their hands, and
+    Reads in this thread alone: Arrow's own threads may outlive the interpreter while they hold a Python object, and
     abort the process at its exit (apache/arrow issues 34314, 50482).
     """
     with pq.ParquetFile(pa.BufferReader(path.read_bytes()), pre_buffer=False) as file:
@@ -99,7 +99,7 @@ def read_rows(path: Place) -> list[dict[str, Any]]:
 def final_status(path: Place, steps: int) -> str:
     """The status of the last row of a trial's file; "waiting" before the first.
 
-    "done" means that all of `steps` are, and that the last distance is a number; else it is "running" still.
+    "done" counts only if all `steps` are trained and the last distance is a finite number; else it is "running".
     """
     if not path.exists():
         return "waiting"

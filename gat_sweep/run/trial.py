@@ -31,10 +31,10 @@ class Trial:
         return self.run_folder / "table" / f"{self.id}.parquet"
 
     def status(self) -> str:
-        """waiting, running, done, diverged or failed, as its rows tell."""
+        """The status in the trial's rows: waiting, running, done, diverged or failed."""
         return final_status(self.table, self.config.train.steps)
 
     def start_status(self) -> str:
-        """The same of the trial that it starts from; "done" when it starts from none."""
+        """The status of the trial that this one starts from; "done" when it starts from none."""
         start = self.config.start
         return final_status(self.run_folder / "table" / f"{start.trial}.parquet", start.step) if start else "done"
