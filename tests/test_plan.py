@@ -1,4 +1,4 @@
-"""What a sweep is foretold to take: hours from a rate, memory, cost."""
+"""What a sweep is estimated to take: hours from a rate, memory, cost."""
 
 import json
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Many trials: what has to be there before a launch, and Ray, which runs them."""
+"""Launch of many trials: the checks before it, and Ray, which runs them."""

@@ -1,4 +1,4 @@
-"""What a sweep needs, checked before it is run; every finding that is not well names its fix."""
+"""Checks of everything that a sweep needs, before it runs; a failed check names its fix."""
 
 import shutil
 from collections.abc import Callable
@@ -27,7 +27,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Finding:
-    """ok: whether a sweep can run with it; found: what there is, or what is wrong and how it is mended."""
+    """Result of one check. ok: whether a sweep can run; found: what there is, or what is wrong and how to fix it."""
 
     check: str
     ok: bool
@@ -35,7 +35,7 @@ class Finding:
 
 
 def examine(sweep: Sweep, home: Place, address: str | None, tracking_uri: str | None) -> list[Finding]:
-    """All checks, whatever the outcome of each."""
+    """Runs all checks, whatever the result of each."""
     configs = list(sweep.trials.values())
     findings = [
         _finding("storage", lambda: _storage(home)),
@@ -46,7 +46,7 @@ def examine(sweep: Sweep, home: Place, address: str | None, tracking_uri: str | 
     ]
     try:
         with cluster.session(address) as there:
-            findings.append(Finding("tokens", True, "Ray asks for its token"))
+            findings.append(Finding("tokens", True, "Ray requires its token"))
             findings.append(_finding("resources", lambda: _resources(sweep, there)))
             findings.append(_finding("nodes", lambda: probe_nodes(home)))
     except UserError as error:
@@ -62,7 +62,7 @@ def _finding(check: str, examine_it: Callable[[], str]) -> Finding:
 
 
 def _each(configs: list[TrialConfig], look: Callable[[TrialConfig], str]) -> str:
-    """What is found for any trial, once."""
+    """The findings of all trials as one line, without repetitions."""
     return "; ".join(dict.fromkeys(look(config) for config in configs))
 
 
@@ -72,7 +72,7 @@ def _storage(home: Place) -> str:
 
 
 def _disk(home: Place, configs: list[TrialConfig]) -> str:
-    """Room for all checkpoints a sweep keeps, and for the one that is being written."""
+    """Checks the disk space for all checkpoints of a sweep: those that each trial keeps, and one being written."""
     needed = sum((KEEP + 1) * checkpoint_bytes(config) for config in configs)
     if not isinstance(home, Path):
         return f"checkpoints take up to {needed / GIB:.1f} GiB of the bucket"
@@ -81,13 +81,13 @@ def _disk(home: Place, configs: list[TrialConfig]) -> str:
     if free < needed:
         raise UserError(
             f"checkpoints take up to {needed / GIB:.1f} GiB, {existing} has {free / GIB:.1f} GiB free; make room, or "
-            "take another --home"
+            "use another --home"
         )
     return f"checkpoints take up to {needed / GIB:.2f} GiB of {free / GIB:.1f} GiB free"
 
 
 def checkpoint_bytes(config: TrialConfig) -> int:
-    """Weights, EMA and the two moments of AdamW, float32."""
+    """Size of a checkpoint in bytes: weights, EMA and the two moments of AdamW, in float32."""
     g, d = parameter_counts(config)
     return 4 * (4 * g + 3 * d)
 

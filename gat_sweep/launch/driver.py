@@ -1,9 +1,8 @@
-"""A sweep on Ray: Tune schedules packs of trials, each pack is a Ray Train worker group that runs train() on them.
+"""Sweeps on Ray: Tune schedules packs of trials, and a Ray Train worker group runs train() on each pack.
 
-A pack is one trial, or several small ones: a worker takes half a minute to start, a small trial not much longer.
-
-With cluster.py and encode/on_ray.py the only file that imports ray. Workers leave files (see train.py); nothing but a
-trial's end comes back through Ray, so what was recorded does not depend on who was alive to receive it.
+A pack is one trial or several small ones, because a worker takes half a minute to start and a small trial not much
+longer. Only this file, cluster.py and encode/on_ray.py import ray. Workers write files (see train/loop.py). Only the
+end of a trial comes back through Ray, so results are recorded even if the receiver has died.
 """
 
 import re
@@ -30,23 +29,23 @@ from gat_sweep.run.trial import Trial
 from gat_sweep.train.loop import train
 from gat_sweep.train.recorder import leave_note, record_failure
 
-# Machines come and go: a trial whose workers died goes on from its newest checkpoint, as often as it gets further
-# each time. So many attempts in a row that save nothing are a failure.
+# Retry a trial from its newest checkpoint as long as each attempt saves a later step. After this many attempts in a
+# row without a new checkpoint, it has failed.
 TRIES = 3
-# Another attempt would end the same way.
+# A retry would fail with the same error.
 HOPELESS = ("UserError", "OutOfMemoryError", "Unsaved")
 DRIVER_RESTARTS = 3  # of a Tune trial, which only waits for workers
 
 
 def run_sweep(trials: list[Trial], there: Cluster) -> None:
-    """Runs the trials to their end on the Ray that is up, as many at once as it holds.
+    """Runs the trials to their end on the connected Ray, as many at once as fit.
 
     A trial that fails leaves its reason in the run table and does not stop the others.
     """
     from ray import tune
 
     slots = max(1, min(MAX_DRIVERS, *(_fits(t.config.workers, there) for t in trials)))
-    # A pack's driver takes no CPU: with one, drivers would starve their own workers for ever.
+    # A pack's driver takes no CPU: drivers with CPUs could take them all, and their workers would wait for ever.
     drive = tune.with_resources(_drive_pack, {"sweep_driver": 1})
     queue = Queue(trials, slots)
     tuner = tune.Tuner(
@@ -78,12 +77,12 @@ def measure_reference(trial: Trial) -> None:
 
 @contextmanager
 def stopping_on_sigterm(trials: list[Trial]) -> Iterator[None]:
-    """While Ray works: SIGTERM asks the trials to save and end, as `gat-sweep stop` does."""
+    """Context in which SIGTERM asks the trials to save and end, as `gat-sweep stop` does."""
 
     def stop(*_: object) -> None:
         request_stop(trials[0].run_folder, "gat-sweep run was told to end (SIGTERM)")
 
-    before = signal.signal(signal.SIGTERM, stop)  # after Ray's own, which ends the process at once
+    before = signal.signal(signal.SIGTERM, stop)  # replaces Ray's handler, which ends the process at once
     try:
         yield
     finally:
@@ -91,13 +90,13 @@ def stopping_on_sigterm(trials: list[Trial]) -> Iterator[None]:
 
 
 def _drive_pack(config: dict[str, Any]) -> None:
-    """Runs in a Tune trial: Ray Train runs one after the other, until no trial of the pack has anything left to do."""
+    """Runs in a Tune trial: starts one Ray Train run after the other, until every trial of the pack has ended."""
     from ray.train import TrainingFailedError
 
     left: list[Trial] = config["pack"]
     fruitless = 0
     while left := [trial for trial in left if trial.status() not in FINISHED and not _asked_to_stop(trial)]:
-        # Workers go through the pack in order: what fails is the first that is not finished.
+        # Workers train the pack in order, so the trial that fails is the first unfinished one.
         trial, before = left[0], saved_step(left[0].folder / "checkpoints")
         if (start := trial.config.start) and trial.start_status() != "done":
             if trial.start_status() in ("failed", "diverged"):
@@ -105,8 +104,8 @@ def _drive_pack(config: dict[str, Any]) -> None:
             left = left[1:]
             continue
         try:
-            # Train keeps state under a name and does nothing when it finds a finished run there; ours is in the
-            # trials' own checkpoints, so every attempt takes a fresh one.
+            # Ray Train does nothing when it finds a finished run of the same name. Our state is in the trials' own
+            # checkpoints, so every attempt gets a new name.
             _trainer(_train_pack, left, f"{trial.id}-{time.time_ns()}").fit()
             return
         except TrainingFailedError as error:
@@ -116,7 +115,7 @@ def _drive_pack(config: dict[str, Any]) -> None:
             fruitless = 0 if further or _is_preemption(error) else fruitless + 1
             reason = _reason(error)
             if fruitless < TRIES and not reason.startswith(HOPELESS):
-                leave_note(trial, f"another attempt after: {reason}")
+                leave_note(trial, f"retry after: {reason}")
                 continue
             write(trial.folder / "failure.txt", str(error).encode())
             record_failure(trial, reason if reason.startswith(HOPELESS) else f"{reason} ({TRIES} attempts)")
@@ -124,7 +123,7 @@ def _drive_pack(config: dict[str, Any]) -> None:
 
 
 def _in_order(queue: Queue) -> Any:
-    """Tune asks it for the next pack, and again later where none is ready."""
+    """A search algorithm of Tune that returns the next ready pack; Tune asks again later when none is ready."""
     from ray.tune.search import Searcher
 
     class InOrder(Searcher):
@@ -136,7 +135,7 @@ def _in_order(queue: Queue) -> Any:
             queue.ended(trial_id)
 
         def save(self, checkpoint_path: str) -> None:
-            """Nothing: what is finished is told by the trials' own files."""
+            """Saves nothing: the trials' own files show what is finished."""
 
     return InOrder()
 
@@ -171,7 +170,7 @@ def _trainer(work: Callable[[dict[str, Any]], None], pack: list[Trial], name: st
 
 
 def _torch_config() -> Any:
-    """Ray's, whose workers mind SIGTERM: their own handler would end them before anything is saved."""
+    """Ray's TorchConfig, with workers that record SIGTERM; Ray's handler would end them before they save."""
     from ray.train.torch import TorchConfig
     from ray.train.torch.config import _TorchBackend
 
@@ -197,21 +196,21 @@ def _mind_sigterm() -> None:
 
 
 def _told() -> str:
-    """Why this worker's machine is about to go, "" while it is not."""
+    """The reason why this worker must end soon; "" if it need not."""
     from ray.train import get_preemption_info
 
     if _told_to_end:
         return _told_to_end[0]
     info = get_preemption_info()
-    return "a node of the trial is being taken away" if info else ""
+    return "a node of the trial is being preempted" if info else ""
 
 
 class Preempted(Exception):
-    """The trial is saved; its workers have to go."""
+    """The trial is saved, and its workers must end."""
 
 
 def _silent_progress() -> Any:
-    """Tune adds a callback that prints trials unless it is given one of the kind; ours is the live table."""
+    """A progress callback that prints nothing. Without one Tune adds its own, which would print over our live table."""
     from ray.tune.progress_reporter import TrialProgressCallback
 
     class Silent(TrialProgressCallback):
@@ -223,15 +222,15 @@ def _silent_progress() -> Any:
 
 
 def _train_pack(config: dict[str, Any]) -> None:
-    """Runs in a Train worker: the process group is up, the device is this worker's."""
+    """Runs in a Ray Train worker, whose process group is up: trains a pack on this worker's device."""
     pack: list[Trial] = config["pack"]
     train_pack(pack, _worker_device(pack[0]), _told)
     if _told():
-        raise Preempted("saved, and ended because its machine goes")
+        raise Preempted("saved, and ended because its machine is preempted")
 
 
 def _measure_reference(config: dict[str, Any]) -> None:
-    """Runs in a Train worker: its share of the reference statistics, which end in the home's cache."""
+    """Runs in a Ray Train worker: measures its share of the reference, which is stored in the home's cache."""
     (trial,) = config["pack"]
     device = _worker_device(trial)
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -247,14 +246,14 @@ def _worker_device(trial: Trial) -> torch.device:
 
 
 def train_pack(pack: list[Trial], device: torch.device, asked_to_stop: Callable[[], str] = lambda: "") -> None:
-    """Trains one after the other what is not finished: a restarted worker goes on where the last one ended."""
+    """Trains the unfinished trials one after the other, so a restarted worker continues where the last one ended."""
     for trial in pack:
         if not asked_to_stop() and not _asked_to_stop(trial) and trial.status() not in FINISHED:
             train(trial, device, asked_to_stop)
 
 
 def _reason(error: Exception) -> str:
-    """The worker's own exception, type and message in one line, out of Ray's report of a failure."""
+    """Type and message of the worker's own exception in one line, extracted from Ray's failure report."""
     failure = next(iter((getattr(error, "worker_failures", None) or {0: error}).values()))
     text = " ".join(str(failure).split())
     # A traceback ends with its exception.
@@ -263,12 +262,12 @@ def _reason(error: Exception) -> str:
 
 
 def _fits(workers: Workers, there: Cluster) -> int:
-    """How many such trials run at once."""
+    """Number of trials with such workers that run at once."""
     by_cpu = there.cpus // (workers.count * workers.cpus)
     by_gpu = there.gpus // (workers.count * workers.gpus) if workers.gpus else by_cpu
     return int(min(by_cpu, by_gpu))
 
 
 def _scratch(trial: Trial) -> str:
-    """Ray's own files of a run; nothing there is needed once the run is over."""
+    """Folder of Ray's own files of a run; nothing in it is needed after the run."""
     return str(trial.run_folder / "ray")

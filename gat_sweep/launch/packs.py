@@ -1,4 +1,4 @@
-"""Which trials share a worker, and in which order they run: arithmetic, without Ray."""
+"""Choice of the trials that share a worker, and of their order: arithmetic, without Ray."""
 
 import json
 
@@ -6,21 +6,21 @@ from gat_sweep.config import TrialConfig, Workers
 from gat_sweep.plan import iteration_flops
 from gat_sweep.run.trial import Trial
 
-# A step of a small network is launches of small operations: on one CPU core, width 8 has a twelfth of the FLOPs
-# of width 32 and takes half of its time. This many FLOPs per step on top bring cost in line with time.
+# Launching small operations dominates a step of a small network: on one CPU core, width 8 has a twelfth of the FLOPs
+# of width 32 but takes half of its time. With this many extra FLOPs per step, cost is proportional to time.
 STEP_FLOPS = 1.5e9
 
 
-# Trials below share a worker: ten minutes of one CPU core. To a longer one start-up hardly matters; it does better
-# in a place of its own once one is free than dealt beforehand, on a guess at its time, to a place with others.
+# Trials cheaper than this (about ten minutes on one core) share workers, because starting a worker takes half a
+# minute. Longer trials wait for a worker of their own.
 SHARE_BELOW = 2e13
 
 
 def packs(trials: list[Trial], slots: int) -> list[list[Trial]]:
-    """Deals trials out to worker groups, which work through theirs in the order of the sweep; costliest pack first.
+    """Divides trials into packs, one for each worker group; the costliest pack comes first.
 
-    Small trials that ask for the same single worker share `slots` workers, so that each starts once; any other
-    trial has its workers to itself.
+    Small trials that need one worker of the same kind share up to `slots` workers, so that each worker starts once.
+    Every other trial is a pack of its own. The trials of a pack keep the order of the sweep.
     """
     order = {trial.id: i for i, trial in enumerate(trials)}
     cost = {trial.id: _cost(trial.config) for trial in trials}
@@ -40,14 +40,14 @@ def packs(trials: list[Trial], slots: int) -> list[list[Trial]]:
         for trial in sorted(small, key=lambda t: cost[t.id], reverse=True):
             min(shared, key=total).append(trial)
         result += [sorted(pack, key=lambda t: order[t.id]) for pack in shared]
-    return sorted(result, key=total, reverse=True)  # a long one that starts last is the end of a sweep
+    return sorted(result, key=total, reverse=True)  # a long pack that starts last would delay the end of the sweep
 
 
 def generations(trials: list[Trial]) -> list[list[Trial]]:
-    """Trials that start from nothing, then those that start from one of them, and so on; in the order of the sweep."""
+    """Groups of trials: those that start from nothing, then those that start from one of them, and so on."""
     found: list[list[Trial]] = []
     of: dict[str, int] = {}
-    for trial in trials:  # behind the one that it starts from
+    for trial in trials:  # a sweep lists a trial after the one that it starts from
         start = trial.config.start
         of[trial.id] = of.get(start.trial, -1) + 1 if start else 0
         if of[trial.id] == len(found):
@@ -57,15 +57,15 @@ def generations(trials: list[Trial]) -> list[list[Trial]]:
 
 
 class Queue:
-    """Packs, costliest first; one is ready when nothing that its trials start from is queued or under way."""
+    """Queue of packs. A pack is ready when no trial that its own trials start from is waiting or running."""
 
     def __init__(self, trials: list[Trial], slots: int):
-        # A pack holds one generation: in a circle of packs each would wait for the other.
+        # A pack holds trials of one generation; otherwise two packs could wait for each other.
         self.waiting = [pack for generation in generations(trials) for pack in packs(generation, slots)]
         self.under_way: dict[str, list[Trial]] = {}
 
     def take(self, name: str) -> list[Trial] | None:
-        """The first pack that is ready, now under way under that name; None when none is."""
+        """Takes the first ready pack, which runs under this name from now on; None when no pack is ready."""
         ahead = {trial.id for pack in [*self.waiting, *self.under_way.values()] for trial in pack}
         for pack in self.waiting:
             if not any(trial.config.start and trial.config.start.trial in ahead for trial in pack):
@@ -75,17 +75,17 @@ class Queue:
         return None
 
     def ended(self, name: str) -> None:
-        """Well or not: whether a trial can start from another is asked when it is its turn."""
+        """Marks a pack as ended, even if it failed: trials that start from it check its status at their turn."""
         self.under_way.pop(name, None)
 
 
 def one_per_reference(trials: list[Trial]) -> list[Trial]:
-    """The first trial for every set of real pictures and way of looking at them."""
+    """The first trial for each combination of data and evaluation settings."""
     seen = {json.dumps([t.config.data.model_dump(), t.config.eval.model_dump()]): t for t in reversed(trials)}
     return list(reversed(seen.values()))
 
 
 def _cost(config: TrialConfig) -> float:
-    """Training time in FLOPs: those of the networks and the price of a step."""
+    """Training time in FLOPs: those of the networks, plus STEP_FLOPS per step."""
     per_image = sum(iteration_flops(config).values())
     return config.train.steps * (per_image * config.train.batch + STEP_FLOPS)

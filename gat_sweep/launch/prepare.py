@@ -1,4 +1,4 @@
-"""What a launch makes sure of first: data and protocol of each trial, room on the machines, and the reference."""
+"""Preparation of a launch: checks of each trial's data, protocol and resources, and the measurement of references."""
 
 from collections.abc import Sequence
 
@@ -44,10 +44,10 @@ def check_feasible(trials: dict[str, TrialConfig], there: Cluster) -> None:
 
 
 def measure_references(trials: list[Trial], datasets: dict[str, Dataset], address: str | None, say: Say) -> None:
-    """Measures the reference of each protocol among the trials, once, into the home's cache; Ray is up.
+    """Measures the reference of each protocol once and stores it in the home's cache. Ray must be up.
 
-    On CPUs of this machine it is measured in this process, as workers would take longer to start; on a cluster or on
-    GPUs, by the workers of a trial. datasets: by the trial's id.
+    On the CPUs of this machine this process measures it, because workers would take longer to start. On a cluster or
+    on GPUs the workers of a trial measure it. datasets: by the trial's id.
     Raises UserError when a reference cannot be measured.
     """
     for trial in one_per_reference(trials):
@@ -55,5 +55,5 @@ def measure_references(trials: list[Trial], datasets: dict[str, Dataset], addres
             driver.measure_reference(trial)
             continue
         reference = load_reference(trial.config, datasets[trial.id], trial.home, say=say)
-        if reference.halves is not None:  # what a distance of zero looks like here
+        if reference.halves is not None:  # the lowest distance to expect
             say(f"{reference.metric}: two random halves of the real data are {reference.halves:.1f} apart")

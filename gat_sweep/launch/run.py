@@ -1,4 +1,4 @@
-"""What `gat-sweep run` does, from its options to the last line printed."""
+"""The work of `gat-sweep run`, from its options to the last line that it prints."""
 
 import json
 from collections.abc import Callable
@@ -30,18 +30,18 @@ from gat_sweep.version import source_commit
 
 @dataclass(frozen=True)
 class Launch:
-    """What the command line says about how a sweep is run."""
+    """Options of the command line that say how to run a sweep."""
 
     address: str | None = None  # of a running Ray cluster
     tracking_uri: str | None = None
     retry_failed: bool = False
     extend: bool = False
     budget: Budget = field(default_factory=Budget)
-    hold: tuple[str, ...] = ()  # sizes that are not begun
+    hold: tuple[str, ...] = ()  # sizes to skip
 
 
 def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Console) -> int:
-    """Runs what is not finished of a sweep; the exit code: 0 when every trial is done or diverged.
+    """Runs the unfinished trials of a sweep; returns the exit code, 0 when every trial is done or diverged.
 
     Raises UserError before anything is written when the sweep cannot run.
     """
@@ -89,14 +89,14 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
     console.print(f"MLflow   {how.tracking_uri or ui}", soft_wrap=True, highlight=False)
     if stopped:
         reason = next(filter(None, (stop_reason(run, trial.id) for trial in todo)))
-        console.print(f"stopped, with everything saved: {reason}. The same command continues.", soft_wrap=True)
+        console.print(f"stopped, with everything saved: {reason}. Run the same command to continue.", soft_wrap=True)
         return EXIT_STOPPED
     return int(any(trial.status() not in FINISHED for trial in trials if trial not in held))
 
 
 @dataclass(frozen=True)
 class _Launched:
-    """One launch of a run: its trials, those that it works on, and what they may spend."""
+    """One launch of a run: all its trials, those left to run, and the budget."""
 
     run: Place
     trials: list[Trial]
@@ -107,13 +107,13 @@ class _Launched:
     def followed(
         self, work: Callable[[], None], uri: str, experiment: str, tags: dict[str, str], console: Console
     ) -> bool:
-        """Does the work of the trials while they are watched and shipped to MLflow; whether they stopped on request.
+        """Calls `work` while the trials are watched and shipped to MLflow; returns whether they stopped on request.
 
-        Does nothing when no trial is left, and MLflow has everything.
+        Does nothing when no trial is left to run and MLflow has everything.
         """
         from gat_sweep.monitor import tracking
 
-        # Trials that ended while MLflow was away.
+        # Trials that ended while MLflow was unreachable.
         late = tracking.behind(trial.folder for trial in self.trials if trial not in self.todo)
         if not (self.todo or late):
             return False
@@ -133,7 +133,9 @@ class _Launched:
             status = "done" if all(trial.status() == "done" for trial in self.trials) else "failed"
             stopped = any(stop_reason(self.run, t.id) and t.status() not in FINISHED for t in self.todo)
         except KeyboardInterrupt:
-            console.print(f"\nstopped; results so far are in {self.run}. The same command continues.", soft_wrap=True)
+            console.print(
+                f"\nstopped; results so far are in {self.run}. Run the same command to continue.", soft_wrap=True
+            )
             raise
         finally:
             tracker.finish("stopped" if stopped else status)
@@ -142,16 +144,16 @@ class _Launched:
 
 
 def check_drives_sweeps(there: Cluster) -> None:
-    """Raises UserError when the cluster lacks the resource that trials are driven from."""
+    """Raises UserError when the cluster lacks the resource that the drivers of trials need."""
     if not there.drives_sweeps:
         raise UserError(
-            "the cluster offers no 'sweep_driver' resource, which trials are driven from; start its head with "
+            "the cluster has no 'sweep_driver' resource, which the drivers of trials need; start its head with "
             f"--resources='{{\"sweep_driver\": {MAX_DRIVERS}}}' (cluster.yaml does)"
         )
 
 
 def _to_do(trials: list[Trial], how: Launch, console: Console) -> tuple[list[Trial], list[Trial]]:
-    """The trials that are left to run, and those that are held back; a line on each other kind."""
+    """The trials left to run, and those held back; prints how many are finished, failed or held back."""
     status = {trial.id: trial.status() for trial in trials}
     finished = sum(found in FINISHED for found in status.values())
     failed = sum(found == "failed" for found in status.values())

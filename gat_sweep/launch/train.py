@@ -1,4 +1,4 @@
-"""What `gat-sweep train` does: one trial in this process."""
+"""The work of `gat-sweep train`: one trial in this process."""
 
 import signal
 
@@ -18,9 +18,9 @@ from gat_sweep.train.loop import train
 
 
 def train_command(config: TrialConfig, home: Place, name: str, device: str | None, console: Console) -> int:
-    """Trains one trial in this process; the exit code: 0 when it is done.
+    """Trains one trial in this process; returns the exit code, 0 when it is done.
 
-    SIGTERM saves and ends with EXIT_STOPPED.
+    On SIGTERM it saves the trial and returns EXIT_STOPPED.
     """
     sweep = Sweep("train", "one trial", config.recipe, {trial_id(config): config})
     (trial,) = sweep_trials(sweep, home, name)
@@ -36,7 +36,9 @@ def train_command(config: TrialConfig, home: Place, name: str, device: str | Non
             with Monitor([trial], console, lambda folders: ""):
                 status = train(trial, chosen, lambda: told[0] if told else "").status
     except KeyboardInterrupt:
-        console.print(f"\nstopped; results so far are in {home / name}. The same command continues.", soft_wrap=True)
+        console.print(
+            f"\nstopped; results so far are in {home / name}. Run the same command to continue.", soft_wrap=True
+        )
         raise
     finally:
         signal.signal(signal.SIGTERM, before)

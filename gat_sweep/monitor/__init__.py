@@ -1,1 +1,1 @@
-"""Whoever watches a run: reads its files, never the training."""
+"""Views of a run from its files, without any contact to the training."""

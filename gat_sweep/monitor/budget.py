@@ -1,8 +1,8 @@
 """Caps on what a run may spend, counted over all of its launches.
 
-What was spent is read off the trials' journals: every attempt says where it began and, when the next one begins, how
-far it came; steps that a crash undid were spent all the same, but for those of the seconds between the last sign of
-life and the crash. Time counts while a worker trains or evaluates.
+The trials' journals show what was spent: every attempt records where it began and how far the previous one came.
+Steps that a crash undid count, except those between the last sign of life and the crash. Time counts while a worker
+trains or evaluates.
 """
 
 import json
@@ -34,17 +34,17 @@ class Amount:
 
 @dataclass(frozen=True)
 class Budget:
-    """None: no cap."""
+    """Caps of a run; None: no cap."""
 
     max_flops: float | None = None
     max_gpu_hours: float | None = None
 
     def excess(self, amount: Amount) -> str:
-        """Which cap an amount is above, with the numbers; "" when it is above none."""
+        """The amount and the cap that it exceeds; "" when it exceeds none."""
         if self.max_flops is not None and amount.flops > self.max_flops:
-            return f"{human(amount.flops)}FLOP of --max-flops {human(self.max_flops)}"
+            return f"{human(amount.flops)}FLOP, above --max-flops {human(self.max_flops)}"
         if self.max_gpu_hours is not None and amount.gpu_hours > self.max_gpu_hours:
-            return f"{amount.gpu_hours:.4g} GPU hours of --max-gpu-hours {self.max_gpu_hours:g}"
+            return f"{amount.gpu_hours:.4g} GPU hours, above --max-gpu-hours {self.max_gpu_hours:g}"
         return ""
 
 
@@ -53,7 +53,7 @@ def step_flops(trial: Trial) -> float:
 
 
 class Meter:
-    """What all attempts of a trial have spent, followed while it trains."""
+    """Sum of what all attempts of a trial have spent, up to date while it trains."""
 
     def __init__(self, trial: Trial):
         self.trial, self.flops_per_step = trial, step_flops(trial)
@@ -63,7 +63,7 @@ class Meter:
         self.last: dict[str, Any] = {}
 
     def read(self) -> Amount:
-        """Takes in what is new in the journal."""
+        """Reads the new records of the journal; returns what was spent so far."""
         for end, record in read_records(self.trial.folder, self.offset):
             self.offset = end
             self._take(record)
@@ -79,7 +79,7 @@ class Meter:
         self.last = record
 
     def _latest(self, end: dict[str, Any], saved: int) -> tuple[int, float]:
-        """Steps and GPU hours of the latest attempt; its last sign or checkpoint may be behind its last line."""
+        """Steps and GPU hours of the latest attempt, up to its last journal line, sign of life or checkpoint."""
         if self.begin is None:
             return 0, 0.0
         step = max(self.last["step"], end["step"], saved)
@@ -88,9 +88,9 @@ class Meter:
 
 
 def needed(trial: Trial, rate: float | None) -> Amount:
-    """To finish a trial from its newest checkpoint, or from the one that it starts from.
+    """Amount that finishes a trial from its newest checkpoint, or from the one that it starts from.
 
-    rate: FLOP per second of a GPU, None when nobody knows.
+    rate: FLOP/s of a GPU; None: unknown, then GPU hours are 0.
     """
     begin = trial.config.start.step if trial.config.start else 0
     steps = trial.config.train.steps - max(begin, saved_step(trial.folder / "checkpoints"))
@@ -105,10 +105,10 @@ def check_caps(trials: Sequence[Trial], budget: Budget) -> None:
 
 
 def admitted(trials: Sequence[Trial], meters: Sequence[Meter], budget: Budget) -> tuple[list[Trial], dict[str, str]]:
-    """The trials that can finish inside the caps, taken in order, and why each other one is not begun.
+    """The trials that can finish within the caps, in order, and why each other trial is skipped.
 
-    Hours are foretold from the rate at which trials of the same sizes ran in this run, else from the best of all.
-    meters: of all trials of the run; what they spent counts.
+    Hours are estimated from the best rate of this run's trials of the same sizes, else from the best rate of all.
+    meters: of all trials of the run; what they have spent counts.
     """
     amounts = [(meter.trial, meter.read()) for meter in meters]
     used = sum((amount for _, amount in amounts), Amount())
@@ -117,11 +117,11 @@ def admitted(trials: Sequence[Trial], meters: Sequence[Meter], budget: Budget) -
     for trial in trials:
         same = [rate for size, rate in rates if size == sizes(trial)]
         if trial.config.start and trial.config.start.trial in refused:
-            refused[trial.id] = f"starts from {trial.config.start.trial}"
+            refused[trial.id] = f"starts from {trial.config.start.trial}, which is skipped"
             continue
         with_it = used + needed(trial, max(same or [rate for _, rate in rates], default=None))
         if excess := budget.excess(with_it):
-            refused[trial.id] = f"would take the run to {excess}"
+            refused[trial.id] = f"would bring the run to {excess}"
         else:
             chosen.append(trial)
             used = with_it
@@ -129,14 +129,14 @@ def admitted(trials: Sequence[Trial], meters: Sequence[Meter], budget: Budget) -
 
 
 def enforce(run: Place, meters: Sequence[Meter], budget: Budget) -> None:
-    """Asks all trials of a run to stop once it has spent more than a cap; to be called now and then."""
+    """Asks all trials of a run to stop once it has spent more than a cap; must be called regularly."""
     excess = budget.excess(sum((meter.read() for meter in meters), Amount()))
     if excess and not all(stop_reason(run, meter.trial.id) for meter in meters):
         request_stop(run, f"the run has spent {excess}")
 
 
 def kept(run: Place, given: Budget | None = None) -> Budget:
-    """The caps of a run: those given now, else those of an earlier launch, which stay in force."""
+    """The caps of a run: those given now, else those of an earlier launch. Stores them for later launches."""
     file = run / "budget.json"
     before = Budget(**json.loads(file.read_bytes())) if file.exists() else Budget()
     given = given or Budget()

@@ -1,6 +1,6 @@
-"""What a person sees while a sweep runs, and what MLflow gets: both read the trials' files.
+"""The live view of a running sweep, and the thread that sends its results to MLflow.
 
-The journals are the only source, so the view is the same whether the worker runs here or on another node.
+The trials' journals are the only source, so the view is the same whether a worker runs here or on another node.
 """
 
 import threading
@@ -19,12 +19,12 @@ from gat_sweep.run.trial import Trial
 from gat_sweep.text import duration
 
 INTERVAL = 1.0  # seconds between looks at the journals
-LINE_EVERY = 30.0  # seconds between plain lines of a trial that has nothing else to say
+LINE_EVERY = 30.0  # seconds between plain lines of a trial without news
 
 
 @dataclass
 class TrialView:
-    """The state of one trial as its journal tells it."""
+    """The state of one trial according to its journal."""
 
     trial: Trial
     offset: int = 0
@@ -34,7 +34,7 @@ class TrialView:
     rate: float = 0.0  # images per second
     distances: list[float] = field(default_factory=list)
     metric: str = ""
-    note: str = ""  # what it is doing beside steps, until its next numbers
+    note: str = ""  # work other than training steps; cleared by the next metrics
 
     @property
     def steps(self) -> int:
@@ -42,13 +42,13 @@ class TrialView:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the last measured rate; None before there is one."""
+        """Seconds to the last step at the last measured rate; None before the first measurement."""
         if self.status == "waiting" or not self.rate:
             return None
         return (self.steps - self.step) * self.trial.config.train.batch / self.rate
 
     def read(self) -> bool:
-        """Takes in what is new in the journal; True when an evaluation or a change of status was in it."""
+        """Reads the new records of the journal; True if one is an evaluation, a note or a change of status."""
         news = False
         for end, record in read_records(self.trial.folder, self.offset):
             self.offset = end
@@ -74,7 +74,7 @@ class TrialView:
 
 
 class Monitor:
-    """Follows trials in a thread of its own, from `with` to its end.
+    """Follows trials in a thread of its own, from the beginning of a `with` block to its end.
 
     ship: called with the trials' folders every few seconds and once at the end; sends news to MLflow and
     returns a warning or "".
@@ -83,7 +83,7 @@ class Monitor:
     def __init__(self, trials: list[Trial], console: Console, ship: Callable[[list[Path]], str]):
         self.views = [TrialView(trial) for trial in trials]
         for view in self.views:
-            view.read()  # what an earlier launch left is history, not news
+            view.read()  # records of an earlier launch are not news
             if view.status == "running":
                 view.status = "waiting"
         self.console, self.ship = console, ship
@@ -146,7 +146,7 @@ class Monitor:
         return table
 
     def line(self, view: TrialView) -> str:
-        """The same as a line of text."""
+        """The state of a trial as a line of text."""
         parts = [f"{view.trial.id}  {view.status}  step {view.step}/{view.steps}"]
         if view.status == "running" and view.seconds_left is not None:
             parts.append(f"ETA {duration(view.seconds_left)}  {view.rate:.0f} images/s")

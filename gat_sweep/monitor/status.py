@@ -1,4 +1,4 @@
-"""What the commands `status`, `stop` and `logs` tell of a run, from its files alone: on any machine that sees them."""
+"""State of a run for the commands `status`, `stop` and `logs`, on any machine that sees the run's files."""
 
 import time
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from gat_sweep.run.table import read_rows
 from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import differences, varied_text
 
-FRESH = 6 * BEAT  # seconds; a worker that was silent for longer is gone, or cut off
+FRESH = 6 * BEAT  # seconds; a worker that was silent for longer is gone or cut off
 POLL = 1.0  # seconds between two looks of `logs --follow`
 
 
 def run_status(home: Place, name: str) -> dict[str, Any]:
-    """Everything `status --json` prints of a run."""
+    """Everything that `status --json` prints for a run."""
     trials = run_trials(home, name)
     found = [trial_status(trial) for trial in trials]
     budget = kept(home / name)
@@ -38,10 +38,10 @@ def run_status(home: Place, name: str) -> dict[str, Any]:
 
 
 def trial_status(trial: Trial) -> dict[str, Any]:
-    """A trial's state: its rows', or for one that is not finished what its workers and journal say.
+    """The state of a trial, from its rows; of an unfinished trial, from its workers and journal.
 
-    "running": a worker gave a sign of life lately; "stopped": saved and ended on request; "cut off": ended without a
-    word, or its machine does not answer.
+    "running": a worker gave a sign of life recently; "stopped": saved and ended on request; "cut off": ended without
+    a record, or its machine does not answer.
     """
     now = time.time()
     rows = read_rows(trial.table) if trial.table.exists() else []
@@ -75,7 +75,7 @@ def trial_status(trial: Trial) -> dict[str, Any]:
 
 
 def runs_of(home: Place) -> list[dict[str, Any]]:
-    """The runs of a home, and how many of their trials have which status in their rows."""
+    """The runs of a home, each with the number of its trials per status in their rows."""
     found = []
     for folder in children(home):
         if (folder / "run.json").exists():
@@ -87,7 +87,7 @@ def runs_of(home: Place) -> list[dict[str, Any]]:
 
 
 def log_records(trials: list[Trial], follow: bool) -> Iterator[dict[str, Any]]:
-    """The journals' records, by time, each with its trial; follow: waits for more, for ever."""
+    """Records of the trials' journals in order of time, each with its trial. follow: wait for more, without end."""
     offsets = dict.fromkeys([trial.id for trial in trials], 0)
     while True:
         news = []
@@ -106,13 +106,13 @@ def _signs(trial: Trial) -> list[dict[str, Any]]:
 
 
 def _last_status(trial: Trial) -> dict[str, Any] | None:
-    """The journal's last change of status."""
+    """The journal's last change of status; None before the first."""
     changes = [record for _, record in read_records(trial.folder) if "status" in record]
     return changes[-1] if changes else None
 
 
 def results_table(trials: list[Trial]) -> Table:
-    """The last evaluation of every trial."""
+    """Table of the last row of every trial."""
     table = Table(title="results", title_justify="left")
     varied = differences({trial.id: trial.config for trial in trials})
     for name in ["trial", "varies", "status", "step", "G params", "lr G", "lr D", "metric", "value", "N", "minutes"]:

@@ -1,7 +1,7 @@
-"""Ships what the trials wrote to disk to MLflow: the only file that imports mlflow.
+"""Sends the trials' files to MLflow; the only file that imports mlflow.
 
 Training writes `config.json`, `journal.jsonl` and `samples/*.png` below its trial directory and knows nothing
-of MLflow. One process, the driver, follows these files and sends what is new in batches: an outage of MLflow
+of MLflow. One process, the driver, follows these files and sends what is new in batches. So an outage of MLflow
 only delays the points, and the sqlite store has a single writer.
 """
 
@@ -35,16 +35,16 @@ from gat_sweep.files.storage import Place, children, size_of, write
 from gat_sweep.run.journal import FILE, read_records
 
 for _name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
-    os.environ.pop(_name, None)  # left by an outer run, they would win over what we set
+    os.environ.pop(_name, None)  # an outer run's values would override ours
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 # With the defaults (7 retries, 120 s) a server that is down blocks for minutes; our retry is the next pass.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 logging.getLogger("mlflow").setLevel(logging.WARNING)
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it prints what it raises as well
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it also prints what it raises
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
-PATIENCE_S = 10.0  # after this long a pass ends with the request under way, and the next goes on where it stopped
+PATIENCE_S = 10.0  # after this long a pass ends with its current request, and the next pass continues there
 OUTAGE = (MlflowException, RequestException, OSError)  # of MLflow, of the disk or bucket where the trials lie
 END = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
 
@@ -57,7 +57,7 @@ class Child:
     offset: int  # bytes of the journal
     highest: dict[str, int]  # metric key -> the last step in the store
     samples: set[str]
-    unchecked: list[str]  # keys that were in the store when we opened the run: it may be ahead of `highest`
+    unchecked: list[str]  # keys in the store when we opened the run; the store may be ahead of `highest`
 
 
 def create_store(uri: str, home: Place) -> None:
@@ -77,12 +77,12 @@ def create_store(uri: str, home: Place) -> None:
 
 
 def _beside(uri: str, home: Place) -> Path:
-    """Where the lock and the artifacts of a sqlite store lie."""
+    """Folder of the lock and the artifacts of a sqlite store."""
     return Path(home) if isinstance(home, Path) else Path(uri.removeprefix("sqlite:///")).parent
 
 
 def behind(trial_dirs: Iterable[Place]) -> list[Place]:
-    """The trials of which not everything has reached the store: their journals are longer than what was shipped."""
+    """Trials whose journals hold records that have not reached the store."""
     return [path for path in trial_dirs if size_of(path / FILE) > _shipped(path).get("offset", 0)]
 
 
@@ -98,7 +98,7 @@ def flat_params(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def new_points(record: dict[str, Any], highest: dict[str, int]) -> list[Metric]:
-    """The points of a journal record beyond the steps in `highest` (key -> step), which is moved on.
+    """The points of a journal record beyond the steps in `highest` (key -> step); updates `highest`.
 
     MLflow's only axis is an integer step, so evaluations go in twice: over steps, and over gigaFLOPs spent.
     """
@@ -116,7 +116,7 @@ def new_points(record: dict[str, Any], highest: dict[str, int]) -> list[Metric]:
 
 
 def _read_json(path: Place) -> dict[str, Any]:
-    """Empty if the file is not there or only half written."""
+    """The JSON object in a file; empty if the file is missing or only half written."""
     with suppress(FileNotFoundError, ValueError):
         found = json.loads(path.read_text())
         return found if isinstance(found, dict) else {}
@@ -124,7 +124,7 @@ def _read_json(path: Place) -> dict[str, Any]:
 
 
 def _shipped(trial_dir: Place) -> dict[str, Any]:
-    """What _write_shipped wrote."""
+    """The values that _write_shipped wrote; empty if some are missing."""
     found = _read_json(trial_dir / "shipped.json")
     return found if {"run_id", "offset", "highest", "samples"} <= found.keys() else {}
 
@@ -134,12 +134,12 @@ def _write_shipped(trial_dir: Place, child: Child) -> None:
 
 
 class Tracker:
-    """Experiment = sweep, parent run = launch, child run = trial. To be used from one thread."""
+    """One launch in MLflow: experiment = sweep, parent run = launch, child run = trial. Use it from one thread."""
 
     def __init__(self, uri: str, home: Place, experiment: str, launch_name: str, tags: dict[str, str]) -> None:
         """`tags` (commit, config hash, data digest, protocol) go on the parent and on every child.
 
-        Nothing is opened yet: a server that is down must not keep a sweep from starting.
+        Opens nothing yet, so that a sweep can start while the server is down.
         Raises UserError when `uri` holds a password.
         """
         check_no_credentials(uri, "--tracking-uri")
@@ -158,8 +158,8 @@ class Tracker:
     def ship(self, trial_dirs: Iterable[Place]) -> tuple[int, str]:
         """Send what is new below the trial directories `<home>/<run>/trials/<trial>`.
 
-        Returns the points that reached the store and one line on what did not ("" if all is well): an outage
-        is not raised, and the next pass takes up where the store stands.
+        Returns the number of points that reached the store, and one line on what failed ("" if nothing did). An
+        outage raises nothing: the next pass continues where the store stands.
         """
         self._sent, failures, self._cut, self._pass_began = 0, [], False, time.monotonic()
         places = [path.absolute() if isinstance(path, Path) else path for path in trial_dirs]
@@ -173,18 +173,18 @@ class Tracker:
                 break
             if warning := self._attempt(partial(self._ship_trial, trial_dir)):
                 failures.append(f"{trial_dir.name}: {warning}")
-                self._children.pop(trial_dir, None)  # a batch may have arrived all the same: ask the store
+                self._children.pop(trial_dir, None)  # the batch may have arrived nevertheless: ask the store
                 self._patience = PATIENCE_S  # the others might time out one by one
         more = f" (and {len(failures) - 1} more trials)" if len(failures) > 1 else ""
         return self._sent, failures[0] + more if failures else ""
 
     @property
     def parent_id(self) -> str:
-        """The launch's run; "" as long as the store was never reached."""
+        """The id of the launch's run; "" until the store was reached once."""
         return self._parent_id
 
     def finish(self, status: str) -> str:
-        """Send what is left of a backlog and end the parent run as "done", "failed" or "stopped"; a warning or ""."""
+        """Send the rest of a backlog and end the parent run as "done", "failed" or "stopped"; a warning or ""."""
         warning = ""
         if self._cut:
             self._patience = math.inf
@@ -192,7 +192,7 @@ class Tracker:
         return self._attempt(lambda: self._connect().set_terminated(self._parent_id, END[status])) or warning
 
     def _over(self) -> bool:
-        """Whether the pass has lasted long enough: a backlog must not keep whoever watches from the trials."""
+        """Whether the pass has lasted long enough: a backlog must not delay the live view of the trials."""
         self._cut = time.monotonic() - self._pass_began > self._patience
         return self._cut
 
@@ -213,7 +213,7 @@ class Tracker:
         root = (beside / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
         old = client.get_experiment_by_name(self.experiment)
         self._experiment_id = old.experiment_id if old else client.create_experiment(self.experiment, root)
-        # The answer to an earlier attempt may have been lost.
+        # An earlier attempt may have created the run, and only its answer was lost.
         launch = {"gat_sweep.launch": self._launch}
         found = client.search_runs([self._experiment_id], _with_tags(launch), max_results=1)
         parent = found[0] if found else None
@@ -240,12 +240,12 @@ class Tracker:
                 _write_shipped(trial_dir, child)
 
     def _open_child(self, client: MlflowClient, trial_dir: Place, config: dict[str, str]) -> Child:
-        """The trial's run, found by our tags or made, below this launch, with its params."""
+        """Finds the trial's run by our tags, or creates it; puts it below this launch and adds its params."""
         names = {"gat_sweep.trial": trial_dir.name, "gat_sweep.run": trial_dir.parent.parent.name}
         tags = {**self.tags, **names, "mlflow.parentRunId": self._parent_id}
         state = _shipped(trial_dir)
         if found := client.search_runs([self._experiment_id], _with_tags(names), max_results=100):
-            # A server that hangs may make a run that we asked for long ago: ours is the one that has the points.
+            # A slow server may create a run long after we asked for it. Ours is the one that has the points.
             run = next((run for run in found if run.info.run_id == state.get("run_id")), found[0])
             client.log_batch(run.info.run_id, tags=[RunTag(*tag) for tag in tags.items()], synchronous=True)
         else:
@@ -268,7 +268,7 @@ class Tracker:
         if size < child.offset:
             child.offset = 0  # the trial began anew
         # A crash between a batch and shipped.json leaves the store ahead of the file. The steps of a key only
-        # rise and are sent in order, so the last one in the store says all. Once per trial and process.
+        # rise and are sent in order, so the highest one in the store is enough. Once per trial and process.
         while child.unchecked:
             if self._over():
                 return
@@ -290,7 +290,7 @@ class Tracker:
                 break
             if "status" in record:
                 flush()
-                _set_status(client, child.run_id, record)  # the offset passes it later: twice does no harm
+                _set_status(client, child.run_id, record)  # may be sent twice, which does no harm
             elif "metrics" in record:
                 if len(batch) + 2 * len(record["metrics"]) > limits.MAX_METRICS_PER_BATCH:  # 2 axes
                     flush()
@@ -310,7 +310,7 @@ def _set_status(client: MlflowClient, run_id: str, record: dict[str, Any]) -> No
 
 
 def _with_tags(tags: dict[str, str]) -> str:
-    """A query for runs."""
+    """A search query for runs with these tags."""
     return " and ".join(f'tags.`{key}` = "{value}"' for key, value in tags.items())
 
 
@@ -339,7 +339,7 @@ def log_artifacts(uri: str, run_id: str, paths: Iterable[Place], folder: str) ->
 
 
 def reachable(uri: str, home: Place) -> str:
-    """Asks the store for an experiment, and makes a sqlite one; one line on what went wrong, or "".
+    """Asks the store for an experiment, and creates a sqlite store; returns one line on what went wrong, or "".
 
     Raises UserError when `uri` holds a password.
     """

@@ -1,4 +1,4 @@
-"""MLflow's UI for the store of a home, as a process of its own."""
+"""MLflow's UI for the store of a home, in a process of its own."""
 
 import os
 import signal
@@ -16,9 +16,9 @@ HOST = "127.0.0.1"  # MLflow asks for no password: others reach it through ssh
 
 
 def default_uri(home: Place) -> str:
-    """sqlite below `home`; absolute, since MLflow resolves a relative path in each working directory anew.
+    """URI of a sqlite store below `home`; absolute, because MLflow resolves a relative path by the working directory.
 
-    Raises UserError when `home` is no folder of this machine.
+    Raises UserError when `home` is not a folder of this machine.
     """
     if not isinstance(home, Path):
         raise UserError(f"--home {home} cannot hold MLflow's database; give --tracking-uri, such as a server's address")
@@ -28,7 +28,7 @@ def default_uri(home: Place) -> str:
 def serve_ui(uri: str, home: Place, port: int) -> None:
     """Run MLflow's UI for a sqlite store, on loopback, in the foreground until Ctrl-C or SIGTERM; main thread only.
 
-    Raises UserError without a store or a free port, or if the server stops by itself.
+    Raises UserError when there is no store or the port is not free, or when the server stops by itself.
     """
     check_no_credentials(uri, "--tracking-uri")
     if not uri.startswith("sqlite:"):

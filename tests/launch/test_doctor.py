@@ -46,7 +46,7 @@ def test_every_fault_is_found(
     full = lambda folder: usage._replace(free=10)  # noqa: E731
     cut = {"data__dataset": "encoded", "data__path": str(tmp_path / "data"), "data__channels": 3, "data__classes": 2}
     faults: list[tuple[str, str, Callable[[], dict[str, doctor.Finding]]]] = [
-        ("storage", "take another one", lambda: examined(tmp_path, tmp_path / "file" / "home", "sqlite://")),
+        ("storage", "use another one", lambda: examined(tmp_path, tmp_path / "file" / "home", "sqlite://")),
         ("data", "", lambda: examined(tmp_path, home, **cut)),
         ("weights", "eval.weights", lambda: examined(tmp_path, home, eval__weights="nowhere.pth", **INCEPTION)),
         ("tracking", "start the server", lambda: examined(tmp_path, home, "http://127.0.0.1:1")),

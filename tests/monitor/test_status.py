@@ -108,7 +108,7 @@ def test_a_run_above_its_cap_begins_nothing(
     (tmp_path / "two.yaml").write_text(SWEEP)
     args = ["run", str(tmp_path / "two.yaml"), "--recipe", "digits", "--home", str(home)]
     code, out, _ = gat(*args, "--max-flops", "1000")
-    assert code == 1 and out.count(" skipped: it would take the run to") == 2
+    assert code == 1 and out.count(" skipped: it would bring the run to") == 2
     assert not (home / "two-digits" / "trials").exists()
     code, out, _ = gat(*args)  # the cap stays in force
     assert code == 1 and out.count(" skipped: ") == 2
@@ -201,10 +201,10 @@ def test_a_trial_is_refused_with_the_one_it_starts_from(trials: list[Trial]) -> 
     assert admitted(both, meters, Budget(max_flops=whole)) == (both, {})
     assert admitted(both, meters, Budget(max_flops=whole - 1))[0] == [first]
     chosen, refused = admitted(both, meters, Budget(max_flops=3 * step_flops(first)))
-    assert chosen == [] and refused["second"] == f"starts from {first.id}"
+    assert chosen == [] and refused["second"] == f"starts from {first.id}, which is skipped"
 
 
-def test_hours_are_foretold_from_the_rate_measured(home: Path) -> None:
+def test_hours_are_estimated_from_the_rate_measured(home: Path) -> None:
     """A trial of the same sizes tells; for other sizes the fastest one, so that what could finish is not refused."""
 
     def trial(name: str, size: str, **values: Any) -> Trial:
@@ -216,7 +216,7 @@ def test_hours_are_foretold_from_the_rate_measured(home: Path) -> None:
     meters = [Meter(t) for t in (first, second, other)]
     assert [t.id for t in admitted([second], meters, Budget(max_gpu_hours=2.0))[0]] == ["second"]
     chosen, refused = admitted([second], meters, Budget(max_gpu_hours=1.9))
-    assert not chosen and "would take the run to 2 GPU hours of --max-gpu-hours 1.9" in refused["second"]
+    assert not chosen and "would bring the run to 2 GPU hours, above --max-gpu-hours 1.9" in refused["second"]
     hours = 1 + step_flops(other) / step_flops(first)
     assert admitted([other], meters, Budget(max_gpu_hours=hours * 1.01))[0] == [other]
     assert not admitted([other], meters, Budget(max_gpu_hours=hours * 0.99))[0]
@@ -234,7 +234,7 @@ def test_a_run_is_stopped_at_its_cap(trials: list[Trial], figures: Any) -> None:
     assert stop_reason(run, middle.id) == ""
     journal(middle, [(0, {"step": 0, "status": "running", "gpus": 0}), (1, {"step": 1, "metrics": {}})])
     enforce(run, meters, budget)
-    assert "of --max-flops" in stop_reason(run, middle.id) == stop_reason(run, small.id)
+    assert "above --max-flops" in stop_reason(run, middle.id) == stop_reason(run, small.id)
     figures(caps_reached=1, runs_stopped=1)
 
 
