@@ -1,4 +1,4 @@
-"""correlate, split, rates, compare, advise: a command for each of ANALYSES."""
+"""correlate, split, rates, compare, advise: one command per entry of ANALYSES."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -21,7 +21,7 @@ from gat_sweep.errors import UserError
 
 
 def coord_table(result: dict[str, Any]) -> Table:
-    """The slopes of a result's JSON."""
+    """Table of the slopes in a result's JSON."""
     from analysis.coord_check import RULES
 
     seeds, steps = len(result["seeds"]), (result["warmup"] + 1, result["warmup"] + result["steps"])
@@ -83,7 +83,7 @@ def coord_check(
 ) -> None:
     """Measure a step's change of the outputs by width (Eq. 11).
 
-    With the learning rate of Eq. 4, and with one rate for all widths.
+    Measures with the learning rate of Eq. 4, and with one rate for all widths.
 
     \b
     Example:

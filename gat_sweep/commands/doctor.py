@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def findings_table(findings: "list[Finding]") -> Table:
-    """What was checked, and what was found."""
+    """Table of the checks and what they found."""
     table = Table(show_header=False)
     for finding in findings:
         table.add_row(finding.check, "ok" if finding.ok else "FIX", finding.found)

@@ -56,7 +56,7 @@ def encode(
 ) -> None:
     """Encode pictures with a VAE into shards to train from.
 
-    Crops as ADM does, and samples no posterior: shards hold its mean and standard deviation.
+    Crops as ADM does. Does not sample the posterior: shards hold its mean and standard deviation.
 
     The same command again continues where it stopped.
 

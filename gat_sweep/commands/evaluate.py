@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def evaluation_table(evaluation: "Evaluation") -> Table:
-    """What was measured, and under which protocol."""
+    """Table of the measured values and of their protocol."""
     table = Table(show_header=False)
     for name, value in evaluation.journal().items():
         table.add_row(name, f"{value:.5g}")
@@ -59,8 +59,8 @@ def evaluate(
 ) -> None:
     """Measure FID or another distance of a checkpoint or pictures.
 
-    With --reconstruction, of a tokenizer's reconstructions. TARGET is a trial's checkpoint, or generated pictures:
-    an npz with arr_0, or a folder.
+    TARGET is a trial's checkpoint, or generated pictures: an npz with arr_0, or a folder. With --reconstruction,
+    measures a tokenizer's reconstructions instead.
 
     \b
     Example:

@@ -80,7 +80,7 @@ def fit_law(
 
 
 def selftest_table(rows: list[dict[str, Any]]) -> Table:
-    """How often the intervals held the truth."""
+    """Table of how often the intervals held the truth."""
     from analysis.selftest import BAR
 
     table = Table(title="how often 95 % intervals hold a known truth", title_justify="left")

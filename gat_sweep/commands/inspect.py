@@ -18,7 +18,7 @@ from gat_sweep.commands.options import (
 
 
 def inspection_table(result: dict[str, Any]) -> Table:
-    """A line per block, for the terminal."""
+    """Table with a line per block, for the terminal."""
     columns = [
         ("influence", "G", "fake", f"influence_{result['protocol']['distance']}"),
         ("cos in, out", "G", "fake", "similarity_input_output"),
@@ -75,7 +75,7 @@ def inspect(
 ) -> None:
     """Measure what each block of a trial does (Fig. 4, 6b, 9).
 
-    Influence of the block, similarity of its tokens, alignment with a teacher, and its features.
+    Measures its influence, the similarity of its tokens and its alignment with a teacher, and shows its features.
 
     \b
     Example:

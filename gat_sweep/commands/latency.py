@@ -44,7 +44,7 @@ def latency_table(result: dict[str, Any], console: Console) -> None:
 @click.command()
 @click.option("--size", "sizes", multiple=True, help="Size of the generator; repeat for several.")
 @click.option(
-    "--images", type=click.IntRange(min=1), default=64, show_default=True, help="Images to generate; Table 6 has 64."
+    "--images", type=click.IntRange(min=1), default=64, show_default=True, help="Images to generate; Table 6 uses 64."
 )
 @click.option(
     "--batch", "batches", type=click.IntRange(min=1), multiple=True, help="Images at once; repeat for several."
@@ -72,9 +72,9 @@ def latency(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Time the generation of images, and its memory (Table 6).
+    """Measure time and memory of generating images (Table 6).
 
-    The generator alone, with truncation, with guidance, and with the tokenizer's decoder.
+    Times the generator alone, with truncation, with guidance, and with the tokenizer's decoder.
 
     \b
     Example:

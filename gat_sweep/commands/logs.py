@@ -37,7 +37,7 @@ def log_line(record: dict[str, Any]) -> str:
 def logs(name: str, trials: tuple[str, ...], lines: int, follow: bool, home: "Place", as_json: bool) -> None:
     """Print the journals of a run's trials, or of some of them.
 
-    A journal holds losses, distances, notes and ends. With --json, each line is one record.
+    A journal holds losses, distances, notes and changes of status. With --json, each line is one record.
 
     \b
     Example:

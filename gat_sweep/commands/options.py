@@ -1,4 +1,4 @@
-"""What several commands take, and how they print."""
+"""Options that several commands share, and functions that print results."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gat_sweep.errors import UserError
 
-if TYPE_CHECKING:  # half a second of pydantic and pyarrow that --help does not pay
+if TYPE_CHECKING:  # spares --help the import of pydantic and pyarrow, half a second
     from gat_sweep.config import TrialConfig
     from gat_sweep.files.storage import Place
     from gat_sweep.sweep import Sweep
@@ -101,7 +101,7 @@ def make_config(recipe: str, preset: str, settings: tuple[str, ...], *more: dict
 
 
 def make_sweep(sweep: str, recipe: str, preset: str, settings: tuple[str, ...], seeds: str | None) -> "Sweep":
-    """A sweep's trials from the command line; a line says so when the file is one that ships with the package."""
+    """A sweep's trials from the command line; prints the file's path if it is one that ships with the package."""
     from gat_sweep.sweep import load_sweep, sweep_file
 
     numbers = None
@@ -137,7 +137,7 @@ def both_networks(sizes: tuple[str, ...]) -> list[dict[str, Any]]:
 
 
 def check_name(name: str) -> None:
-    """Raises UserError unless a name is good for a folder."""
+    """Raises UserError when a name cannot be the name of a folder."""
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise UserError(f"--name {name!r}: use letters, digits, '-', '_' and '.' only")
 
@@ -148,7 +148,7 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    """A line of progress, on standard error."""
+    """Prints a line of progress to standard error."""
     click.echo(text, err=True)
 
 
@@ -157,7 +157,7 @@ def print_json(value: Any) -> None:
 
 
 def print_report(report: dict[str, Any], text: str, files: list[Path], as_json: bool) -> None:
-    """A result as JSON, or in words with the files that were written."""
+    """Prints a result as JSON, or as text with the files that were written."""
     if as_json:
         print_json(report)
         return
@@ -173,7 +173,7 @@ def print_files(files: list[Path]) -> None:
 def print_results(
     results: list[dict[str, Any]], show: Callable[[dict[str, Any], Console], None], out: Path | None, as_json: bool
 ) -> None:
-    """Results of a benchmark: to a file where asked, then as JSON or as tables."""
+    """Writes results of a benchmark to a file if asked, and prints them as JSON or as tables."""
     if out is not None:
         out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if as_json:

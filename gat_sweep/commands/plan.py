@@ -29,7 +29,7 @@ def plan_command(
     price: float | None,
     device: str | None,
 ) -> dict[str, Any]:
-    """What `plan --json` prints. peak: MFU and FLOP/s of a worker. Raises UserError as the calibration does."""
+    """The plan that `plan --json` prints. peak: MFU and FLOP/s of a worker. Raises UserError as calibrate does."""
     from gat_sweep.plan import rate_at, trial_plan
     from gat_sweep.sweep import differences
 
@@ -54,7 +54,7 @@ def plan_command(
 
 
 def plan_table(plan: dict[str, Any]) -> Table:
-    """The trials of a plan, with the totals in the caption."""
+    """Table of the trials of a plan, with the totals in the caption."""
     from gat_sweep.sweep import varied_text
 
     table = Table(title=f"{plan['sweep']} on {plan['recipe']}: {plan['about']}", title_justify="left")
@@ -85,7 +85,7 @@ def plan_table(plan: dict[str, Any]) -> Table:
     totals = [f"{len(plan['trials'])} trials, {human(plan['total_flops'])}FLOP of training in all (2 per multiply-add)"]
     totals += [f"{short(plan['worker_hours'])} worker hours"] if "worker_hours" in plan else []
     totals += [f"cost {short(plan['cost'])}"] if "cost" in plan else []
-    totals += ["GiB with everything recomputed, and with nothing"]
+    totals += ["GiB with every block recomputed, and with none"]
     table.caption = "; ".join(totals)
     return table
 

@@ -1,4 +1,4 @@
-"""predict: what the law of the other sizes says of a size, written down before it begins."""
+"""predict: the value that the law of the other sizes predicts for a size, stored before that size begins."""
 
 from typing import TYPE_CHECKING
 

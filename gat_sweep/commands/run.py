@@ -48,7 +48,7 @@ def run(
 ) -> None:
     """Run a sweep; run it again to continue it.
 
-    The same command again runs what is not finished. SWEEP is a sweep file, or the name of one that ships with
+    The same command again runs the unfinished trials. SWEEP is a sweep file, or the name of one that ships with
     gat-sweep.
 
     \b

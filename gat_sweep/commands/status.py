@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def status_table(status: dict[str, Any]) -> Table:
-    """The trials of a run's status, with what was spent in the caption."""
+    """Table of a run's trials and their status, with what was spent in the caption."""
     table = Table(title=f"{status['run']} in {status['home']}", title_justify="left")
     for column in ["trial", "status", "step", "saved", "value", "FLOP", "GPU hours", "workers", "remarks"]:
         table.add_column(column, justify="left" if column in ("trial", "status", "workers", "remarks") else "right")
@@ -50,7 +50,7 @@ def status_table(status: dict[str, Any]) -> Table:
 def status(name: str | None, home: "Place", as_json: bool) -> None:
     """Show the runs of a home, or the trials of one run.
 
-    Of each trial: where it is, what it spent, who works on it.
+    Each trial is shown with its progress, what it spent, and its workers.
 
     \b
     Example:
