@@ -15,7 +15,7 @@ from gat_sweep.data.shards import CachedTeacher
 from gat_sweep.errors import UserError
 from gat_sweep.gat.augment import draw_augmentation, move, move_tokens
 from gat_sweep.gat.spec import Augmentation
-from gat_sweep.plan import iteration_flops
+from gat_sweep.plan import TEACHER_FLOPS, iteration_flops
 from gat_sweep.vision.extractors import EfficientNetLite0
 from gat_sweep.vision.teacher import forward_flops, load_teacher, taught, teacher_tokens, trial_teacher
 
@@ -115,3 +115,8 @@ def test_digits_are_asked_about_once() -> None:
     torch.testing.assert_close(rows.teacher.float(), network.tokens(some.pictures[[65, 2]]), rtol=1e-3, atol=1e-3)
     assert len(said) == 1 and some.cached_teacher is None
     assert taught(tiny_config(), some, torch.device("cpu"), said.append) is some
+
+
+@pytest.mark.parametrize("name", TEACHER_FLOPS)
+def test_the_teachers_of_our_recipes_cost_what_is_written_down(name: str) -> None:
+    assert TEACHER_FLOPS[name] == forward_flops(name)
