@@ -123,7 +123,7 @@ def test_no_circle_of_files() -> None:
     graph = {
         name: {other for other in imported(path) if other in files and other != name} for name, path in files.items()
     }
-    # A package's __init__ that hands names on is no step of a circle for the files inside it.
+    # A package's __init__ that re-exports names is not part of a circle for the files inside it.
     graph = {name: {other for other in needs if not name.startswith(f"{other}.")} for name, needs in graph.items()}
     assert circles(graph) == []
     assert circles({"a": {"b"}, "b": {"a"}, "c": {"a"}, "d": set()}) == ["a", "b"]

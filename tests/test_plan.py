@@ -69,7 +69,7 @@ def test_a_calibration_times_each_shape_once(monkeypatch: pytest.MonkeyPatch) ->
     configs = [
         tiny_config(),
         tiny_config(seed=3, train__rate_g=2.0, train__steps=100),
-        tiny_config(train__batch=16, workers__count=2),  # 8 images each, too
+        tiny_config(train__batch=16, workers__count=2),  # also 8 images each
         tiny_config(train__batch=16),
         tiny_config(model__generator="B"),
     ]

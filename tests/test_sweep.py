@@ -92,7 +92,7 @@ def test_a_run_may_grow_but_not_change(tmp_path: Path) -> None:
 
 
 def test_a_run_may_be_trained_on_but_not_back(tmp_path: Path) -> None:
-    """The number of steps is no part of what a trial is; more of them have to be asked for."""
+    """The number of steps is not part of a trial's identity; more steps need --extend."""
     short, long = (load_sweep(WIDTHS, "digits", overrides={"train.steps": steps}) for steps in (200, 300))
     assert list(short.trials) == list(long.trials)
     open_run(tmp_path, "r", short)

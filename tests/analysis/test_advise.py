@@ -57,7 +57,7 @@ def test_widths_are_those_of_a_fit_with_the_cell_added(tmp_path: Path) -> None:
 
 
 def test_a_cheap_size_is_worth_more_per_gflop_and_a_dear_one_more_in_all(tmp_path: Path) -> None:
-    """A degree of freedom is what four sizes lack, and the cheapest brings one, too."""
+    """Four sizes lack degrees of freedom, and the cheapest size also adds one."""
     report = analyse(table_of(tmp_path, seeds=2, between=0.2)).to_json()
     assert report["candidates"][0]["what"].startswith("a size at half of S/2")
     assert report["largest_gain"].startswith("a size at twice XL/2")

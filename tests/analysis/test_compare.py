@@ -182,7 +182,7 @@ def test_labels_name_what_varies_once(tmp_path: Path) -> None:
 
 
 def test_learning_rates_without_a_config_are_arms_too(tmp_path: Path) -> None:
-    """Two rates with a seed each are no two seeds of one arm."""
+    """Two rates with one seed each are not two seeds of one arm."""
     found = analyse(study(tmp_path, "lr_g", ["a,S,0,20,1e-4", "b,S,1,40,2e-4"]))
     assert [(arm.label, arm.std) for arm in found.arms] == [("lr_g=0.0001", None), ("lr_g=0.0002", None)]
     (difference,) = found.differences
@@ -213,8 +213,8 @@ def test_trials_of_other_lengths_are_no_replicates(tmp_path: Path) -> None:
         analyse(load_table(path))
 
 
-def test_equal_arms_are_not_told_apart(tmp_path: Path) -> None:
-    """Differences without any spread: none at all is no evidence, the same one in all seeds is not in doubt."""
+def test_equal_arms_do_not_differ(tmp_path: Path) -> None:
+    """Without any spread, a difference of 0 is not evidence, and an equal difference in all seeds is certain."""
     same, worse = ([row(arm, s, v * (10 + s)) for s in (0, 1, 2)] for arm, v in (("exp", 1), ("msg", 2)))
     found = analyse(table_of(tmp_path, [*same, *worse, *(row("none", s, 10 + s) for s in (0, 1, 2))]))
     assert [(d.arm, d.p, d.verdict) for d in found.differences] == [

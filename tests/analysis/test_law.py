@@ -188,7 +188,7 @@ def test_three_sizes_give_a_wide_interval_and_valid_json() -> None:
     assert report["n"] == 3 and report["degrees_of_freedom"] == 1
     assert report["b_high"] - report["b_low"] > 0.1
     assert report["pearson_gflops"] < -0.8 and report["pearson_gflops_low"] is None
-    # So wide that an end of a's interval is no number.
+    # So wide that an end of a's interval is not a finite number.
     close = [replace(r, flops=(1 + i / 100) * 2e15) for i, r in enumerate(FOUR[:3])]
     wild = fit_law(table(*close[:2], replace(close[2], value=60.0)))
     assert json.loads(json.dumps(wild.to_json(), allow_nan=False))["a_high"] is None

@@ -26,7 +26,7 @@ def test_the_parabola_equals_statsmodels(seeds: int) -> None:
     assert math.log(found.vertex) == pytest.approx(found.centre - b / (2 * c))
     gradient = np.array([0, -1 / (2 * c), b / (2 * c**2)])
     assert found.vertex_error == pytest.approx(math.sqrt(gradient @ reference.cov_params() @ gradient))
-    # By definition, the ends of Fieller's interval are where the slope b + 2 c w is just told apart from 0.
+    # By definition, the ends of Fieller's interval are where the slope b + 2 c w just differs significantly from 0.
     for end in (found.vertex_low, found.vertex_high):
         assert end is not None
         test = reference.t_test(np.array([0, 1, 2 * (math.log(end) - found.centre)]))

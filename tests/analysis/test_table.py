@@ -136,7 +136,7 @@ def test_a_trial_that_failed_and_was_resumed_is_complete(tmp_path: Path) -> None
         parquet_row(step=100),
     )
     (trial,) = load_table(tmp_path).complete()
-    assert len(trial.trajectory(trial.last.measured)[0]) == 1  # the row without a value is no point
+    assert len(trial.trajectory(trial.last.measured)[0]) == 1  # the row without a value is not a point
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_nothing_in_a_batch_is_run(tmp_path: Path) -> None:
 
 
 def test_claims_are_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sizes that would fill the memory, and pictures and labels that are none."""
+    """Sizes that would fill the memory, and values that are not pictures or labels."""
     folder = tmp_path / "cifar-10-batches-py"
     write_cifar(folder)
     pictures, labels = photographs(4, 32), [0, 1, 2, 3]

@@ -1,4 +1,4 @@
-"""Strict YAML: whatever is no plain data ends in one line, soon, with nothing built."""
+"""Strict YAML: anything but plain data ends in one error line, soon, with nothing built."""
 
 import os
 import threading
@@ -53,7 +53,7 @@ def bad_values(marker: Path) -> dict[str, str]:
         "open brackets": "[" * 20_000,
         "brackets": "[" * 20_000 + "]" * 20_000,
         "braces": "{a: " * 20_000,
-        # numbers that are none, or that versions of YAML read differently
+        # not numbers, or numbers that versions of YAML read differently
         "long int": "9" * 5000,
         "long hex": "0x" + "f" * 90_000,
         "hex": "0x10",

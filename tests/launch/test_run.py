@@ -189,7 +189,7 @@ def test_a_sweep_from_the_command_line_to_a_law(home: Path, tmp_path: Path, gat:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_failing_trial_leaves_its_pack_mates_unharmed(home: Path, tmp_path: Path) -> None:
-    """Its checkpoints are damaged, which no other attempt mends; the trial behind it has a worker of its own."""
+    """Its checkpoints are damaged, which no retry fixes; the trial after it has a worker of its own."""
     sweep = tmp_path / "two.yaml"
     sweep.write_text(f"about: one broken\nset: {json.dumps(TINY)}\nproduct: {{model.patch: [4, 2]}}\n")
     trials = [Trial(n, "two-digits", "two", config, home) for n, config in load_sweep(sweep, "digits").trials.items()]

@@ -1,4 +1,4 @@
-"""Checkpoints of the released code: in, the same outputs, out again bit for bit; and what is no such checkpoint."""
+"""Checkpoints of the released code: imported, equal outputs, exported bit for bit; and files that are not such ones."""
 
 import argparse
 import os
@@ -169,7 +169,7 @@ def test_a_folder_of_a_trial_has_the_running_average_only_and_says_so(tmp_path: 
     assert all(torch.equal(theirs["generator"][name], tensor) for name, tensor in theirs["ema"].items())
 
 
-# ---------------------------------------------------------------- what is no such checkpoint
+# ---------------------------------------------------------------- files that are not such checkpoints
 
 
 class Malice:

@@ -230,5 +230,5 @@ def test_another_data_set_is_no_continuation(tmp_path: Path) -> None:
     assert train(begun, CPU, lambda: next(calls)).status == "stopped"
     with pytest.raises(UserError, match=r"set data\.path to the data it was trained on"):
         train(photograph_trial(tmp_path, tmp_path / "other", "run", **short), CPU)
-    shutil.move(tmp_path / "data", tmp_path / "moved")  # where it lies is no part of what it is
+    shutil.move(tmp_path / "data", tmp_path / "moved")  # its place is not part of its identity
     assert train(photograph_trial(tmp_path, tmp_path / "moved", "run", **short), CPU).status == "done"
