@@ -1,4 +1,7 @@
-"""Fixtures. One thread: results are compared bit for bit, and tests share two cores with Ray."""
+"""Fixtures. One thread: results are compared bit for bit, and tests share two cores with Ray.
+
+What takes seconds to import is imported in the fixtures: pytest-xdist's main process runs no test.
+"""
 
 import os
 
@@ -12,21 +15,25 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from helpers.planted import SIZES_SWEEP, PlantedTrial, finish, value_of
-from helpers.trials import CPU, tiny_config, tiny_trial
-from pyarrow.fs import S3FileSystem
 
-from gat_sweep import cli
-from gat_sweep.files.storage import Remote, place
-from gat_sweep.run.trial import Trial
+if TYPE_CHECKING:
+    from helpers.planted import PlantedTrial
 
-torch.set_num_threads(1)
+    from gat_sweep.files.storage import Remote
+    from gat_sweep.run.trial import Trial
+
 # Workers of tests are forked from a process that has imported everything once.
 multiprocessing.set_forkserver_preload(["gat_sweep.train.loop", "sklearn.datasets", "psutil", "pytest"])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 # ---------------------------------------------------------------- homes
@@ -40,8 +47,10 @@ def home(tmp_path: Path, home_with_reference: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(home_with_reference: Path) -> Trial:
+def trained(home_with_reference: Path) -> "Trial":
     """A trial that is done, for tests that only read it."""
+    from helpers.trials import CPU, tiny_trial
+
     from gat_sweep.train.loop import train
 
     trial = tiny_trial(home_with_reference, "trained")
@@ -50,8 +59,10 @@ def trained(home_with_reference: Path) -> Trial:
 
 
 @pytest.fixture
-def trained_copy(trained: Trial, home: Path) -> Trial:
+def trained_copy(trained: "Trial", home: Path) -> "Trial":
     """The same in a test's own home."""
+    from helpers.trials import tiny_trial
+
     shutil.copytree(trained.run_folder, home / trained.run)
     return tiny_trial(home, trained.run)
 
@@ -68,15 +79,20 @@ def home_with_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def planted(home_with_store: Path, request: pytest.FixtureRequest) -> PlantedTrial:
+def planted(home_with_store: Path, request: pytest.FixtureRequest) -> "PlantedTrial":
     """A trial whose files a test writes, in a run named as the test."""
+    from helpers.planted import PlantedTrial
+
     return PlantedTrial(home_with_store, request.node.name)
 
 
 @pytest.fixture
-def sizes(tmp_path: Path) -> list[Trial]:
+def sizes(tmp_path: Path) -> "list[Trial]":
     """The trials of the planted run `sizes`: four sizes of two seeds; all but XL are done."""
+    from helpers.planted import SIZES_SWEEP, finish, value_of
+
     from gat_sweep.run.record import open_run
+    from gat_sweep.run.trial import Trial
     from gat_sweep.sweep import load_sweep
 
     (tmp_path / "sizes.yaml").write_text(SIZES_SWEEP)
@@ -97,6 +113,8 @@ def gat(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., tuple[int, str, str]]:
     """gat("plan", file): exit code, stdout and stderr of a command, run in this process and in the test's folder."""
+    from gat_sweep import cli
+
     monkeypatch.chdir(tmp_path)
 
     def call(*args: object) -> tuple[int, str, str]:
@@ -164,6 +182,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.fixture(scope="session")
 def home_with_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose reference statistics are computed already."""
+    from helpers.trials import tiny_config
+
     from gat_sweep.data.dataset import load_dataset
     from gat_sweep.metrics.reference import load_reference
 
@@ -173,9 +193,12 @@ def home_with_reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bucket() -> Iterator[Remote]:
+def bucket() -> "Iterator[Remote]":
     """A bucket of moto's S3 server, which speaks the protocol over HTTP on loopback."""
     from moto.server import ThreadedMotoServer
+    from pyarrow.fs import S3FileSystem
+
+    from gat_sweep.files.storage import Remote, place
 
     keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_EC2_METADATA_DISABLED": "true"}
     with pytest.MonkeyPatch.context() as patch:
