@@ -267,8 +267,11 @@ def test_one_bad_trial_does_not_hold_up_the_others(planted: PlantedTrial) -> Non
 
 @pytest.mark.slow
 def test_two_processes_create_one_store_quietly(tmp_path: Path) -> None:
-    code = "import sys; from gat_sweep.monitor.tracking import *; home = Path(sys.argv[1]); "
-    code += "create_store(default_uri(home), home)"
+    code = (
+        "import sys; from pathlib import Path; from gat_sweep.monitor.tracking import create_store; "
+        "from gat_sweep.monitor.ui import default_uri; "
+        "home = Path(sys.argv[1]); create_store(default_uri(home), home)"
+    )
     environment = os.environ | {"MLFLOW_RUN_ID": "outer", "PYTHONPATH": str(Path(__file__).parents[2])}
     both = [
         subprocess.Popen(

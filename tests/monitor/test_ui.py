@@ -83,7 +83,10 @@ def port() -> int:
 def ui(home_with_store: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """`serve_ui` in a process of its own, not yet answering."""
     home = home_with_store
-    code = f"from gat_sweep.monitor.ui import *; serve_ui({default_uri(home)!r}, Path({str(home)!r}), {port})"
+    code = (
+        "from pathlib import Path; from gat_sweep.monitor.ui import serve_ui; "
+        f"serve_ui({default_uri(home)!r}, Path({str(home)!r}), {port})"
+    )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, preexec_fn=mind_ctrl_c)
     yield process
