@@ -122,6 +122,7 @@ def test_what_has_no_logarithm_is_refused(bad: float) -> None:
         fit_slope([8], np.ones((2, 1, 3)))
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn_the_same_twice(tmp_path: Path) -> None:
     measured = planted({"eq4": 0.0, "none": 1.0})
     for name in "ab":

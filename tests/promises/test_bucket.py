@@ -24,6 +24,7 @@ def command(*args: str) -> tuple[int, str]:
     return ran.returncode, ran.stdout + ran.stderr
 
 
+@pytest.mark.slow
 def test_a_trial_in_a_bucket_equals_one_in_a_folder(
     trained: Trial,
     bucket: Remote,
