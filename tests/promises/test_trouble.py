@@ -90,7 +90,7 @@ def hang(home: Path, how: str) -> str:
         workers[1].kill()
     workers[1].join(30)
     assert workers[1].exitcode == (EXIT_HUNG if how == "data" else -signal.SIGKILL)
-    (note,) = [note for note in notes(trial) if "no move" in note]
+    (note,) = [note for note in notes(trial) if "no progress" in note]
     assert f"(pid {workers[1].pid})" in note and f"(pid {workers[0].pid})" not in note
     return note
 
