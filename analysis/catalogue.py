@@ -1,7 +1,7 @@
 """Analyses of a table, by the command that runs them; `report` runs them all.
 
 A command's name says where its parts are: analysis/<command>.py has `analyse` and `summary`, and
-analysis/figures/<command>.py, if it exists, has `plot`. This module imports none of them, because the command line
+analysis/figures/<command>.py has `plot`. This module imports none of them, because the command line
 reads it for its help.
 """
 
@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Analysis:
-    """An analysis of a table: its title in the report, its line of help, and whether it has a figure."""
+    """An analysis of a table: its title in the report, and its line of help."""
 
     title: str
     about: str
-    drawn: bool = True
 
 
 ANALYSES = {
@@ -33,10 +32,5 @@ ANALYSES = {
     "compare": Analysis(
         "Arms compared",
         "Compare the arms of a study, seed by seed (Fig. 5a, 5c).",
-    ),
-    "advise": Analysis(
-        "Next cell",
-        "Find the next trials that narrow the law most per GFLOP.",
-        drawn=False,
     ),
 }

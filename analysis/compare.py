@@ -98,7 +98,7 @@ class Comparison:
         }
 
 
-def analyse(table: Table, reference: str | None = None) -> Comparison:
+def analyse(table: Table, reference: str | None = None, better: str | None = None) -> Comparison:
     """Compare each arm of a table's complete trials with a reference (Fig. 5a, 5c; one arm alone is A.17).
 
     reference: label of an arm; other sizes use their arm with the same settings. Without it, and at sizes that lack

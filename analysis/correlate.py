@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from analysis.statistics import Correlation, pearson, spearman
-from analysis.table import Cell, Excluded, Protocol, Row, Table, check_one_config, gflops, json_head, one_protocol
+from analysis.table import Cell, Excluded, Protocol, Row, Table, gflops, json_head, one_protocol, replicates
 
 MIN_POINTS = 3
 
@@ -58,7 +58,7 @@ def analyse(table: Table) -> Correlations:
     """
     trials = table.complete()
     measured = one_protocol(trials)
-    check_one_config(trials)
+    replicates(trials)
     at: list[dict[int, Row]] = [{r.step: r for r in t.rows if r.measured == measured and r.value > 0} for t in trials]
     steps = set.intersection(*(set(rows) for rows in at)) if at else set()
     if measured is None or not steps:

@@ -22,10 +22,10 @@ from analysis.table import (
     Protocol,
     Table,
     Trial,
-    check_one_config,
     gflops,
     json_head,
     one_protocol,
+    replicates,
     strict_json,
 )
 
@@ -155,7 +155,7 @@ def fit_law(table: Table) -> Law:
     """
     trials, excluded = table.complete(), table.excluded()
     measured = one_protocol(trials)
-    check_one_config(trials)
+    replicates(trials)
     by_cell: dict[Cell, list[Trial]] = defaultdict(list)
     for trial in trials:
         by_cell[trial.cell].append(trial)

@@ -115,7 +115,7 @@ def short_rate(rate: float) -> str:
 # ---------------------------------------------------------------- fits
 
 
-def analyse(table: Table) -> Transfer:
+def analyse(table: Table, better: str | None = None) -> Transfer:
     """Find the optimum per width, its slope over width, and Table 4, in the trials of a learning-rate sweep.
 
     A grid holds trials of one size in both networks, equal in all but the rate of one network and the seed. A diverged

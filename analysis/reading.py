@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from analysis.table import BROKEN, STATUSES, Cell, Facts, Protocol, Row, Table, Trial
 
 # Columns that a user's CSV must have, and columns with a default if they are absent or blank.
-CSV_REQUIRED = ("trial", "generator_size", "step", "flops", "g_forward_flops", "metric", "value")
+CSV_REQUIRED = ("trial", "generator_size", "step", "flops", "metric", "value")
 CSV_OPTIONAL = (
-    "discriminator_size", "patch", "seed", "steps", "n", "reference", "protocol", "status", "reason",
+    "g_forward_flops", "discriminator_size", "patch", "seed", "steps", "n", "reference", "protocol", "status", "reason",
 )  # fmt: skip
 # A sweep writes every column into its parquet: a missing `status` or `steps` is damage, and the default "done" would
 # turn an interrupted trial into a point of the law.
@@ -65,8 +65,45 @@ def load_table(path: Path, column: str = "value") -> Table:
             raise ValueError(
                 f"{path}: trial {name!r} has rows of several sizes ({sizes}); give each trial its own name"
             )
+        _check_seed(rows)
         rows.sort(key=lambda row: row.step)
+        _check_order(rows)
     return Table(path, tuple(Trial(name, tuple(rows), facts[name]) for name, rows in by_trial.items()), column)
+
+
+def _check_seed(rows: list[Row]) -> None:
+    for row in rows:
+        if row.seed != rows[0].seed:
+            raise ValueError(
+                f"{row.where}: trial {row.trial!r} has seed {row.seed} here and {rows[0].seed} in {_number(rows[0])}; "
+                "give each seed a trial name of its own"
+            )
+
+
+def _check_order(rows: list[Row]) -> None:
+    """Refuse two values of one trial at one step, and FLOPs that do not rise with its steps; rows: by rising step."""
+    values: dict[tuple[int, Protocol], Row] = {}
+    before: Row | None = None
+    for row in rows:
+        if math.isfinite(row.value):
+            other = values.setdefault((row.step, row.measured), row)
+            if other is not row:
+                raise ValueError(
+                    f"{row.where}: trial {row.trial!r} has a second value at step {row.step}, {row.value:g} after "
+                    f"{other.value:g} in {_number(other)}; delete one, or give each trial its own name"
+                )
+        if row.flops == 0:  # it failed before its first step
+            continue
+        if before and row.step > before.step and row.flops <= before.flops:
+            raise ValueError(
+                f"{row.where}: trial {row.trial!r} has {row.flops:g} flops at step {row.step}, not more than the "
+                f"{before.flops:g} at step {before.step} in {_number(before)}; flops are all training so far"
+            )
+        before = row
+
+
+def _number(row: Row) -> str:
+    return row.where.rpartition(", ")[2]  # "row 7"
 
 
 def _read_csv(path: Path, column: str) -> Iterator[tuple[Row, Facts]]:
@@ -134,21 +171,29 @@ def _check(row: Mapping[str, Any], where: str, column: str) -> Row:
         _text(row, "reference", where, ""),
         _text(row, "protocol", where, ""),
     )
-    steps = _integer(row, "steps", where, low=0, default=-1)
+    step, steps = _integer(row, "step", where, low=0), _integer(row, "steps", where, low=0, default=-1)
+    flops = 0.0 if broken and _is_absent_or_zero(row["flops"]) else _positive(row, "flops", where)
+    forward = None if row.get("g_forward_flops") in (None, "") else _positive(row, "g_forward_flops", where)
+    if forward is not None and 0 < flops < forward * step:
+        raise ValueError(
+            f"{where}: flops are {flops:g}, less than one forward pass of the generator in each of {step} steps "
+            f"({forward * step:g}); give the FLOP of all training so far, 2 per multiply-add, not in another unit"
+        )
     return Row(
         trial=_text(row, "trial", where),
         cell=cell,
         seed=_integer(row, "seed", where, low=0, default=0),
-        step=_integer(row, "step", where, low=0),
+        step=step,
         steps=None if steps < 0 else steps,
         # A trial that fails before its first step has no FLOP, but is listed.
-        flops=0.0 if broken and _is_absent_or_zero(row["flops"]) else _positive(row, "flops", where),
-        g_forward_flops=_positive(row, "g_forward_flops", where),
+        flops=flops,
+        g_forward_flops=forward,
         value=math.nan if absent else _positive(row, column, where),
         measured=measured,
         status=status,
         reason=_one_line(_text(row, "reason", where, "")),
         flags=_one_line(_text(row, "flags", where, "")),
+        where=where,
     )
 
 

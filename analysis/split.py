@@ -22,10 +22,10 @@ from analysis.table import (
     Protocol,
     Table,
     Trial,
-    check_one_config,
     gflops,
     json_head,
     one_protocol,
+    replicates,
     strict_json,
 )
 
@@ -228,7 +228,7 @@ class Surface:
 # ---------------------------------------------------------------- fit
 
 
-def analyse(table: Table) -> Surface:
+def analyse(table: Table, better: str | None = None) -> Surface:
     """Fit a table in which sizes of G and of D vary separately (Fig. 6a); a complete trial is an observation.
 
     Compute is in GFLOPs (multiply-adds / 1e9), split between the networks as CONVENTIONS says.
@@ -237,7 +237,7 @@ def analyse(table: Table) -> Surface:
     """
     trials, excluded = table.complete(), table.excluded()
     measured = one_protocol(trials)
-    check_one_config(trials)
+    replicates(trials)
     if len(patches := sorted({trial.cell.patch for trial in trials})) > 1:
         raise ValueError(
             f"a surface needs one patch size, this table has {', '.join(map(str, patches))}; fit them separately"

@@ -17,6 +17,12 @@ from analysis.statistics import CONFIDENCE
 
 STATUSES = ("running", "done", "diverged", "failed")
 BROKEN = ("diverged", "failed")  # ended early; the last row may have no value
+SAME_COMPUTE = 0.01  # trials of one size whose compute differs by more than this share are different points
+# How the names of metrics begin for which a lower, or a higher, value is better.
+DIRECTIONS = {
+    "lower": ("fd_", "fid", "kid", "kernel_distance", "sfid", "mmd", "loss", "lpips"),
+    "higher": ("inception_score", "precision", "recall", "density", "coverage", "clip_score"),
+}
 
 
 class Cell(NamedTuple):
@@ -53,12 +59,13 @@ class Row:
     step: int
     steps: int | None  # planned; None in a CSV without that column
     flops: float  # training FLOP so far
-    g_forward_flops: float  # FLOP of one generator forward of one sample
+    g_forward_flops: float | None  # FLOP of one generator forward of one sample; None in a CSV without that column
     value: float
     measured: Protocol
     status: str
     reason: str
     flags: str = ""  # problems of a trial that continued nevertheless
+    where: str = field(default="", compare=False)  # file and number of the row, for messages
 
 
 @dataclass(frozen=True)
@@ -179,21 +186,78 @@ def strict_json(item: Any) -> Any:
     return None if isinstance(item, float) and not math.isfinite(item) else item
 
 
-def check_one_config(trials: Sequence[Trial]) -> None:
-    """Raise ValueError, in one line, if trials of one cell differ in more than the seed and are not replicates.
+def replicates(trials: Sequence[Trial]) -> list[list[Trial]]:
+    """Group trials that are replicates: one cell at one training compute (to 1 %), each with a seed of its own.
 
-    A CSV's other columns are config values if their name has a dot, and remarks otherwise.
+    Groups are in order of cell, then of compute. A CSV's other columns are config values if their name has a dot, and
+    remarks otherwise.
+    Raises ValueError, in one line, if trials of a cell differ in more than the seed and the length, if those of a group
+    differ in more than the seed, or if a group has one seed twice.
     """
-    first: dict[Cell, Trial] = {}
+    by_cell: dict[Cell, list[Trial]] = {}
     for trial in trials:
-        other = first.setdefault(trial.cell, trial)
-        a, b = other.facts.config, trial.facts.config
-        keys = [k for k in {**a, **b} if "." in k and k != "start.trial" and a.get(k) != b.get(k)]
+        by_cell.setdefault(trial.cell, []).append(trial)
+    groups = []
+    for members in by_cell.values():
+        _check_config(members, {"start.trial", "start.step", "train.steps"})
+        start = 0
+        members = sorted(members, key=lambda trial: trial.last.flops)
+        for end in range(1, len(members) + 1):
+            if end == len(members) or members[end].last.flops > members[start].last.flops * (1 + SAME_COMPUTE):
+                groups.append([trial for trial in by_cell[members[0].cell] if trial in members[start:end]])
+                start = end
+    for group in groups:
+        _check_config(group, {"start.trial"})
+        check_seeds(group)
+    return groups
+
+
+def check_seeds(trials: Sequence[Trial]) -> None:
+    """Raise ValueError, in one line with both rows, if two of these replicates have one seed."""
+    by_seed: dict[int, Trial] = {}
+    for trial in trials:
+        other = by_seed.setdefault(trial.last.seed, trial)
+        if other is not trial:
+            raise ValueError(
+                f"{other.name} and {trial.name} are both {trial.cell.label} with seed {trial.last.seed}"
+                f"{_rows(other, trial)}; delete one of them, or give each its own seed in a column `seed`"
+            )
+
+
+def _check_config(trials: Sequence[Trial], apart: set[str]) -> None:
+    """Raise ValueError, in one line, if trials differ in a config value that is not in `apart`."""
+    first = trials[0]
+    for trial in trials[1:]:
+        a, b = first.facts.config, trial.facts.config
+        keys = [k for k in {**a, **b} if "." in k and k not in apart and a.get(k) != b.get(k)]
         if keys:
             raise ValueError(
                 f"trials of {trial.cell.label} differ in more than the seed ({', '.join(keys[:3])}, as "
-                f"{other.name} and {trial.name}) and are not replicates; give a table with one setting per size"
+                f"{first.name} and {trial.name}) and are not replicates; give a table with one setting per size"
             )
+
+
+def _rows(*trials: Trial) -> str:
+    places = [trial.last.where for trial in trials if trial.last.where]
+    return f" ({'; '.join(places)})" if places else ""
+
+
+def better(metric: str, asked: str | None = None) -> int:
+    """Return -1 if a lower value of the metric is the better one, 1 if a higher one is.
+
+    asked: `lower` or `higher`, for a metric whose name does not say it.
+    Raises ValueError, in one line, if neither says it, or if both do and differ.
+    """
+    last = metric.rpartition(":")[2]  # of `<metric>:<column>`, the column
+    named = next((word for word, names in DIRECTIONS.items() if last.lower().startswith(names)), None)
+    if named and asked and named != asked:
+        raise ValueError(f"of {metric}, a {named} value is better, but --better {asked} was given; leave it out")
+    if not (named or asked):
+        raise ValueError(
+            f"the name {metric} does not say whether a lower or a higher value is better; "
+            "give --better lower or --better higher"
+        )
+    return -1 if (named or asked) == "lower" else 1
 
 
 def _keys(measured: Protocol) -> dict[str, Any]:

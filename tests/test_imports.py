@@ -201,7 +201,6 @@ LIGHT_COMMANDS = {
     "split": f"split {STUDY / 'split.csv'} --out out",
     "rates": f"rates {STUDY / 'rates.csv'} --out out",
     "compare": f"compare {STUDY / 'rates.csv'} --out out",
-    "advise": f"advise {STUDY / 'split.csv'} --out out",
 }
 RUN_THEM = """
 import json, sys
@@ -245,7 +244,7 @@ def test_a_command_is_a_file_of_its_name_with_a_whole_line_and_an_example() -> N
     commands = [command for group in GROUPS.values() for command in group]
     by_name = {str(command.name): command for command in commands}
     files = {path.stem for path in python_files("gat_sweep/commands")} - {"__init__", "options", "analyse"}
-    analyses = {"correlate", "split", "rates", "compare", "advise"}
+    analyses = {"correlate", "split", "rates", "compare"}
     assert {str(command.name).replace("-", "_") for command in commands} == files | analyses
     for command in commands:
         text = command.help or ""
@@ -264,6 +263,6 @@ def test_a_command_is_a_file_of_its_name_with_a_whole_line_and_an_example() -> N
 def test_an_analysis_is_a_file_of_its_name() -> None:
     from analysis.catalogue import ANALYSES
 
-    for name, analysis in ANALYSES.items():
+    for name in ANALYSES:
         assert (ROOT / "analysis" / f"{name}.py").exists()
-        assert (ROOT / "analysis" / "figures" / f"{name}.py").exists() == analysis.drawn
+        assert (ROOT / "analysis" / "figures" / f"{name}.py").exists()

@@ -1,4 +1,4 @@
-"""correlate, split, rates, compare, advise: one command per entry of ANALYSES."""
+"""correlate, split, rates, compare: one command per entry of ANALYSES."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 HELP = """{about}
 
-SOURCE is the name of a run, a .parquet or a .csv. Leaves {name}.json{figure} in the run and in MLflow.
+SOURCE is the name of a run, a .parquet or a .csv. Leaves {name}.json, .svg and .png in the run and in MLflow.
 
 \b
 Example:
@@ -23,13 +23,11 @@ EXAMPLES = {
     "split": "decoupled-digits",
     "rates": "lr_transfer-digits",
     "compare": "mng-digits",
-    "advise": "widths-digits",
 }
 
 
 def _command(name: str) -> click.Command:
-    figure = ", .svg and .png" if ANALYSES[name].drawn else ""
-    text = HELP.format(about=ANALYSES[name].about, name=name, figure=figure, example=EXAMPLES[name])
+    text = HELP.format(about=ANALYSES[name].about, name=name, example=EXAMPLES[name])
 
     @click.command(name, help=text)
     @click.argument("source")
@@ -51,4 +49,11 @@ def _command(name: str) -> click.Command:
 _commands = {name: _command(name) for name in ANALYSES}
 _against = click.option("--against", "reference", help="Label of the arm to compare with; default: the cheapest.")
 _against(_commands["compare"])
+_better = click.option(
+    "--better",
+    type=click.Choice(["lower", "higher"]),
+    help="Which value of the metric is better, if its name does not say it.",
+)
+for _name in ("split", "rates", "compare"):
+    _better(_commands[_name])
 COMMANDS = list(_commands.values())

@@ -67,7 +67,7 @@ def fit_law(
     if paper + bool(source) + selftest != 1:
         raise UserError("give the name of a run, a .parquet or a .csv; or --paper or --selftest alone")
     if selftest:
-        from analysis.selftest import run_selftest
+        from analysis.selftest.run import run_selftest
 
         found = run_selftest(say)
         if as_json:
@@ -81,7 +81,7 @@ def fit_law(
 
 def selftest_table(rows: list[dict[str, Any]]) -> Table:
     """Table of how often the intervals held the truth."""
-    from analysis.selftest import BAR
+    from analysis.selftest.run import BAR
 
     table = Table(title="how often 95 % intervals hold a known truth", title_justify="left")
     for name in ["interval", "draws", "held", "95 %", "without an end", "at the bar"]:

@@ -13,7 +13,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from analysis.catalogue import ANALYSES
 from analysis.reading import load_table
 from analysis.table import Table
 from gat_sweep.errors import UserError
@@ -55,9 +54,9 @@ def analyse(
     study: Study,
     name: str,
     analysis: Callable[[Table], Any],
-    plot: Callable[[Any, Path], list[Path]] | None,
+    plot: Callable[[Any, Path], list[Path]],
 ) -> tuple[dict[str, Any], list[Path]]:
-    """Analyse a table; write <name>.json, and <name>.svg and .png if it has a figure; return (the JSON, the files).
+    """Analyse a table; write <name>.json, <name>.svg and <name>.png; return (the JSON, the files).
 
     Raises UserError if the table lacks what the analysis needs; nothing is written then.
     """
@@ -67,7 +66,7 @@ def analyse(
         raise UserError(str(error)) from None
     report = {"source": study.name, **found.to_json()}
     write(study.folder / f"{name}.json", json.dumps(report, indent=1, allow_nan=False).encode())
-    return report, [study.folder / f"{name}.json", *(plot(found, study.folder / name) if plot else [])]
+    return report, [study.folder / f"{name}.json", *plot(found, study.folder / name)]
 
 
 def log_to_mlflow(study: Study, files: Iterable[Place]) -> str:
@@ -90,7 +89,7 @@ def run_analysis(study: Study, command: str, **options: Any) -> tuple[dict[str, 
     Raises UserError as `analyse` does.
     """
     module = import_module(f"analysis.{command}")
-    plot = import_module(f"analysis.figures.{command}").plot if ANALYSES[command].drawn else None
+    plot = import_module(f"analysis.figures.{command}").plot
     report, files = analyse(study, command, partial(module.analyse, **options), plot)
     return report, module.summary(report), files
 

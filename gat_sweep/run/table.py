@@ -68,7 +68,8 @@ class RunTable:
 
     def truncate(self, step: int) -> None:
         """Drops rows after `step` and rows that only closed an earlier attempt; training resumes from `step`."""
-        self.rows = [{**row, "status": "running"} for row in self.rows if row["step"] <= step and row["value"]]
+        kept = [row for row in self.rows if row["step"] <= step and row["value"] is not None]
+        self.rows = [{**row, "status": "running"} for row in kept]
 
     def put(self, step: int, **values: Any) -> None:
         """Writes the row of a step. Values of an earlier row of the same step stay where this one has none."""

@@ -13,7 +13,7 @@ import statsmodels.api as sm
 from analysis.law import fit_law, fit_power_law
 from analysis.reading import load_table
 from analysis.scrutiny import fit_clustered, scrutinise
-from analysis.selftest import run_selftest
+from analysis.selftest.run import run_selftest
 from analysis.table import Table
 from gat_sweep.commands.fit_law import selftest_table
 
@@ -139,15 +139,16 @@ def test_clusters_against_statsmodels() -> None:
 
 def test_the_selftest_measures_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
     """With few draws here; an interval that is a third as wide as it should be fails it."""
-    from analysis import law, selftest
+    from analysis import law
+    from analysis.selftest import case
 
-    monkeypatch.setattr(selftest, "DRAWS", 400)
-    monkeypatch.setattr(selftest, "SLOW_DRAWS", 10)
+    monkeypatch.setattr(case, "DRAWS", 400)
+    monkeypatch.setattr(case, "SLOW_DRAWS", 10)
     said: list[str] = []
     rows = run_selftest(said.append)
     assert len(rows) == len(said) == 9 and all(row["passes"] for row in rows)
     assert selftest_table(rows).row_count == 9
-    monkeypatch.setattr(selftest, "SLOW_DRAWS", 2)  # of laws with a floor, which are not looked at again
+    monkeypatch.setattr(case, "SLOW_DRAWS", 2)  # of laws with a floor, which are not looked at again
     quantile = law.slope_t_quantile
     monkeypatch.setattr(law, "slope_t_quantile", lambda n: quantile(n) / 3)
     narrow = [row for row in run_selftest(said.append) if "sizes (Student t)" in row["interval"]]
