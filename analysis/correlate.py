@@ -1,5 +1,6 @@
 """Correlation of the metric with the generator's forward GFLOPs over sizes (the paper's Fig. 3c), with intervals."""
 
+import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -8,14 +9,25 @@ from typing import Any
 import numpy as np
 
 from analysis.statistics import Correlation, pearson, spearman
-from analysis.table import Cell, Excluded, Protocol, Row, Table, gflops, json_head, one_protocol, replicates
+from analysis.table import (
+    Cell,
+    Excluded,
+    Protocol,
+    Row,
+    Table,
+    check_seeds,
+    gflops,
+    json_head,
+    one_protocol,
+    replicates,
+)
 
 MIN_POINTS = 3
 
 
 @dataclass(frozen=True)
 class Model:
-    """One size and patch at the step of the comparison: mean over seeds."""
+    """One size and patch at the step of the comparison: geometric mean over seeds."""
 
     cell: Cell
     g_forward_gflops: float
@@ -54,7 +66,8 @@ class Correlations:
 def analyse(table: Table) -> Correlations:
     """Correlate over the table's sizes and patches, at the last step at which every complete trial was evaluated.
 
-    Raises ValueError, in one line, for fewer than three models, mixed protocols, or no step in common.
+    Raises ValueError, in one line, for fewer than three models, mixed protocols, no step in common, trials of a model
+    that are not replicates, or a table without g_forward_flops.
     """
     trials = table.complete()
     measured = one_protocol(trials)
@@ -65,15 +78,19 @@ def analyse(table: Table) -> Correlations:
         raise ValueError("there is no step at which every complete trial was evaluated; give trials with such a step")
     step = max(steps)
     by_cell: dict[Cell, list[Row]] = defaultdict(list)
-    for rows in at:
+    for trial, rows in zip(trials, at, strict=True):
+        if rows[step].g_forward_flops is None:
+            raise ValueError(f"{trial.name} has no g_forward_flops, which a correlation needs; add the column")
         by_cell[rows[step].cell].append(rows[step])
+    for cell in by_cell:  # of two lengths of one size and seed, both have this step
+        check_seeds([trial for trial in trials if trial.cell == cell])
     if len(by_cell) < MIN_POINTS:
         raise ValueError(f"a correlation needs {MIN_POINTS} sizes or patches, this table has {len(by_cell)} complete")
     models = [
         Model(
             cell,
-            gflops(fmean(row.g_forward_flops for row in rows)),
-            fmean(row.value for row in rows),
+            gflops(fmean(row.g_forward_flops or 0.0 for row in rows)),
+            math.exp(fmean(math.log(row.value) for row in rows)),
             tuple(row.trial for row in rows),
         )
         for cell, rows in by_cell.items()

@@ -120,7 +120,7 @@ def _read_csv(path: Path, column: str) -> Iterator[tuple[Row, Facts]]:
                 if len(fields) != len(header):
                     raise ValueError(f"{where}: {len(fields)} fields, but the header has {len(header)}")
                 values = dict(zip(header, (f.strip() for f in fields), strict=True))
-                known = {*CSV_REQUIRED, *CSV_OPTIONAL, *CONSTANTS, *VALUES, "flags"}
+                known = {*CSV_REQUIRED, *CSV_OPTIONAL, *CONSTANTS, *VALUES, "flags", "split_half"}
                 others = tuple((name, value) for name, value in values.items() if name not in known)
                 yield _check(values, where, column), _facts(values, where, others)
     except (csv.Error, UnicodeDecodeError) as error:
@@ -134,7 +134,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[tuple[Row, Facts]]:
         raise ValueError(f"{path}: cannot be read as parquet: {_one_line(str(error))}") from error
     wanted = (*PARQUET_REQUIRED, *_extra(column))
     _require(path, table.column_names, wanted)
-    constants = [name for name in (*CONSTANTS, "flags") if name in table.column_names]
+    constants = [name for name in (*CONSTANTS, "flags", "split_half") if name in table.column_names]
     for number, row in enumerate(table.select([*wanted, *constants]).to_pylist(), start=1):
         where = f"{path}, row {number}"
         yield _check(row, where, column), _facts(row, where)
@@ -193,6 +193,9 @@ def _check(row: Mapping[str, Any], where: str, column: str) -> Row:
         status=status,
         reason=_one_line(_text(row, "reason", where, "")),
         flags=_one_line(_text(row, "flags", where, "")),
+        split_half=None
+        if column != "value" or _is_absent(row.get("split_half"))
+        else _positive(row, "split_half", where),
         where=where,
     )
 

@@ -65,6 +65,7 @@ class Row:
     status: str
     reason: str
     flags: str = ""  # problems of a trial that continued nevertheless
+    split_half: float | None = None  # the same distance between two random halves of the real pictures
     where: str = field(default="", compare=False)  # file and number of the row, for messages
 
 
@@ -214,9 +215,10 @@ def replicates(trials: Sequence[Trial]) -> list[list[Trial]]:
 
 def check_seeds(trials: Sequence[Trial]) -> None:
     """Raise ValueError, in one line with both rows, if two of these replicates have one seed."""
-    by_seed: dict[int, Trial] = {}
+    by_seed: dict[Any, Trial] = {}
     for trial in trials:
-        other = by_seed.setdefault(trial.last.seed, trial)
+        # Networks of other cost are other networks, even if a table of published points gives them one name.
+        other = by_seed.setdefault((trial.last.seed, trial.last.g_forward_flops), trial)
         if other is not trial:
             raise ValueError(
                 f"{other.name} and {trial.name} are both {trial.cell.label} with seed {trial.last.seed}"

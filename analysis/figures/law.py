@@ -1,5 +1,6 @@
-"""Figure of a law (the paper's Fig. 21): checkpoints, points, the line with its band, and earlier predictions."""
+"""Figure of the laws of a table (the paper's Fig. 21): points, curves with their bands, and the points' distances."""
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,69 +11,108 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patheffects import withStroke
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from analysis.figures.style import COLOURS, LINES, MARKERS, STYLE, number_text, plain, save_figure, set_ticks
-from analysis.law import Law
-from analysis.table import BROKEN, Cell, Table, gflops
+from analysis.figures.style import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    STYLE,
+    label_points,
+    number_text,
+    plain,
+    save_figure,
+    set_ticks,
+)
+from analysis.law import Law, Laws
+from analysis.noise import seed_spread
+from analysis.points import Point
+from analysis.table import BROKEN, Table, gflops
 
+SEED: dict[str, Any] = {"linestyle": "none", "markersize": 3.5, "alpha": 0.7, "markeredgewidth": 0}
 LEFT_OUT: dict[str, Any] = {"color": "0.6", "linestyle": (0, (4, 2.5)), "linewidth": 0.9}
 PREDICTED: dict[str, Any] = {
     "marker": "s", "linestyle": "none", "markersize": 7, "color": "black", "markerfacecolor": "white",
 }  # fmt: skip
+BEYOND: dict[str, Any] = {"linestyle": "none", "color": "0.35", "markersize": 5, "clip_on": False, "zorder": 5}
+NEW_SIZE: dict[str, Any] = {"color": "0.5", "alpha": 0.16, "linewidth": 0, "zorder": 1}
+OF_CURVE: dict[str, Any] = {"color": "0.35", "alpha": 0.3, "linewidth": 0, "zorder": 1.5}
 MAX_LISTED = 5  # trials left out that the legend names
 LEGEND_WIDTH = 36  # characters
 
 
-def plot_law(
-    table: Table, law: Law, path_without_suffix: Path, predictions: Sequence[Mapping[str, Any]] = ()
+def plot_laws(
+    table: Table, laws: Laws, path_without_suffix: Path, predictions: Sequence[Mapping[str, Any]] = ()
 ) -> list[Path]:
     """Draw training compute C against the metric (the paper's Fig. 21) as .svg and .png; return both paths.
 
-    x is C in GFLOPs (multiply-adds / 1e9), y the metric, both logarithmic: every checkpoint of every trial,
-    the law's points, its line and its 95 % prediction band. Equal input gives equal bytes.
+    Above: every checkpoint of every trial, the points with their seeds, and each law with its 95 % interval and the
+    95 % prediction interval of a new size; x is C in GFLOPs (multiply-adds / 1e9). Below: each point and each seed over
+    the law. All axes but the last are logarithmic. Equal input gives equal bytes.
     predictions: written before their size ran; each has `gflops`, `predicted`, `low` and `high` (None: no upper end).
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.2, 4.4), layout="constrained")
-        axes = figure.add_subplot(xscale="log", yscale="log")
-        looks = _looks(law)
-        x, y = _draw_trajectories(axes, table, law, looks)
-        _draw_law(axes, law, x, y)
+        figure = Figure(figsize=(8.6, 5.8), layout="constrained")
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        axes.set(xscale="log", yscale="log")
+        looks = _looks(laws)
+        x, y = _draw_trajectories(axes, table, laws, looks)
+        _set_limits(axes, laws, x, y)
+        cut = [_draw_law(axes, law) for law in laws.laws]
         _draw_predictions(axes, predictions)
-        _draw_points(axes, law, looks)
-        _label(axes, law)
-        figure.legend(handles=_legend(law, looks, bool(predictions)), loc="outside right upper", handlelength=3.2)
+        for law in laws.laws:
+            _draw_points(axes, law, looks)
+            _draw_distances(below, law, looks)
+        _label(axes, below, laws)
+        handles = _legend(laws, looks, bool(predictions), any(cut))
+        figure.legend(handles=handles, loc="outside right upper", handlelength=3.2)
+        figure.draw_without_rendering()  # settles the layout, on which the places of the labels depend
+        points = [point for law in laws.laws for point in law.points]
+        label_points(axes, [(p.gflops, p.value) for p in points], [_name(p, laws) for p in points])
         return save_figure(figure, Path(path_without_suffix))
 
 
-def _looks(law: Law) -> dict[Cell, dict[str, Any]]:
-    """Colour, marker and line style of each of the law's sizes, cheapest generator first."""
+def _name(point: Point, laws: Laws) -> str:
+    return point.cell.label if len(laws.laws) == 1 or len(point.cell.label) > 6 else point.cell.generator_size
+
+
+def _looks(laws: Laws) -> dict[Any, dict[str, Any]]:
+    """Colour, marker and line of each cell. Sizes differ in colour, several patch sizes in marker and line."""
+    sizes = list(dict.fromkeys((p.cell.generator_size, p.cell.discriminator_size) for p in _by_cost(laws)))
+    patches = [law.patch for law in laws.laws]
     looks = {}
-    for i, point in enumerate(sorted(law.points, key=lambda p: (p.g_forward_gflops, p.cell))):
-        shifted = i + i // len(COLOURS)  # a seventh size has the first one's colour with another marker
-        looks[point.cell] = {
-            "color": COLOURS[i % len(COLOURS)],
-            "marker": MARKERS[shifted % len(MARKERS)],
-            "linestyle": LINES[shifted % len(LINES)],
-        }
+    for law in laws.laws:
+        for point in law.points:
+            i = sizes.index((point.cell.generator_size, point.cell.discriminator_size))
+            # A seventh size has the first one's colour with another marker.
+            other = patches.index(law.patch) if len(patches) > 1 else i + i // len(COLOURS)
+            looks[point.cell] = {
+                "color": COLOURS[i % len(COLOURS)],
+                "marker": MARKERS[other % len(MARKERS)],
+                "linestyle": LINES[other % len(LINES)],
+            }
     return looks
 
 
-def _draw_trajectories(
-    axes: Axes, table: Table, law: Law, looks: dict[Cell, dict[str, Any]]
-) -> tuple[list[float], list[float]]:
-    """Draw the evaluations with the law's protocol; return all (C, value) drawn, and the law's points."""
-    x, y = [p.gflops for p in law.points], [p.value for p in law.points]
+def _by_cost(laws: Laws) -> list[Point]:
+    return sorted((p for law in laws.laws for p in law.points), key=lambda p: (p.g_forward_gflops or p.gflops, p.cell))
+
+
+def _draw_trajectories(axes: Axes, table: Table, laws: Laws, looks: dict[Any, Any]) -> tuple[list[float], list[float]]:
+    """Draw the evaluations with the laws' protocol; return all (C, value) drawn, and the laws' points and seeds."""
+    points = [p for law in laws.laws for p in law.points]
+    used = {name for p in points for name in p.trials}
+    x, y = [p.gflops for p in points for _ in p.values], [v for p in points for v in p.values]
     for trial in table.trials:
-        flops, value = trial.trajectory(law.measured)
+        flops, value = trial.trajectory(laws.measured)
         if len(flops) == 0:
             continue
         compute = np.array([gflops(f) for f in flops])
-        look: dict[str, Any] = {"marker": ".", **looks.get(trial.cell, {}), "linewidth": 0.9, "alpha": 0.75}
-        if not trial.complete:
+        look: dict[str, Any] = {"marker": ".", **looks.get(trial.cell, {}), "linewidth": 0.9, "alpha": 0.6}
+        if trial.name not in used:
             look |= LEFT_OUT
-        axes.plot(compute, value, markersize=3, markevery=max(1, len(compute) // 12), zorder=2, **look)
+        axes.plot(compute, value, markersize=2.5, markevery=max(1, len(compute) // 12), zorder=2, **look)
         if trial.last.status in BROKEN:
             axes.plot(compute[-1], value[-1], "x", color="0.25", markersize=7, markeredgewidth=1.4, zorder=4)
         x += compute.tolist()
@@ -80,94 +120,138 @@ def _draw_trajectories(
     return x, y
 
 
-def _draw_law(axes: Axes, law: Law, x: list[float], y: list[float]) -> None:
-    """Set the limits from what was drawn, then draw line and band over slightly more than the points' range."""
-    # A band on one degree of freedom spans decades; it may widen the figure by no more than a factor of two.
-    ends = np.array([law.points[0].gflops, law.points[-1].gflops])
-    low, high = law.fit.band(ends)
-    y_low = max(min(y) / 2, min(*y, *low))
-    y_high = min(max(y) * 2, max(*y, *high))
+def _set_limits(axes: Axes, laws: Laws, x: list[float], y: list[float]) -> None:
+    """Set the limits from what was drawn; a band that spans decades widens the figure by a factor of two at most."""
+    lows, highs = [], []
+    for law in laws.laws:
+        ends = [law.points[0].gflops, law.points[-1].gflops]
+        low, high = law.curve.new_size(ends, _seeds(law))
+        lows += low.tolist()
+        highs += high.tolist()
     axes.set_xlim(_padded(min(x), max(x)))
-    axes.set_ylim(_padded(y_low, y_high))
+    axes.set_ylim(_padded(max(min(y) / 2, min(*y, *lows)), min(max(y) * 2, max(*y, *highs))))
 
-    margin = (ends[1] / ends[0]) ** 0.08
-    compute = np.geomspace(ends[0] / margin, min(ends[1] * margin, axes.get_xlim()[1]), 200)
-    axes.plot(compute, law.fit.predict(compute), color="black", linewidth=1.5, zorder=3)
-    low, high = law.fit.band(compute)
-    bottom, top = axes.get_ylim()  # clipped, because an infinite end would not be filled
-    low, high = np.clip(low, bottom / 10, top * 10), np.clip(high, bottom / 10, top * 10)
-    axes.fill_between(compute, low, high, color="0.5", alpha=0.18, linewidth=0, zorder=1)
+
+def _seeds(law: Law) -> int:
+    return round(float(np.median([len(p.values) for p in law.points])))
+
+
+def _draw_law(axes: Axes, law: Law) -> bool:
+    """Draw the curve and both bands over slightly more than the points' range; return whether the figure cuts them."""
+    first, last = law.points[0].gflops, law.points[-1].gflops
+    margin = (last / first) ** 0.08
+    compute = np.geomspace(first / margin, min(last * margin, axes.get_xlim()[1]), 200)
+    axes.plot(compute, law.curve.predict(compute), color="black", linewidth=1.5, zorder=3)
+    bottom, top = axes.get_ylim()
+    cut = False
+    for (low, high), look in (
+        (law.curve.new_size(compute, _seeds(law)), NEW_SIZE),
+        (law.curve.band(compute), OF_CURVE),
+    ):
+        axes.fill_between(compute, np.clip(low, bottom, top), np.clip(high, bottom, top), **look)
+        for outside, at, marker in ((low < bottom, bottom, "v"), (high > top, top, "^")):
+            if outside.any():
+                cut = True
+                where = compute[outside][:: max(1, int(outside.sum()) // 3)]
+                axes.plot(where, np.full(len(where), at), marker, **BEYOND)
+    return cut
 
 
 def _draw_predictions(axes: Axes, predictions: Sequence[Mapping[str, Any]]) -> None:
     """Draw open squares with their intervals; the figure cuts off an interval that is wider than itself."""
-    limits = axes.get_ylim()
+    bottom, top = axes.get_ylim()
     left, right = axes.get_xlim()
     # A predicted size may not have run yet, so its C may lie outside the limits.
     axes.set_xlim(left, max([right, *(row["gflops"] * 1.2 for row in predictions)]))
     for row in predictions:
-        ends = [row["low"], limits[1] * 10 if row["high"] is None else row["high"]]
-        axes.plot([row["gflops"]] * 2, ends, "-", color="black", linewidth=1.1, zorder=4)
+        high = math.inf if row["high"] is None else row["high"]
+        axes.plot([row["gflops"]] * 2, [max(row["low"], bottom), min(high, top)], "-", color="black", zorder=4)
         axes.plot(row["gflops"], row["predicted"], **PREDICTED, zorder=4)
-    axes.set_ylim(limits)
+        for outside, at, marker in ((row["low"] < bottom, bottom, "v"), (high > top, top, "^")):
+            if outside:
+                axes.plot(row["gflops"], at, marker, **BEYOND)
+    axes.set_ylim(bottom, top)
 
 
-def _draw_points(axes: Axes, law: Law, looks: dict[Cell, dict[str, Any]]) -> None:
-    # A label goes below and to the left of its point, where the figure is empty: the line falls to the right, and the
-    # curves of larger models come from above. It goes above at the left edge, and if another label is already below.
-    below, above = (-6, -6, "right", "top"), (7, 5, "left", "bottom")
-    taken: list[tuple[float, float]] = []
+def _draw_points(axes: Axes, law: Law, looks: dict[Any, dict[str, Any]]) -> None:
     for point in law.points:
-        look = looks[point.cell]
-        x, y = axes.transAxes.inverted().transform(axes.transData.transform((point.gflops, point.value)))
-        crowded = x < 0.12 or any(abs(x - x0) < 0.09 and abs(y - y0) < 0.05 for x0, y0 in taken)
-        dx, dy, ha, va = above if crowded else below
-        if not crowded:
-            taken.append((x, y))
-        axes.plot(
-            point.gflops, point.value, look["marker"], color=look["color"], markersize=9,
-            markeredgecolor="black", markeredgewidth=1.2, zorder=5,
-        )  # fmt: skip
-        axes.annotate(
-            plain(point.cell.label), (point.gflops, point.value),
-            xytext=(dx, dy), textcoords="offset points", ha=ha, va=va, fontweight="bold", zorder=6,
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )  # fmt: skip
+        look = {key: looks[point.cell][key] for key in ("color", "marker")}
+        if len(point.values) > 1:
+            axes.plot([point.gflops] * len(point.values), point.values, zorder=4, **look | SEED)
+        axes.plot(point.gflops, point.value, markersize=8, markeredgecolor="black", zorder=5, linestyle="none", **look)
 
 
-def _label(axes: Axes, law: Law) -> None:
-    fit, measured = law.fit, law.measured
+def _draw_distances(axes: Axes, law: Law, looks: dict[Any, dict[str, Any]]) -> None:
+    """Draw points and seeds over the law, in standard deviations of a seed; of a point, where no size has two seeds."""
+    unit = _unit(law)
+    for point in law.points:
+        fitted = float(law.curve.predict([point.gflops])[0])
+        look = {key: looks[point.cell][key] for key in ("color", "marker")}
+        if len(point.values) > 1:
+            strays = [math.log(value / fitted) / unit for value in point.values]
+            axes.plot([point.gflops] * len(strays), strays, zorder=4, **look | SEED)
+        stray = math.log(point.value / fitted) / unit
+        axes.plot(point.gflops, stray, markersize=7, markeredgecolor="black", zorder=5, linestyle="none", **look)
+
+
+def _unit(law: Law) -> float:
+    spread = seed_spread(law.points)
+    return spread[0] if spread and spread[0] > 0 else max(law.curve.residual_std, 1e-12)
+
+
+def _label(axes: Axes, below: Axes, laws: Laws) -> None:
+    measured = laws.measured
     images = f"   (N = {measured.n:,} generated images)" if measured.n else ""
-    axes.set_xlabel("training compute C   (GFLOPs = $10^9$ multiply-adds)")
     axes.set_ylabel(plain(measured.metric) + images)
-    axes.set_title(
-        f"{plain(measured.metric)} = {number_text(fit.a, 3)} $\\cdot\\, C^{{{-fit.b:.3f}}}$\n"
-        f"exponent's 95 % interval [${-fit.b_high:.3f}$, ${-fit.b_low:.3f}$], {fit.n} sizes",
-        linespacing=1.4,
-    )
+    axes.set_title("\n".join(_title(law, laws) for law in laws.laws), linespacing=1.4)
     axes.grid(which="major")
-    set_ticks(axes.xaxis, *axes.get_xlim())
     set_ticks(axes.yaxis, *axes.get_ylim())
+    below.set_xlabel("training compute C   (GFLOPs = $10^9$ multiply-adds)")
+    seeds = all((spread := seed_spread(law.points)) and spread[0] > 0 for law in laws.laws)
+    below.set_ylabel("over the law,\nin std of a seed" if seeds else "over the law,\nin std of a point")
+    below.axhline(0, color="black", linewidth=1)
+    below.grid(which="major")
+    limit = max(1.2, 1.15 * max(map(abs, below.get_ylim())))
+    below.set_ylim(-limit, limit)
+    below.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
+    set_ticks(below.xaxis, *axes.get_xlim())
 
 
-def _legend(law: Law, looks: dict[Cell, dict[str, Any]], predicted: bool) -> list[Line2D]:
-    handles = [
-        Line2D([], [], markersize=5, linewidth=1.2, label=plain(cell.label), **look) for cell, look in looks.items()
+def _title(law: Law, laws: Laws) -> str:
+    curve = law.curve
+    floor = f"{number_text(curve.floor, 3)} + " if curve.floor else ""
+    low, high = ("-" if end is None else f"{end:.3f}" for end in (curve.b_low, curve.b_high))
+    patch = f"patch {law.patch}:  " if len(laws.laws) > 1 else ""
+    a = number_text(curve.a, 3)
+    return (
+        f"{patch}{plain(law.measured.metric)} = {floor}{a} $\\cdot\\, C^{{{-curve.b:.3f}}}$,   "
+        f"$b$ = ${curve.b:.3f}$ [${low}$, ${high}$],  {curve.sizes} sizes"
+    )
+
+
+def _legend(laws: Laws, looks: dict[Any, dict[str, Any]], predicted: bool, cut: bool) -> list[Any]:
+    points = {p.cell: p for p in _by_cost(laws)}
+    handles: list[Any] = [
+        Line2D([], [], markersize=5, linewidth=1.2, label=plain(cell.label), **looks[cell]) for cell in points
     ]
-    handles.append(Line2D([], [], color="black", linewidth=1.5, label="power law"))
-    handles.append(Line2D([], [], color="0.5", alpha=0.25, linewidth=8, label="95 % prediction band"))
+    if any(len(p.values) > 1 for p in points.values()):
+        handles.append(Line2D([], [], color="0.3", marker="o", label="a seed", **SEED))
+    handles.append(Line2D([], [], color="black", linewidth=1.5, label="law"))
+    handles.append(Patch(label="law, 95 % (a floor allowed)", **OF_CURVE))
+    handles.append(Patch(label="a new size, 95 %", **NEW_SIZE))
+    if cut:
+        handles.append(Line2D([], [], marker="^", label="goes on outside", **BEYOND))
     if predicted:
         handles.append(Line2D([], [], label="predicted before it ran, 95 %", **PREDICTED))
-    if law.excluded:
+    if laws.excluded:
         handles.append(Line2D([], [], linestyle="none", label="left out:"))
-    for trial in law.excluded[:MAX_LISTED]:
+    for trial in laws.excluded[:MAX_LISTED]:
         text = f"{trial.trial} ({trial.cell.label}): {trial.reason}"
         label = "\n".join(textwrap.wrap(text, LEGEND_WIDTH, max_lines=2, placeholder=" …"))
         cross: dict[str, Any] = {"marker": "x", "markeredgecolor": "0.25"} if trial.status in BROKEN else {}
         handles.append(Line2D([], [], markersize=5, label=plain(label), **LEFT_OUT, **cross))
-    if len(law.excluded) > MAX_LISTED:
-        more = f"and {len(law.excluded) - MAX_LISTED} more"
-        handles.append(Line2D([], [], linestyle="none", label=more))
+    if len(laws.excluded) > MAX_LISTED:
+        handles.append(Line2D([], [], linestyle="none", label=f"and {len(laws.excluded) - MAX_LISTED} more"))
     return handles
 
 

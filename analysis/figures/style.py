@@ -5,12 +5,16 @@ Figures are drawn with matplotlib's Figure alone: no pyplot, so no state is shar
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 STYLE: Any = {  # Any: matplotlib's own type lists every key
     "font.size": 9,
@@ -84,3 +88,53 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
         os.replace(partial, target)
         written.append(target)
     return written
+
+
+# Where a label may stand beside its point, in points: the first place that is free is taken.
+PLACES = tuple(
+    (dx, dy, ha, va)
+    for reach in (1.0, 2.2, 3.6)
+    for dx, dy, ha, va in (
+        (7 * reach, 5 * reach, "left", "bottom"), (-7 * reach, -6 * reach, "right", "top"),
+        (7 * reach, -6 * reach, "left", "top"), (-7 * reach, 5 * reach, "right", "bottom"),
+        (0.0, 8 * reach, "center", "bottom"), (0.0, -8 * reach, "center", "top"),
+    )
+)  # fmt: skip
+
+
+def label_points(
+    axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], others: Sequence[tuple[float, float]] = ()
+) -> None:
+    """Write a label beside each point, where it lies on no other label and on no point.
+
+    Call it when the limits and the layout are final. others: further points that labels keep off.
+    """
+    size, dots = 8.0, axes.figure.dpi / 72
+    to_dots = axes.transData.transform
+    taken = [_box(x - 5 * dots, y - 5 * dots, 10 * dots, 10 * dots) for x, y in map(to_dots, [*points, *others])]
+    frame = axes.get_window_extent()
+    for (x, y), text in zip(points, texts, strict=True):
+        px, py = to_dots((x, y))
+        wide, high = 0.64 * size * len(text) * dots, 1.15 * size * dots  # of DejaVu Sans, bold
+        boxes = []
+        for dx, dy, ha, va in PLACES:
+            left = px + dx * dots - {"left": 0.0, "right": wide, "center": wide / 2}[ha]
+            below = py + dy * dots - {"bottom": 0.0, "top": high}[va]
+            boxes.append(_box(left, below, wide, high))
+        inside = [frame.contains(b.x0, b.y0) and frame.contains(b.x1, b.y1) for b in boxes]
+        crossed = [
+            sum(b.overlaps(other) for other in taken) + 100 * (not ok) for b, ok in zip(boxes, inside, strict=True)
+        ]
+        best = crossed.index(min(crossed))
+        taken.append(boxes[best])
+        dx, dy, ha, va = PLACES[best]
+        far = best >= 6  # a line leads to a label that stands far from its point
+        axes.annotate(
+            plain(text), (x, y), xytext=(dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=size,
+            fontweight="bold", zorder=6, path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            arrowprops={"arrowstyle": "-", "color": "0.5", "linewidth": 0.6, "shrinkB": 4} if far else None,
+        )  # fmt: skip
+
+
+def _box(left: float, below: float, wide: float, high: float) -> Bbox:
+    return Bbox.from_bounds(left, below, wide, high)

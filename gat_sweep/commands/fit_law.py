@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Fit laws with known answers, and print how often the intervals hold them (minutes).",
 )
+@click.option("--verbose", is_flag=True, help="Print everything that law.json holds, such as the law without each run.")
 @home_option
 @folder_option
 @json_option
@@ -46,11 +47,12 @@ def fit_law(
     paper: bool,
     floor: float | None,
     selftest: bool,
+    verbose: bool,
     home: "Place",
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Fit the law metric = a C^-b, check it, and draw it.
+    """Fit the law metric = a C^-b or E + a C^-b, check it, and draw it.
 
     Scores the run's predictions. SOURCE is the name of a run, a .parquet or a .csv. Leaves law.json, law.svg and
     law.png in the run and in MLflow.
@@ -75,7 +77,7 @@ def fit_law(
         else:
             console().print(selftest_table(found))
         sys.exit(int(not all(row["passes"] for row in found)))
-    report, text, files = fit_law_command(source, metric, home, out, floor)
+    report, text, files = fit_law_command(source, metric, home, out, floor, verbose)
     print_report(report, text, files, as_json)
 
 

@@ -166,8 +166,9 @@ def print_report(report: dict[str, Any], text: str, files: list[Path], as_json: 
 
 
 def print_files(files: list[Path]) -> None:
-    for file in files:
-        click.echo(f"  {file}")
+    """Prints where files are, those of one folder in one line."""
+    for folder in dict.fromkeys(file.parent for file in files):
+        click.echo(f"  {folder}: {', '.join(file.name for file in files if file.parent == folder)}")
 
 
 def print_results(

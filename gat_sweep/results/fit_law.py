@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from analysis.table import Table
+from analysis.law import Laws, fit_laws
+from analysis.law_text import summary
+from analysis.scrutiny import scrutinise
+from analysis.table import Table, strict_json
 from gat_sweep.files.storage import Place
 from gat_sweep.results import paper
 from gat_sweep.results.study import Study, analyse, loaded_table, log_to_mlflow, open_study
@@ -12,26 +15,27 @@ from gat_sweep.results.study import Study, analyse, loaded_table, log_to_mlflow,
 
 @dataclass(frozen=True)
 class _LawReport:
-    """A law with all its checks."""
+    """The laws of a table with all their checks."""
 
-    law: Any
+    laws: Laws
+    checks: tuple[dict[str, Any], ...]  # of each law
     more: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        return self.law.to_json() | self.more
+        laws = [law.to_json() | checks for law, checks in zip(self.laws.laws, self.checks, strict=True)]
+        return strict_json(self.laws.head() | {"laws": laws} | self.more)
 
 
 def fit_law_command(
-    source: str | None, metric: str, home: Place, out: Path | None, floor: float | None
+    source: str | None, metric: str, home: Place, out: Path | None, floor: float | None, verbose: bool
 ) -> tuple[dict[str, Any], str, list[Path]]:
-    """Fit, check and draw a law, and score the run's predictions; return (its JSON, a summary to print, the files).
+    """Fit, check and draw the laws, and score the run's predictions; return (the JSON, a summary to print, the files).
 
-    source: as for open_study; None is the paper's own points. floor: that of the law, if it is known.
+    source: as for open_study; None is the paper's own points. floor: that of the law, if it is known. verbose: of the
+    summary.
     Raises UserError if there is nothing to fit, or the table has an error.
     """
-    from analysis.figures.law import plot_law
-    from analysis.law import fit_law
-    from analysis.scrutiny import scrutinise, summary
+    from analysis.figures.law import plot_laws
     from gat_sweep.results.predict import scored
 
     if source is None:
@@ -43,18 +47,16 @@ def fit_law_command(
         opened = open_study(source, home, out, metric)
 
     def scrutinised(table: Table) -> _LawReport:
-        law = fit_law(table)
-        more = scrutinise(table, law, floor)
-        if source is None:
-            more |= paper.remarks(table)
+        laws = fit_laws(table, floor)
+        more = paper.remarks(table) if source is None else {}
         if opened.run is not None and metric == "value":
-            more["predictions"] = scored(opened.run, law)
-        return _LawReport(law, more)
+            more["predictions"] = scored(opened.run, laws)
+        return _LawReport(laws, tuple(scrutinise(table, law) for law in laws.laws), more)
 
     def plotted(found: _LawReport, path: Path) -> list[Path]:
         predictions = [row for row in found.more.get("predictions", []) if row["intact"]]
-        return plot_law(opened.table, found.law, path, predictions)
+        return plot_laws(opened.table, found.laws, path, predictions)
 
     report, files = analyse(opened, "law", scrutinised, plotted)
     warning = log_to_mlflow(opened, files)
-    return report, summary(report) + (f"\n{warning}" if warning else ""), files
+    return report, summary(report, verbose) + (f"\n{warning}" if warning else ""), files

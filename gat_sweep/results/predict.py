@@ -12,9 +12,12 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from analysis.law import Law, fit_law, fit_power_law
+from analysis.law import Law, Laws, fit_curve, fit_laws
+from analysis.law_text import interval, law_text
+from analysis.noise import Noise
+from analysis.points import Point
 from analysis.statistics import CONFIDENCE
-from analysis.table import Cell, gflops
+from analysis.table import Cell, gflops, strict_json
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
@@ -25,6 +28,7 @@ from gat_sweep.run.record import run_trials
 from gat_sweep.version import source_commit
 
 FOLDER = "predictions"
+LAW = ("a", "b", "b_low", "b_high", "floor", "floor_low", "floor_high", "sizes", "chosen")  # of the law, in the file
 
 
 def predict_command(study: Study, size: str, home: Place) -> list[tuple[dict[str, Any], Place]]:
@@ -42,15 +46,20 @@ def predict_command(study: Study, size: str, home: Place) -> list[tuple[dict[str
         if began(study.run, name) is not None:
             raise UserError(f"trial {name} of size {size} has already started; a prediction must be written before")
     try:
-        law = fit_law(study.table)
+        laws = fit_laws(study.table)
     except ValueError as error:
         raise UserError(f"nothing to predict {size} from: {error}") from None
     cells: dict[Cell, list[str]] = {}
     for name, config in chosen.items():
         cells.setdefault(Cell(*_sizes(config), config.model.patch), []).append(name)
+    found = {cell: laws.at(cell.patch) for cell in cells}
+    if lacking := [cell.label for cell, law in found.items() if law is None]:
+        raise UserError(f"nothing to predict {lacking[0]} from: its patch size has fewer than three complete sizes")
     written = []
     for cell, names in cells.items():
-        prediction = predict_cell(law, cell, [configs[name] for name in names])
+        law = found[cell]
+        assert law is not None
+        prediction = predict_cell(law, laws, cell, [configs[name] for name in names])
         prediction = {"run": study.name, "trials": names, **prediction, "commit": source_commit()}
         prediction |= {"written": datetime.now(UTC).isoformat(timespec="seconds")}
         prediction["digest"] = digest(prediction)
@@ -61,19 +70,26 @@ def predict_command(study: Study, size: str, home: Place) -> list[tuple[dict[str
     return written
 
 
-def predict_cell(law: Law, cell: Cell, configs: list[TrialConfig]) -> dict[str, Any]:
-    """Predict a cell by a law: the mean over its seeds at its last step.
+def predict_cell(law: Law, laws: Laws, cell: Cell, configs: list[TrialConfig]) -> dict[str, Any]:
+    """Predict a cell by the law of its patch size: the geometric mean over its seeds at its last step.
 
     low, high: the law's prediction interval, whose unit is a size: with three sizes it has one degree of freedom.
     seeds_low, seeds_high: the interval if sizes lay exactly on the law and only seeds deviated; None without several
     seeds of a size.
+    Raises UserError if the cell's trials differ in length, since each length would be another prediction.
     """
     steps = {config.train.steps for config in configs}
     per_trial = [
         gflops(sum(iteration_flops(config).values()) * config.train.batch * config.train.steps) for config in configs
     ]
     compute = sum(per_trial) / len(per_trial)
-    low, high = (float(end[0]) for end in law.fit.band([compute]))
+    if len(steps) > 1:
+        lengths = ", ".join(map(str, sorted(steps)))
+        raise UserError(
+            f"trials of {cell.label} have several lengths ({lengths} steps); predict a run with one of them"
+        )
+    curve = law.curve
+    low, high = (float(end[0]) for end in curve.new_size([compute], len(configs)))
     single = [(p.gflops, value) for p in law.points for value in p.values]
     found: dict[str, Any] = {
         "size": cell.label,
@@ -84,40 +100,39 @@ def predict_cell(law: Law, cell: Cell, configs: list[TrialConfig]) -> dict[str, 
         "n": law.measured.n,
         "reference": law.measured.reference,
         "protocol": law.measured.protocol,
-        "predicted": float(law.fit.predict(compute)),
+        "predicted": float(curve.predict([compute])[0]),
         "low": low,
         "high": high if high < float("inf") else None,
         "confidence": CONFIDENCE,
         "seeds": len(configs),
-        "law": {"a": law.fit.a, "b": law.fit.b, "b_low": law.fit.b_low, "b_high": law.fit.b_high, "n": law.fit.n},
+        "law": {name: getattr(curve, name) for name in LAW},
         "from": [
             {"size": p.cell.label, "gflops": p.gflops, "trials": list(p.trials), "values": list(p.values)}
             for p in law.points
         ],
-        "left_out": [{"trial": e.trial, "reason": e.reason} for e in law.excluded],
+        "left_out": [{"trial": e.trial, "reason": e.reason} for e in laws.excluded],
         "seeds_low": None,
         "seeds_high": None,
     }
     if len(single) > len(law.points):
-        fit = fit_power_law(*zip(*single, strict=True))
-        ends = fit.band([compute], of=len(configs))
+        seeds_only = Noise(curve.noise.mean_log_compute, spread=1.0, effect=0.0)
+        fit = fit_curve([c for c, _ in single], [v for _, v in single], law.given_floor, seeds_only)
+        ends = fit.new_size([compute], len(configs))
         found |= {"seeds_low": float(ends[0][0]), "seeds_high": float(ends[1][0])}
-    return found
+    return strict_json(found)
 
 
 def prediction_text(prediction: dict[str, Any]) -> str:
     """A prediction in words."""
-    law, high = prediction["law"], prediction["high"]
+    law = prediction["law"]
     lines = [
         f"{prediction['metric']} of {prediction['size']} after {prediction['steps']} steps, mean of "
-        f"{prediction['seeds']} seeds: {prediction['predicted']:.4g}, 95 % interval [{prediction['low']:.4g}, "
-        f"{'inf' if high is None else f'{high:.4g}'}]",
-        f"from {law['n']} sizes, b = {law['b']:.4f} [{law['b_low']:.4f}, {law['b_high']:.4f}]",
+        f"{prediction['seeds']} seeds: {prediction['predicted']:.4g}, 95 % interval {interval(prediction)}",
+        f"from {law['sizes']} sizes, {law_text(prediction['metric'], law)}, b {interval(law, 'b_low', 'b_high')}",
     ]
     if prediction["seeds_low"] is not None:
-        lines.append(
-            f"if only seeds deviated from the law: [{prediction['seeds_low']:.4g}, {prediction['seeds_high']:.4g}]"
-        )
+        ends = interval(prediction, "seeds_low", "seeds_high")
+        lines.append(f"{ends} if all sizes lay on the law exactly and only seeds deviated, which is an assumption")
     return "\n".join([*lines, f"written {prediction['written']}, sha256 {prediction['digest']}"])
 
 
@@ -127,8 +142,8 @@ def digest(prediction: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def scored(run: Place, law: Law) -> list[dict[str, Any]]:
-    """Compare a run's predictions with the law's points; return them in the order of writing.
+def scored(run: Place, laws: Laws) -> list[dict[str, Any]]:
+    """Compare a run's predictions with the laws' points; return them in the order of writing.
 
     intact: whether the digest matches. before: whether it was written before any trial of the size started.
     value, inside, inside_seeds, ratio: None until the size is complete.
@@ -143,9 +158,9 @@ def scored(run: Place, law: Law) -> list[dict[str, Any]]:
             row = {key: prediction[key] for key in _SHOWN}
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{file} is not a prediction; delete it, or copy it again") from None
-        point = next((p for p in law.points if list(p.cell) == [prediction[key] for key in Cell._fields]), None)
+        point = _point_of(prediction, laws)
         same = point is not None and all(
-            prediction[key] == getattr(law.measured, key) for key in ("metric", "n", "reference", "protocol")
+            prediction[key] == getattr(laws.measured, key) for key in ("metric", "n", "reference", "protocol")
         )
         started = [time for trial in prediction["trials"] if (time := began(run, trial)) is not None]
         value = point.value if point is not None and same and intact else None
@@ -165,6 +180,12 @@ def scored(run: Place, law: Law) -> list[dict[str, Any]]:
             }
         )
     return sorted(found, key=lambda row: row["written"])
+
+
+def _point_of(prediction: dict[str, Any], laws: Laws) -> Point | None:
+    """Return the point of the predicted trials; None until one is complete."""
+    points = [point for law in laws.laws for point in law.points]
+    return next((point for point in points if set(point.trials) & set(prediction["trials"])), None)
 
 
 _SHOWN = ("size", "written", "digest", "predicted", "low", "high", "seeds_low", "seeds_high", "gflops", "law")

@@ -10,7 +10,6 @@ from PIL import Image
 
 from analysis.catalogue import ANALYSES
 from analysis.html import Picture, Section, html_report
-from analysis.scrutiny import summary
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
 from gat_sweep.results.fit_law import fit_law_command
@@ -58,8 +57,8 @@ def _sections(
 ) -> tuple[list[Section], list[tuple[str, str]]]:
     sections, refused = [], []
     try:
-        report, _, files = fit_law_command(name, "value", home, out, None)
-        sections.append(Section("Scaling law", summary(report), report, _svg(files)))
+        report, text, files = fit_law_command(name, "value", home, out, None, verbose=True)
+        sections.append(Section("Scaling law", text, report, _svg(files)))
         say("Scaling law: fitted")
     except UserError as reason:
         refused.append(("Scaling law", str(reason)))

@@ -1,0 +1,115 @@
+"""How far seeds spread, whether that grows with compute, and whether sizes stray from a law by more than that."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, stats
+
+from analysis.points import Point
+from analysis.statistics import CONFIDENCE
+
+MIN_SPREADS, MIN_DEGREES = 3, 6  # points with several seeds, and their degrees of freedom, for a slope of the variance
+STEEPEST = 4.0  # slope of ln variance over ln C at which the search ends
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Variance of a point's ln value: effect^2 + spread^2 C^slope / seeds, C in units of the points' mean.
+
+    The slope is estimated by maximum likelihood from the spreads between seeds, the effect of the sizes from the
+    points' distances from a power law (Paule and Mandel 1982). Without enough seeds all variances are equal.
+    """
+
+    mean_log_compute: float
+    slope: float = 0.0
+    spread: float = 0.0  # between seeds, at the points' mean ln C
+    effect: float = 1.0  # standard deviation of sizes; 1 if all variances are equal
+    p: float | None = None  # of slope 0, by the likelihood ratio
+    not_possible: str = ""  # why the slope is not estimated
+
+    def variance(self, compute: ArrayLike, seeds: ArrayLike) -> NDArray[np.float64]:
+        """Return the variance at each C for a mean over so many seeds; only ratios count if all are equal."""
+        x = np.log(np.asarray(compute, dtype=np.float64)) - self.mean_log_compute
+        return np.asarray(self.effect**2 + self.spread**2 * np.exp(self.slope * x) / np.asarray(seeds))
+
+
+def _spreads(points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return of each point with several seeds: ln C, sum of squares of ln value about its mean, degrees of freedom."""
+    several = [(p.gflops, np.log(p.values)) for p in points if len(p.values) > 1]
+    x = np.log([compute for compute, _ in several])
+    squares = np.array([float(((logs - logs.mean()) ** 2).sum()) for _, logs in several])
+    return x, squares, np.array([len(logs) - 1.0 for _, logs in several])
+
+
+def seed_spread(points: Sequence[Point]) -> tuple[float, int] | None:
+    """Return the standard deviation of ln value between seeds, pooled over points, and its degrees of freedom.
+
+    None if no point has two seeds.
+    """
+    _, squares, degrees = _spreads(points)
+    return (math.sqrt(float(squares.sum() / degrees.sum())), int(degrees.sum())) if len(degrees) else None
+
+
+def estimate_noise(points: Sequence[Point]) -> Noise:
+    """Estimate how the variance of points depends on compute and seeds."""
+    log_c = np.log([p.gflops for p in points])
+    x, squares, degrees = _spreads(points)
+    centre, total = float(log_c.mean()), float(degrees.sum())
+    why = ""
+    if len(x) < MIN_SPREADS or total < MIN_DEGREES:
+        why = f"{len(x)} points have several seeds, with {total:g} degrees of freedom; it needs {MIN_SPREADS} with 6"
+    elif np.ptp(x) < 1e-9 or squares.min() <= 0:
+        why = "the points with several seeds do not differ in compute, or one does not differ between seeds"
+    if why:
+        return Noise(centre, not_possible=why)
+
+    def spread(slope: float) -> float:
+        return float((squares * np.exp(-slope * (x - centre))).sum()) / total
+
+    def deviance(slope: float) -> float:
+        return slope * float(degrees @ (x - centre)) + total * math.log(spread(slope))
+
+    best = optimize.minimize_scalar(deviance, bounds=(-STEEPEST, STEEPEST), method="bounded")
+    slope = float(best.x)
+    p = float(stats.chi2.sf(max(deviance(0.0) - float(best.fun), 0.0), 1))
+    seeds = np.array([len(point.values) for point in points])
+    within = spread(slope) * np.exp(slope * (log_c - centre)) / seeds
+    effect = _effect(log_c - centre, np.log([point.value for point in points]), within)
+    return Noise(centre, slope, math.sqrt(spread(slope)), effect, p)
+
+
+def _effect(x: NDArray[np.float64], y: NDArray[np.float64], within: NDArray[np.float64]) -> float:
+    """Return the standard deviation of sizes at which the weighted squares about a line are as large as expected."""
+
+    def excess(variance: float) -> float:
+        w = 1 / (within + variance)
+        u, v = x - w @ x / w.sum(), y - w @ y / w.sum()
+        r = v - u * float(w * u @ v) / float(w * u @ u)
+        return float(w @ r**2) - (len(x) - 2)
+
+    if excess(0.0) <= 0:
+        return 0.0
+    return math.sqrt(optimize.brentq(excess, 0.0, 1e3 * float(np.var(y)) + 1e-12))
+
+
+def lack_of_fit(points: Sequence[Point], fitted: NDArray[np.float64], parameters: int) -> dict[str, Any]:
+    """Test whether points stray from a law by more than their seeds do, for JSON: an F test against pure error.
+
+    fitted: the law's value at each point [n]. parameters: of the law.
+    """
+    degrees, spread = len(points) - parameters, seed_spread(points)
+    if spread is None:
+        return {"not_possible": "no size has two seeds"}
+    if degrees < 1:
+        return {"not_possible": "the law has as many parameters as there are points"}
+    std, pure = spread
+    if std == 0:
+        return {"not_possible": "the seeds have equal values"}
+    strays = np.log([p.value for p in points]) - np.log(fitted)
+    f = float((np.array([len(p.values) for p in points]) * strays**2).sum()) / degrees / std**2
+    p = float(stats.f.sf(f, degrees, pure))
+    return {"f": f, "degrees_of_freedom": [degrees, pure], "p": p, "found": p < 1 - CONFIDENCE}
