@@ -34,6 +34,7 @@ NAMED = (
 )  # fmt: skip
 COLUMNS = ("lr_g", "lr_d", "g_width", "d_width")  # settings in a table without a config
 NUMBERS = ("mean", "std", "low", "high", "gflops")
+LARGEST_LOG = 700  # of a number that a float holds; an interval with one degree of freedom may end above
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ def _verdict(one: Contrast, direction: int | None) -> str:
 
 
 def _exp(log: float | None) -> float | None:
-    return None if log is None else math.exp(log)
+    return None if log is None else math.exp(log) if log < LARGEST_LOG else math.inf
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -289,11 +290,14 @@ def summary(report: dict[str, Any]) -> str:
         mean = f"{arm['mean']:.4g} {spread}" if arm["n"] else "no complete trial"
         lines.append(f"  {arm['label']}: {mean}, n = {arm['n']}")
     if report["differences"]:
-        lines.append("ratio [95 %, all intervals together]")
+        judged = "[95 %, all intervals together]" if report["noise"] else "(no intervals: every arm has one seed)"
+        lines.append(f"ratio {judged}")
     for row in report["differences"]:
-        interval = "" if row["ratio_low"] is None else f" [{row['ratio_low']:.3g}, {row['ratio_high']:.3g}]"
-        p = "" if row["p_adjusted"] is None else f", p {_p_text(row['p_adjusted'])}"
-        lines.append(f"  {row['arm']} / {row['reference']}: {row['ratio']:.3g}{interval}, {row['verdict']}{p}")
+        line = f"  {row['arm']} / {row['reference']}: {row['ratio']:.3g}"
+        if report["noise"]:
+            high = math.inf if row["ratio_high"] is None else row["ratio_high"]
+            line += f" [{row['ratio_low']:.3g}, {high:.3g}], {row['verdict']}, p {_p_text(row['p_adjusted'])}"
+        lines.append(line)
     if report["differences"] and report["noise"]:
         lines += _noise_lines(report["noise"])
     lines += [f"left out: {e['trial']} ({e['size']}): {e['reason']}" for e in report["excluded"]]

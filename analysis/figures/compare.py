@@ -100,11 +100,14 @@ def _draw_ratios(axes: Axes, comparison: Comparison) -> None:
         f"ratio to {plain(_short(bases.pop()))}" if len(bases) == 1 else "ratio to the reference of its size"
     )
     better = f"{comparison.better} is better; " if comparison.better else ""
-    axes.set_xlabel(f"{better}filled: differs significantly\n95 % intervals, for all ratios together", fontsize=8)
+    words = f"{better}filled: differs significantly\n95 % intervals, for all ratios together"
+    if comparison.noise is None:
+        words = f"{better}one seed: no intervals"
+    axes.set_xlabel(words, fontsize=8)
     axes.grid(which="major", axis="x")
     set_ticks(axes.xaxis, low, high)
-    if high > 20 * low:
-        axes.xaxis.set_major_locator(LogLocator())  # more labels would touch each other
+    if 20 < high / low < 1000:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))  # more labels would touch each other
 
 
 def _short(label: str) -> str:

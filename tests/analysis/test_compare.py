@@ -255,6 +255,15 @@ def test_an_arm_with_one_seed_has_the_noise_of_the_others(tmp_path: Path) -> Non
     ]
 
 
+def test_an_interval_without_an_end_that_a_float_holds(tmp_path: Path) -> None:
+    """One degree of freedom and two seeds that are far apart."""
+    found = analyse(table_of(tmp_path, [row("none", 0, 1e-40), row("none", 1, 1e40), row("exp", 2, 1.0)]))
+    report = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert (report["differences"][0]["ratio_low"], report["differences"][0]["ratio_high"]) == (0, None)
+    assert "schedule=exp / schedule=none: 1 [0, inf], not significantly different" in summary(report)
+    plot(found, tmp_path / "figure")
+
+
 def test_an_arm_that_broke_altogether_is_listed_with_n_0(tmp_path: Path) -> None:
     rows = [row("exp", 0, 5.0), row("exp", 1, 6.0), "m,S,0,4,10,9e9,1e9,fid,,msg,diverged"]
     rows += ["e,S,2,4,10,9e9,1e9,fid,,exp,failed"]
