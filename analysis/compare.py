@@ -1,8 +1,8 @@
-"""Arms of a study compared seed by seed: means, spreads, paired differences with intervals (Fig. 5a, 5c, A.17).
+"""Arms of a study compared with references: means, spreads, ratios with intervals (Fig. 5a, 5c, A.17).
 
 An arm is all trials that differ in the seed alone. Each arm is compared with a reference: the cheapest arm of its size,
-or the arm asked for, never the one with the best result. Differences are in logarithms and paired by seed: a seed
-that is good for one arm may be good for the other, and pairing removes that.
+or the arm asked for, never the one with the best result. Differences are in logarithms. dunnett.py says by which noise
+they are judged.
 """
 
 import math
@@ -12,12 +12,21 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
-
-from analysis.statistics import CONFIDENCE, holm, mean_interval
-from analysis.table import Cell, Excluded, Protocol, Table, Trial, gflops, json_head, one_protocol, strict_json
+from analysis.dunnett import Contrast, Differences, Noise, compare_arms
+from analysis.statistics import mean_interval
+from analysis.table import (
+    Cell,
+    Excluded,
+    Protocol,
+    Table,
+    Trial,
+    check_seeds,
+    gflops,
+    json_head,
+    one_protocol,
+    strict_json,
+)
+from analysis.table import better as best_direction
 
 # Keys that do not distinguish arms: the seed, what the cell names, and where a trial starts (`after` has that).
 NAMED = (
@@ -25,6 +34,7 @@ NAMED = (
 )  # fmt: skip
 COLUMNS = ("lr_g", "lr_d", "g_width", "d_width")  # settings in a table without a config
 NUMBERS = ("mean", "std", "low", "high", "gflops")
+LARGEST_LOG = 700  # of a number that a float holds; an interval with one degree of freedom may end above
 
 
 @dataclass(frozen=True)
@@ -46,19 +56,17 @@ class Arm:
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference between an arm and the reference of its size, over the seeds that both have."""
+    """Difference between an arm and its reference."""
 
     arm: str
     reference: str
-    seeds: tuple[int, ...]
-    ratio: float  # geometric mean of arm / reference; below 1: the arm's distance is smaller
-    ratio_low: float | None  # None for one seed
+    ratio: float  # geometric mean of the arm / geometric mean of the reference
+    ratio_low: float | None  # None if no arm of the study has two seeds
     ratio_high: float | None
-    difference: float  # in the metric, mean
-    low: float | None
-    high: float | None
-    p: float | None  # of the hypothesis that logarithms do not differ
-    p_adjusted: float | None  # Holm, over all differences of the study
+    p: float | None  # of the hypothesis that logarithms do not differ, were it the only difference
+    p_adjusted: float | None  # over all differences of the study
+    degrees_of_freedom: float | None
+    method: str | None
     verdict: str
     trials: tuple[str, ...]
 
@@ -68,10 +76,16 @@ class Comparison:
     """Arms of a study, and their differences from the references."""
 
     measured: Protocol
+    direction: int | None  # 1 if a higher value is better, -1 if a lower one is; None if that is not known
     arms: tuple[Arm, ...]  # with a complete trial; by rising compute
+    noise: Noise | None  # None if no arm has two seeds
     differences: tuple[Difference, ...]
     excluded: tuple[Excluded, ...]
     excluded_from: tuple[str, ...]  # the arm of each excluded trial
+
+    @property
+    def better(self) -> str | None:
+        return None if self.direction is None else "higher" if self.direction > 0 else "lower"
 
     def to_json(self) -> dict[str, Any]:
         """Return strictly valid JSON. Arms without a complete trial come last, with n = 0 and no numbers."""
@@ -92,10 +106,18 @@ class Comparison:
                 )
         return {
             **json_head(self.measured),
+            "better": self.better,
             "arms": arms,
+            "noise": self._noise(),
             "differences": [strict_json(asdict(difference)) for difference in self.differences],
             "excluded": [{"arm": label, **trial.to_json()} for label, trial in lost],
         }
+
+    def _noise(self) -> dict[str, Any] | None:
+        if self.noise is None:
+            return None
+        noisier = [{"arm": self.arms[i].label, **asdict(test)} for i, test in self.noise.noisier.items()]
+        return strict_json({**asdict(self.noise), "noisier": noisier})
 
 
 def analyse(table: Table, reference: str | None = None, better: str | None = None) -> Comparison:
@@ -104,8 +126,10 @@ def analyse(table: Table, reference: str | None = None, better: str | None = Non
     reference: label of an arm; other sizes use their arm with the same settings. Without it, and at sizes that lack
     such an arm, the reference is the cheapest arm of the size. If every size has one arm only, it is the cheapest of
     all sizes.
+    better: `lower` or `higher`, for a metric whose name does not say it. Without either, verdicts are `lower` and
+    `higher` in place of `better` and `worse`.
     Raises ValueError, in one line, for mixed protocols, no complete trial, an unknown reference, two trials of an arm
-    with one seed, or trials of an arm that end at different steps.
+    with one seed, trials of an arm that end at different steps, or a direction that contradicts the metric's name.
     """
     trials = table.complete()
     measured = one_protocol(trials)
@@ -123,14 +147,29 @@ def analyse(table: Table, reference: str | None = None, better: str | None = Non
         raise ValueError(f"no arm is called {reference!r}; use one of: {'; '.join(arm.label for arm in arms)}")
     cells = list(dict.fromkeys(trial.cell for trial in trials))
     alone = len(arms) == len(cells)
-    pairs = []
+    families = []  # indices of arms, the reference first
     for cell in [None] if alone else cells:
         among = [arm for arm in arms if cell in (None, arm.cell)]
         like = [arm for arm in among if asked and arm.settings == asked.settings]
         base = asked if asked in among else [*like, *among][0]
-        pairs += [(arm, base) for arm in among if arm is not base]
+        families.append([arms.index(arm) for arm in (base, *(arm for arm in among if arm is not base))])
+    logs = [{seed: math.log(value) for seed, value in arm.values.items()} for arm in arms]
+    found = compare_arms(logs, families)
+    direction = _direction(measured.metric, better)
+    differences = tuple(_difference(arms, found, one, direction) for one in found.differences)
     excluded = tuple(table.excluded())
-    return Comparison(measured, tuple(arms), _differences(pairs), excluded, tuple(labels[e.trial] for e in excluded))
+    excluded_from = tuple(labels[e.trial] for e in excluded)
+    return Comparison(measured, direction, tuple(arms), found.noise, differences, excluded, excluded_from)
+
+
+def _direction(metric: str, asked: str | None) -> int | None:
+    """Return the better direction; None if neither the metric's name nor the user says it, since ratios need none."""
+    try:
+        return best_direction(metric, asked)
+    except ValueError:
+        if asked is not None:
+            raise
+        return None
 
 
 def _distinguishing(trial: Trial) -> dict[str, Any]:
@@ -181,12 +220,8 @@ def _setting_text(value: Any) -> str:
 def _arm(label: str, trials: list[Trial], settings: dict[str, Any], measured: Protocol) -> Arm:
     trials = sorted(trials, key=lambda trial: trial.last.seed)
     values = {trial.last.seed: trial.last.value for trial in trials}
+    check_seeds(trials)
     names, ends = ", ".join(trial.name for trial in trials), sorted({trial.steps for trial in trials})
-    if len(values) < len(trials):
-        raise ValueError(
-            f"two trials have the same seed and the same settings: {names}; "
-            "add a column with the seed, or with what varies"
-        )
     if len(ends) > 1:
         raise ValueError(
             f"trials of {label} end at different steps ({', '.join(map(str, ends))}) and are not replicates: {names}; "
@@ -215,66 +250,80 @@ def _curve(trials: list[Trial], measured: Protocol) -> tuple[tuple[int, float, f
     return tuple((step, fmean(v), min(v), max(v)) for step, v in zip(steps, at, strict=True))
 
 
-def _differences(pairs: list[tuple[Arm, Arm]]) -> tuple[Difference, ...]:
-    """Paired t tests of the logarithms, with p values adjusted together."""
-    tested = [_paired(arm, reference) for arm, reference in pairs]
-    adjusted = holm([found["p"] for found in tested])
-    return tuple(
-        Difference(
-            arm=arm.label,
-            reference=reference.label,
-            p_adjusted=p,
-            verdict=_verdict(found, p),
-            trials=(*arm.trials, *reference.trials),
-            **found,
-        )
-        for (arm, reference), found, p in zip(pairs, tested, adjusted, strict=True)
+def _difference(arms: list[Arm], found: Differences, one: Contrast, direction: int | None) -> Difference:
+    arm, reference = arms[one.arm], arms[one.reference]
+    return Difference(
+        arm=arm.label,
+        reference=reference.label,
+        ratio=math.exp(one.estimate),
+        ratio_low=_exp(one.low),
+        ratio_high=_exp(one.high),
+        p=found.p(one),
+        p_adjusted=found.p_together(one),
+        degrees_of_freedom=one.degrees_of_freedom,
+        method=one.method,
+        verdict=_verdict(one, direction),
+        trials=(*arm.trials, *reference.trials),
     )
 
 
-def _verdict(found: dict[str, Any], p: float | None) -> str:
-    if p is None:
-        return "one seed: no interval" if found["seeds"] else "no seed in common"
-    return "not significantly different" if p > 1 - CONFIDENCE else ("better" if found["ratio"] < 1 else "worse")
-
-
-def _paired(arm: Arm, reference: Arm) -> dict[str, Any]:
-    seeds = tuple(seed for seed in arm.values if seed in reference.values)
-    ours, theirs = (np.array([side.values[seed] for seed in seeds]) for side in (arm, reference))
-    if not seeds:  # only the means can be compared
-        ours, theirs = np.array([arm.mean]), np.array([reference.mean])
-    logs, differences = mean_interval(np.log(ours / theirs)), mean_interval(ours - theirs)
-    return {
-        "seeds": seeds,
-        **dict(zip(("ratio", "ratio_low", "ratio_high"), map(_exp, (logs.mean, logs.low, logs.high)), strict=True)),
-        **dict(zip(("difference", "low", "high"), (differences.mean, differences.low, differences.high), strict=True)),
-        "p": _p(np.array(logs.by_seed)),
-    }
+def _verdict(one: Contrast, direction: int | None) -> str:
+    if one.low is None or one.high is None:
+        return "one seed: no interval"
+    if one.low <= 0 <= one.high:
+        return "not significantly different"
+    if direction is None:
+        return "higher" if one.estimate > 0 else "lower"
+    return "better" if one.estimate * direction > 0 else "worse"
 
 
 def _exp(log: float | None) -> float | None:
-    return None if log is None else math.exp(log)
-
-
-def _p(logs: NDArray[np.float64]) -> float | None:
-    """Two-sided p of a mean of 0; None for one value. Values that are all equal, and not 0, give p = 0."""
-    if len(logs) < 2:
-        return None
-    error = float(logs.std(ddof=1)) / math.sqrt(len(logs))
-    t = abs(float(logs.mean())) / error if error else (math.inf if logs.any() else 0.0)
-    return float(2 * stats.t.sf(t, len(logs) - 1))
+    return None if log is None else math.exp(log) if log < LARGEST_LOG else math.inf
 
 
 def summary(report: dict[str, Any]) -> str:
     """The arms and their differences in words, for a terminal."""
-    lines = [f"{report['metric']}, mean over seeds [95 %]"]
+    known = f"{report['better']} is better" if report["better"] else "give --better lower or --better higher"
+    lines = [f"{report['metric']} ({known}), mean over seeds [95 %]"]
     for arm in report["arms"]:
         spread = "one seed" if arm["std"] is None else f"[{arm['low']:.4g}, {arm['high']:.4g}], std {arm['std']:.3g}"
         mean = f"{arm['mean']:.4g} {spread}" if arm["n"] else "no complete trial"
         lines.append(f"  {arm['label']}: {mean}, n = {arm['n']}")
+    if report["differences"]:
+        judged = "[95 %, all intervals together]" if report["noise"] else "(no intervals: every arm has one seed)"
+        lines.append(f"ratio {judged}")
     for row in report["differences"]:
-        interval = "" if row["ratio_low"] is None else f" [{row['ratio_low']:.3g}, {row['ratio_high']:.3g}]"
-        p = "" if row["p_adjusted"] is None else f", p = {row['p_adjusted']:.2g} (Holm)"
-        lines.append(f"{row['arm']} / {row['reference']}: {row['ratio']:.3g}{interval}, {row['verdict']}{p}")
+        line = f"  {row['arm']} / {row['reference']}: {row['ratio']:.3g}"
+        if report["noise"]:
+            high = math.inf if row["ratio_high"] is None else row["ratio_high"]
+            line += f" [{row['ratio_low']:.3g}, {high:.3g}], {row['verdict']}, p {_p_text(row['p_adjusted'])}"
+        lines.append(line)
+    if report["differences"] and report["noise"]:
+        lines += _noise_lines(report["noise"])
     lines += [f"left out: {e['trial']} ({e['size']}): {e['reason']}" for e in report["excluded"]]
     return "\n".join(lines)
+
+
+def _noise_lines(noise: dict[str, Any]) -> list[str]:
+    """How differences were taken, and why."""
+    lines = [
+        f"noise of ln value: {noise['std']:.2g}, pooled over all arms, {noise['degrees_of_freedom']} degrees of freedom"
+    ]
+    if noise["seeds"] is None:
+        lines.append("differences are not taken seed by seed: arms have different seeds")
+    else:
+        how = "" if noise["by_seed"] else "not "
+        lines.append(f"differences are {how}taken seed by seed: a common effect of seeds has {_f_text(noise['seeds'])}")
+    for one in noise["noisier"]:
+        lines.append(f"{one['arm']} is noisier than the other arms: compared by its own noise ({_f_text(one)})")
+    return lines
+
+
+def _f_text(test: dict[str, Any]) -> str:
+    degrees = ", ".join(f"{dof:.3g}" for dof in test["degrees_of_freedom"])
+    f = "infinite" if test["f"] is None else f"{test['f']:.3g}"  # without any noise
+    return f"F({degrees}) = {f}, p {_p_text(test['p'])}"
+
+
+def _p_text(p: float) -> str:
+    return "< 0.0001" if p < 1e-4 else f"= {p:.2g}"

@@ -1,4 +1,4 @@
-"""Intervals, correlations, and corrections that several analyses share."""
+"""Intervals, correlations, and criteria that several analyses share."""
 
 import math
 from dataclasses import dataclass
@@ -79,14 +79,3 @@ def aicc(rss: float, n: int, parameters: int) -> float | None:
     return (
         n * math.log(max(rss, 1e-300) / n) + 2 * parameters + 2 * parameters * (parameters + 1) / (n - parameters - 1)
     )
-
-
-def holm(p: list[float | None]) -> list[float | None]:
-    """Holm's adjustment for several tests; None stays None."""
-    order = sorted((value, i) for i, value in enumerate(p) if value is not None)
-    adjusted: list[float | None] = [None] * len(p)
-    highest = 0.0
-    for rank, (value, i) in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * value))
-        adjusted[i] = highest
-    return adjusted

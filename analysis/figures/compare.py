@@ -7,13 +7,14 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from analysis.compare import Comparison
 from analysis.figures.style import COLOURS, LINES, MARKERS, STYLE, plain, save_figure, set_ticks
 
 LABEL = 36  # longest label beside the ratios, in characters
 IN_AXES = 6  # arms whose legend fits among the curves
+SURE = ("better", "worse", "higher", "lower")  # verdicts of a significant difference
 
 
 def plot(comparison: Comparison, path_without_suffix: Path) -> list[Path]:
@@ -38,7 +39,8 @@ def plot(comparison: Comparison, path_without_suffix: Path) -> list[Path]:
         )
         left.legend(handlelength=3, ncols=1 if arms <= IN_AXES else 2, **place)
         if differences:
-            right = figure.add_axes((0.71, bottom, 0.27, high), xscale="log")
+            labels = 0.0063 * max(len(_short(one.arm)) for one in differences)  # their width beside the ratios
+            right = figure.add_axes((0.5 + labels, bottom, 0.48 - labels, high), xscale="log")
             _draw_ratios(right, comparison)
         return save_figure(figure, Path(path_without_suffix))
 
@@ -60,8 +62,11 @@ def _draw_curves(axes: Axes, comparison: Comparison) -> None:
             **_look(i),
         )
         axes.fill_between(step, least, most, color=COLOURS[i % 6], alpha=0.12, linewidth=0)
+        if len(step) == 1:
+            axes.vlines(step, least, most, color=COLOURS[i % 6], linewidth=1)
         values += [*least, *most]
-    axes.set(xlabel="training step", ylabel=plain(comparison.measured.metric))
+    better = f" ({comparison.better} is better)" if comparison.better else ""
+    axes.set(xlabel="training step", ylabel=plain(f"{comparison.measured.metric}{better}"))
     axes.set_title("mean and range over seeds")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
     axes.grid(which="major")
@@ -70,17 +75,21 @@ def _draw_curves(axes: Axes, comparison: Comparison) -> None:
 
 def _draw_ratios(axes: Axes, comparison: Comparison) -> None:
     labels = [arm.label for arm in comparison.arms]
+    ends = [[d.ratio_low or d.ratio, d.ratio_high or d.ratio] for d in comparison.differences]
+    # Few seeds may give an interval of decades; the figure cuts it off, with an arrow.
+    low = min(max(0.2, min(min(e) for e in ends) / 1.1), 0.8, *(d.ratio / 1.4 for d in comparison.differences))
+    high = max(min(5.0, max(max(e) for e in ends) * 1.1), 1.25, *(d.ratio * 1.4 for d in comparison.differences))
+    axes.set_xlim(low, high)
     for y, found in enumerate(comparison.differences):
         look = _look(labels.index(found.arm)) | {"linestyle": "none", "markersize": 6, "markeredgecolor": "black"}
+        if found.verdict not in SURE:
+            look["markerfacecolor"] = "white"
         if found.ratio_low is not None and found.ratio_high is not None:
-            bars = [[found.ratio - found.ratio_low], [found.ratio_high - found.ratio]]
-            axes.errorbar(found.ratio, y, xerr=bars, ecolor="black", elinewidth=1, capsize=3, **look)
-        else:
-            axes.plot(found.ratio, y, **look)
-    ends = [[d.ratio_low or d.ratio, d.ratio_high or d.ratio] for d in comparison.differences]
-    # An interval over two seeds may span decades; the figure cuts it off.
-    low, high = (max(0.2, min(min(e) for e in ends) / 1.1), min(5.0, max(max(e) for e in ends) * 1.1))
-    axes.set_xlim(min(low, 0.8), max(high, 1.25))
+            left, right = max(found.ratio_low, low), min(found.ratio_high, high)
+            axes.plot([left, right], [y, y], color="black", linewidth=1)
+            for end, edge, cut in ((left, low, "<"), (right, high, ">")):
+                axes.plot(end, y, cut if end == edge else "|", color="black", markersize=6, clip_on=False)
+        axes.plot(found.ratio, y, **look)
     axes.axvline(1, color="0.45", linestyle=":", linewidth=1.2)
     axes.set_yticks(
         range(len(comparison.differences)), [plain(_short(d.arm)) for d in comparison.differences], fontsize=7.5
@@ -90,8 +99,15 @@ def _draw_ratios(axes: Axes, comparison: Comparison) -> None:
     axes.set_title(
         f"ratio to {plain(_short(bases.pop()))}" if len(bases) == 1 else "ratio to the reference of its size"
     )
+    better = f"{comparison.better} is better; " if comparison.better else ""
+    words = f"{better}filled: differs significantly\n95 % intervals, for all ratios together"
+    if comparison.noise is None:
+        words = f"{better}one seed: no intervals"
+    axes.set_xlabel(words, fontsize=8)
     axes.grid(which="major", axis="x")
-    set_ticks(axes.xaxis, *axes.get_xlim())
+    set_ticks(axes.xaxis, low, high)
+    if 20 < high / low < 1000:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))  # more labels would touch each other
 
 
 def _short(label: str) -> str:
