@@ -1,9 +1,8 @@
 """The curve value = E + a C^-b through points, by least squares on logarithms, and all curves that fit nearly as well.
 
 For a given floor E, the fit has two parameters and hardly any trouble, so the floor is searched on a grid, and every
-interval is the range of something over all floors of the grid whose best fit lies below a limit: a profile of the
-residual sum of squares. Within one floor the ranges follow from the linearised fit; without a floor the fit is linear
-and they are exactly those of Student's t.
+interval is the range of something over all curves of the grid whose residual sum of squares lies below a limit: a
+profile.
 """
 
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 FLOORS = 80  # on the grid
 ROUNDS, FINER = 6, 17  # how often, and into how many, an interval of the grid is divided to find a floor
-STEPS = 60  # at most, of a fit with a given floor
+STEPS = 40  # at most, of a fit with a given floor
 SETTLED = 1e-11  # relative decrease of the sum of squares below which a fit has converged
-EXPONENTS = (-2.0, 20.0)  # bounds of b; where a fit ends there, the points say nothing more about b
+SHARES = 33  # of the way from the best fit to the end of a range, at which new points are tried
+DOUBLINGS, HALVINGS, LONGEST = 8, 26, 30.0  # of the way to the end, to find it; the longest first step
+STEEPEST = 60.0  # bound of b times the range of ln C; where a fit ends there, the points say nothing more about b
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,11 @@ def fit_floors(
     p = _line_above(e, x, v, w) if near is None else np.stack([np.interp(e, near.floors, q) for q in near.pairs], 1)
     rss, part, r = _residuals(p, e, x, y, w)
     damping, done = np.full(len(e), 1e-4), np.zeros(len(e), dtype=bool)
+    steepest = STEEPEST / float(np.ptp(x))
     for _ in range(STEPS):
-        sums = _sums(w * part**2, x)
-        gradient = (w * part * r).sum(axis=1), -(w * part * x * r).sum(axis=1)
-        step = _solve(sums[0] * (1 + damping), sums[1], sums[2] * (1 + damping) + 1e-12, *gradient)
-        new = p + step
-        new[:, 1] = np.clip(new[:, 1], *EXPONENTS)
+        s0, s1, s2 = _sums(w * part**2, x)
+        new = p + _solve(s0 * (1 + damping), s1, s2 * (1 + damping) + 1e-12, w * part * r, x)
+        new[:, 1] = np.clip(new[:, 1], -steepest, steepest)
         new_rss, new_part, new_r = _residuals(new, e, x, y, w)
         closer = new_rss <= rss
         done |= closer & (rss - new_rss <= SETTLED * rss + 1e-28)
@@ -71,8 +71,8 @@ def fit_floors(
         damping = np.where(closer, damping / 10, damping * 10)
         if (done | (damping > 1e8)).all():
             break
-    s0, s1, s2 = _sums(w * part**2, x)
-    determinant = np.maximum(s0 * s2 - s1**2, 1e-300)
+    s0, s1, s2 = _sums(w * part**2 + 1e-12, x)  # under the highest floors hardly anything falls, and b is anything
+    determinant = np.maximum(s0 * s2 - s1**2, 1e-30)
     inverse = np.stack([np.stack([s2, -s1], axis=1), np.stack([-s1, s0], axis=1)], axis=1) / determinant[:, None, None]
     return Fits(e, p[:, 0], p[:, 1], rss, inverse, done | (damping > 1e8))
 
@@ -84,7 +84,7 @@ def _line_above(floors: Array, x: Array, v: Array, w: Array) -> Array:
     """
     gap = np.maximum(v - floors[:, None], 0.02 * v)
     shares = w * (gap / v) ** 2
-    return _solve(*_sums(shares, x), (shares * np.log(gap)).sum(axis=1), -(shares * x * np.log(gap)).sum(axis=1))
+    return _solve(*_sums(shares, x), shares * np.log(gap), x)
 
 
 def _residuals(p: Array, floors: Array, x: Array, y: Array, w: Array) -> tuple[Array, Array, Array]:
@@ -98,54 +98,115 @@ def _residuals(p: Array, floors: Array, x: Array, y: Array, w: Array) -> tuple[A
 
 def _sums(weights: Array, x: Array) -> tuple[Array, Array, Array]:
     """Sums [F] of the normal equations of (level, b): 1 x 1, 1 x -x, x x x."""
-    return weights.sum(axis=1), -(weights * x).sum(axis=1), (weights * x * x).sum(axis=1)
+    s0, s1, s2 = (weights @ np.stack([np.ones_like(x), -x, x * x], axis=1)).T
+    return s0, s1, s2
 
 
-def _solve(s0: Array, s1: Array, s2: Array, g0: Array, g1: Array) -> Array:
+def _solve(s0: Array, s1: Array, s2: Array, terms: Array, x: Array) -> Array:
+    """Solve the normal equations whose right sides are the sums of terms [F, n] and of -x terms."""
+    g0, g1 = (terms @ np.stack([np.ones_like(x), -x], axis=1)).T
     determinant = np.maximum(s0 * s2 - s1**2, 1e-300)
     return np.stack([s2 * g0 - s1 * g1, s0 * g1 - s1 * g0], axis=1) / determinant[:, None]
 
 
 @dataclass(frozen=True)
 class Region:
-    """All curves whose weighted sum of squares is at most `limit`, as fits for a grid of floors within it."""
+    """All curves whose weighted sum of squares is at most `limit`, by the best fit for each of a grid of floors.
+
+    The range of something within one floor is searched along one line through the best fit, in the direction in which a
+    linear fit would reach that range. Without a floor the fit is linear, and the range is exactly that of Student's t.
+    """
 
     fits: Fits
-    best: float  # the floor of the best fit of the law that was chosen
     limit: float
+    log_compute: Array  # [n], less their mean
+    log_value: Array  # [n]
+    weights: Array  # [n]
     mean_log_compute: float
     open_above: bool  # larger floors than those that were tried would also fit
 
-    @property
-    def slack(self) -> Array:
-        return np.maximum(self.limit - self.fits.rss, 0.0)
-
     def exponents(self) -> tuple[float | None, float | None]:
         """Return the range of b; None for an end where b has no bound."""
-        b, half = self.fits.b, np.sqrt(self.slack * self.fits.inverse[:, 1, 1])
-        # The higher the floor, the steeper is the part above it. Near the highest floors the fit is far from linear.
-        lower = self.fits.floors <= self.best
-        low, high = float((b - half)[lower].min()), float((b + half).max())
-        return low if low > EXPONENTS[0] else None, high if high < EXPONENTS[1] and not self.open_above else None
+        reached = self._reach(np.array([0.0]), np.array([1.0]))[..., 1]  # [1, F, 2]
+        low, high = float(reached.min()), float(reached.max())
+        bounded = low > -0.999 * self._steepest, high < 0.999 * self._steepest and not self.open_above
+        return low if bounded[0] else None, high if bounded[1] else None
 
     def floors(self) -> tuple[float, float | None]:
         """Return the range of E; None for an upper end beyond what was tried."""
         return float(self.fits.floors.min()), None if self.open_above else float(self.fits.floors.max())
 
     def values(self, compute: ArrayLike, new: ArrayLike | None = None) -> tuple[Array, Array]:
-        """Return (low, high) at each C: of the curve, or of new points whose squared residuals have weight `new`."""
-        x = np.log(np.asarray(compute, dtype=np.float64)).reshape(-1, 1) - self.mean_log_compute  # [C, 1]
-        falling = self.fits.level - self.fits.b * x
-        with np.errstate(divide="ignore"):
-            centre = np.logaddexp(np.log(self.fits.floors), falling)  # [C, F]
-        part = np.exp(falling - centre)
-        inverse = self.fits.inverse
-        variance = part**2 * (inverse[:, 0, 0] - 2 * x * inverse[:, 0, 1] + x**2 * inverse[:, 1, 1])
-        if new is not None:
-            variance = variance + 1 / np.broadcast_to(np.asarray(new, dtype=np.float64), (len(x),))[:, None]
-        half = np.sqrt(self.slack * np.maximum(variance, 0.0))  # rounding may leave less than 0 near the highest floors
+        """Return (low, high) at each C: of the curve, or of new points whose squared residuals have weight `new`.
+
+        A new point lies in its interval if a curve fits the points and the new one together within the limit.
+        """
+        x = np.log(np.asarray(compute, dtype=np.float64)).ravel() - self.mean_log_compute  # [C]
+        ends = self._reach(np.ones_like(x), -x)  # [C, F, 2, parameter]
+        if new is None:
+            curve = self._curve(ends, x)
+            return np.exp(curve.min(axis=(1, 2))), np.exp(curve.max(axis=(1, 2)))
+        weight = np.broadcast_to(np.asarray(new, dtype=np.float64), x.shape)[:, None, None]
+        best = self._best[:, None]  # [F, 1, parameter]
+        low, high = np.full(len(x), np.inf), np.full(len(x), -np.inf)
+        for share in np.sin(np.linspace(0, np.pi / 2, SHARES)):  # of the way to the end
+            theta = best + share * (ends - best)
+            room = np.sqrt(np.maximum(self.limit - self._rss(theta), 0.0) / weight)
+            curve = self._curve(theta, x)
+            low = np.minimum(low, (curve - room).min(axis=(1, 2)))
+            high = np.maximum(high, (curve + room).max(axis=(1, 2)))
         with np.errstate(over="ignore"):
-            return np.exp((centre - half).min(axis=1)), np.exp((centre + half).max(axis=1))
+            return np.exp(low), np.exp(high)
+
+    @property
+    def _steepest(self) -> float:
+        return STEEPEST / float(np.ptp(self.log_compute))
+
+    @property
+    def _best(self) -> Array:
+        return np.stack([self.fits.level, self.fits.b], axis=-1)  # [F, parameter]
+
+    def _reach(self, of_level: Array, of_b: Array) -> Array:
+        """Return the parameters [K, F, 2, parameter] at both ends of the range of K sums of level and b."""
+        inverse = self.fits.inverse
+        asked = np.stack([of_level, of_b], axis=-1)
+        step = np.einsum("fij,kj->kfi", inverse, asked)  # [K, F, parameter]
+        slack = np.maximum(self.limit - self.fits.rss, 0.0)
+        squared = np.maximum(np.einsum("kfi,ki->kf", step, asked), 1e-300)
+        step = step * np.sqrt(slack / squared)[..., None]
+        step = step / np.maximum(1.0, np.abs(step).max(axis=-1, keepdims=True) / LONGEST)
+        step = np.stack([step, -step], axis=2)
+        inside, outside = np.zeros(step.shape[:3]), np.ones(step.shape[:3])
+        for _ in range(DOUBLINGS):
+            within = self._within(outside, step)
+            inside, outside = np.where(within, outside, inside), np.where(within, 2 * outside, outside)
+            if not within.any():
+                break
+        for _ in range(HALVINGS):
+            middle = (inside + outside) / 2
+            within = self._within(middle, step)
+            inside, outside = np.where(within, middle, inside), np.where(within, outside, middle)
+        return self._best[:, None] + inside[..., None] * step
+
+    def _within(self, length: Array, step: Array) -> NDArray[np.bool_]:
+        theta = self._best[:, None] + length[..., None] * step
+        bounded = np.abs(theta[..., 1]) <= self._steepest
+        # The tolerance keeps the ends of a linear fit, which lie on the limit.
+        return bounded & (self._rss(theta) <= self.limit * (1 + 1e-12))
+
+    def _rss(self, theta: Array) -> Array:
+        """Weighted sum of squares of curves [..., F, 2, parameter], for the floor of each."""
+        floors = self.fits.floors[:, None, None]
+        falling = theta[..., :1] - theta[..., 1:] * self.log_compute
+        with np.errstate(divide="ignore"):
+            r = self.log_value - np.logaddexp(np.log(floors), falling)
+        return np.asarray((self.weights * r**2).sum(axis=-1))
+
+    def _curve(self, theta: Array, x: Array) -> Array:
+        """ln value of curves [C, F, 2, parameter] at x [C]."""
+        with np.errstate(divide="ignore"):
+            floor = np.log(self.fits.floors)[:, None]
+        return np.asarray(np.logaddexp(floor, theta[..., 0] - theta[..., 1] * x[:, None, None]))
 
 
 def scan_floors(compute: ArrayLike, value: ArrayLike, weights: ArrayLike | None = None) -> Fits:
@@ -163,16 +224,18 @@ def scan_floors(compute: ArrayLike, value: ArrayLike, weights: ArrayLike | None 
 
 
 def region(
-    compute: ArrayLike, value: ArrayLike, scanned: Fits, chosen: float, limit: float, weights: ArrayLike | None = None
+    compute: ArrayLike, value: ArrayLike, scanned: Fits, limit: float, weights: ArrayLike | None = None
 ) -> Region:
     """Find all floors E >= 0 under which a curve has a weighted sum of squares of at most `limit`.
 
-    scanned: by scan_floors; or one fit alone, if its floor is not doubted. chosen: the floor of the chosen law.
+    scanned: by scan_floors; or one fit alone, if its floor is not doubted.
     """
     c, v = np.asarray(compute, dtype=np.float64), np.asarray(value, dtype=np.float64)
+    w = np.ones_like(c) if weights is None else np.asarray(weights, dtype=np.float64)
     mean = float(np.log(c).mean())
+    data = np.log(c) - mean, np.log(v), w, mean
     if len(scanned.floors) == 1:
-        return Region(scanned, chosen, limit, mean, open_above=False)
+        return Region(scanned, limit, *data, open_above=False)
     inside = scanned.floors[scanned.rss <= limit]
     width = float(scanned.floors[-1]) / (FLOORS - 1)
     open_above = bool(inside.max() >= scanned.floors[-1])
@@ -181,10 +244,10 @@ def region(
         near = fit_floors(c, v, np.concatenate(ends), weights, scanned)
         inside, width = np.append(inside, near.floors[near.rss <= limit]), 2 * width / (FINER - 1)
     grid = np.unique(
-        [*np.linspace(inside.min(), inside.max(), 2 * FLOORS), scanned.floors[scanned.rss.argmin()], chosen]
+        [*np.linspace(inside.min(), inside.max(), FLOORS // 2), *scanned.floors[scanned.rss <= limit][::4]]
     )
     fits = fit_floors(c, v, grid, weights, scanned)
-    return Region(fits.some(fits.rss <= limit), chosen, limit, mean, open_above)
+    return Region(fits.some(fits.rss <= limit), limit, *data, open_above)
 
 
 def _joined(fits: Fits, more: Fits) -> Fits:

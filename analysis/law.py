@@ -131,7 +131,7 @@ def fit_curve(
     variance = rss / (n - (3 if test.found else 2))
     # Points exactly on a law leave only rounding errors, which the F distribution does not describe.
     limit = rss + grown * variance * float(stats.f.ppf(CONFIDENCE, 1, degrees)) + n * ROUNDING**2
-    allowed = region(c, v, scanned, float(best.floors[0]), limit, weights)
+    allowed = region(c, v, scanned, limit, weights)
     b_low, b_high = allowed.exponents()
     floor_low, floor_high = allowed.floors()
     b = float(best.b[0])

@@ -164,10 +164,11 @@ def _everything(law: dict[str, Any]) -> Iterator[str]:
         b = "not possible" if row["b"] is None else f"{row['b']:.4f} {interval(row, 'b_low', 'b_high')}"
         yield f"b without {row['trial']}: {b}"
     over = law["checkpoints"]
-    yield (
-        f"b through all {over['checkpoints']} checkpoints: {over['b']:.4f} {interval(over, 'b_low', 'b_high')} "
-        f"(over {over['sizes']} sizes)"
-    )
+    if "not_possible" in over:
+        yield f"b through all checkpoints: not possible: {over['not_possible']}"
+    else:
+        ends = f"{over['b']:.4f} {interval(over, 'b_low', 'b_high')}"
+        yield f"b through all {over['checkpoints']} checkpoints: {ends} (over {over['sizes']} sizes)"
     for row in law["itemisations"]:
         yield f"b with C counted as {row['counted']}: {row['b']:.4f} {interval(row, 'b_low', 'b_high')}"
     yield from _flags(law)

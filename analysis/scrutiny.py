@@ -218,13 +218,15 @@ def fit_clustered(compute: ArrayLike, value: ArrayLike, sizes: ArrayLike, floor:
     Sizes stray from the law, and all runs and checkpoints of one stray together. The jackknife leaves out one size at a
     time (CR3), because other sandwich estimators are too narrow with few groups. Its interval is Student-t with
     sizes - 1 degrees of freedom.
-    Raises ValueError for fewer than three sizes.
+    Raises ValueError for fewer than three sizes, or if only one of them is at another C.
     """
     c, v = np.asarray(compute, dtype=np.float64), np.asarray(value, dtype=np.float64)
     each, index = np.unique(np.asarray(sizes), return_inverse=True)
     count = len(each)
     if count < MIN_SIZES:
         raise ValueError(f"an interval over sizes needs {MIN_SIZES} of them, got {count}")
+    if any(np.ptp(np.log(c[index != i])) < 1e-9 for i in range(count)):
+        raise ValueError("without one of the sizes, all checkpoints have the same C")
     b = float(fit_floors(c, v, [floor]).b[0])
     without = [float(fit_floors(c[index != i], v[index != i], [floor]).b[0]) for i in range(count)]
     error = ((count - 1) / count * float(((np.array(without) - b) ** 2).sum())) ** 0.5
@@ -241,7 +243,10 @@ def over_checkpoints(table: Table, law: Law) -> dict[str, Any]:
     compute = np.concatenate([flops / 2 / 1e9 for _, flops, _ in parts])
     value = np.concatenate([values for _, _, values in parts])
     sizes = np.concatenate([[label] * len(values) for label, _, values in parts])
-    return asdict(fit_clustered(compute, value, sizes, law.curve.floor))
+    try:
+        return asdict(fit_clustered(compute, value, sizes, law.curve.floor))
+    except ValueError as reason:
+        return {"not_possible": str(reason)}
 
 
 def flagged(table: Table, law: Law) -> list[dict[str, str]]:

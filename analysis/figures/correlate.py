@@ -7,7 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from analysis.correlate import Correlations, correlation_text
-from analysis.figures.style import COLOURS, MARKERS, STYLE, plain, save_figure, set_ticks
+from analysis.figures.style import COLOURS, MARKERS, STYLE, label_points, plain, save_figure, set_ticks
 
 
 def plot(found: Correlations, path_without_suffix: Path) -> list[Path]:
@@ -24,14 +24,6 @@ def plot(found: Correlations, path_without_suffix: Path) -> list[Path]:
             look: Any = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "linestyle": "none"}
             x, y = [m.g_forward_gflops for m in models], [m.value for m in models]
             axes.plot(x, y, markersize=8, markeredgecolor="black", label=f"patch {patch}", zorder=3, **look)
-            for model in models:
-                axes.annotate(
-                    plain(model.cell.label),
-                    (model.g_forward_gflops, model.value),
-                    xytext=(7, 5),
-                    textcoords="offset points",
-                    fontsize=8,
-                )
         low, high = axes.get_xlim()
         axes.set_xlim(low, high * (high / low) ** 0.12)  # room for the last label
         axes.margins(y=0.15)
@@ -46,4 +38,6 @@ def plot(found: Correlations, path_without_suffix: Path) -> list[Path]:
         set_ticks(axes.xaxis, *axes.get_xlim())
         if len(patches) > 1:
             axes.legend(loc="best")
+        figure.draw_without_rendering()  # settles the layout, on which the places of the labels depend
+        label_points(axes, [(m.g_forward_gflops, m.value) for m in found.models], [m.cell.label for m in found.models])
         return save_figure(figure, Path(path_without_suffix))

@@ -140,7 +140,8 @@ def _draw_law(axes: Axes, law: Law) -> bool:
     """Draw the curve and both bands over slightly more than the points' range; return whether the figure cuts them."""
     first, last = law.points[0].gflops, law.points[-1].gflops
     margin = (last / first) ** 0.08
-    compute = np.geomspace(first / margin, min(last * margin, axes.get_xlim()[1]), 200)
+    left, right = axes.get_xlim()
+    compute = np.geomspace(max(first / margin, left), min(last * margin, right), 200)
     axes.plot(compute, law.curve.predict(compute), color="black", linewidth=1.5, zorder=3)
     bottom, top = axes.get_ylim()
     cut = False
@@ -220,7 +221,8 @@ def _label(axes: Axes, below: Axes, laws: Laws) -> None:
 def _title(law: Law, laws: Laws) -> str:
     curve = law.curve
     floor = f"{number_text(curve.floor, 3)} + " if curve.floor else ""
-    low, high = ("-" if end is None else f"{end:.3f}" for end in (curve.b_low, curve.b_high))
+    low = "-\\infty" if curve.b_low is None else f"{curve.b_low:.3f}"
+    high = "\\infty" if curve.b_high is None else f"{curve.b_high:.3f}"
     patch = f"patch {law.patch}:  " if len(laws.laws) > 1 else ""
     a = number_text(curve.a, 3)
     return (
@@ -230,11 +232,8 @@ def _title(law: Law, laws: Laws) -> str:
 
 
 def _legend(laws: Laws, looks: dict[Any, dict[str, Any]], predicted: bool, cut: bool) -> list[Any]:
-    points = {p.cell: p for p in _by_cost(laws)}
-    handles: list[Any] = [
-        Line2D([], [], markersize=5, linewidth=1.2, label=plain(cell.label), **looks[cell]) for cell in points
-    ]
-    if any(len(p.values) > 1 for p in points.values()):
+    handles = _sizes(laws, looks)
+    if any(len(p.values) > 1 for p in _by_cost(laws)):
         handles.append(Line2D([], [], color="0.3", marker="o", label="a seed", **SEED))
     handles.append(Line2D([], [], color="black", linewidth=1.5, label="law"))
     handles.append(Patch(label="law, 95 % (a floor allowed)", **OF_CURVE))
@@ -253,6 +252,21 @@ def _legend(laws: Laws, looks: dict[Any, dict[str, Any]], predicted: bool, cut: 
     if len(laws.excluded) > MAX_LISTED:
         handles.append(Line2D([], [], linestyle="none", label=f"and {len(laws.excluded) - MAX_LISTED} more"))
     return handles
+
+
+def _sizes(laws: Laws, looks: dict[Any, dict[str, Any]]) -> list[Any]:
+    """Handles of the sizes; of several patch sizes, by colour, and then of the patch sizes by marker."""
+    cells = list(dict.fromkeys(p.cell for p in _by_cost(laws)))
+    if len(laws.laws) == 1:
+        return [Line2D([], [], markersize=5, linewidth=1.2, label=plain(c.label), **looks[c]) for c in cells]
+    colours = {c.label.rpartition("/")[0].rstrip(", "): looks[c]["color"] for c in cells}
+    patches = {
+        c.patch: {key: looks[c][key] for key in ("marker", "linestyle")} for c in sorted(cells, key=lambda c: c.patch)
+    }
+    return [
+        *(Line2D([], [], linewidth=5, color=colour, label=plain(name)) for name, colour in colours.items()),
+        *(Line2D([], [], color="0.3", markersize=5, label=f"patch {p}", **look) for p, look in patches.items()),
+    ]
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:

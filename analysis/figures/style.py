@@ -47,7 +47,8 @@ LINES: tuple[Any, ...] = (
 def set_ticks(axis: Axis, low: float, high: float) -> None:
     """Set ticks with readable labels for any range; a plain log axis may have no label within a decade."""
     decades = math.log10(high / low)
-    axis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value, 6)))
+    powers = decades >= 0.6 and (high >= 1e5 or low < 1e-3)  # all labels of an axis are of one kind
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value, 6, powers)))
     axis.set_minor_formatter(NullFormatter())
     axis.set_minor_locator(LogLocator(subs=range(2, 10)))
     if decades < 0.6:
@@ -59,12 +60,15 @@ def set_ticks(axis: Axis, low: float, high: float) -> None:
         axis.set_major_locator(LogLocator())
 
 
-def number_text(value: float, digits: int) -> str:
-    """A number as text for a figure: plain if that is short, else m x 10^k in matplotlib's mathematics."""
+def number_text(value: float, digits: int, powers: bool = False) -> str:
+    """A number as text for a figure: plain if that is short, else m x 10^k in matplotlib's mathematics.
+
+    powers: never plain.
+    """
     if not math.isfinite(value):
         return str(value)
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    if -3 <= int(exponent) < 5:
+    if -3 <= int(exponent) < 5 and not powers:
         return f"{float(f'{value:.{digits}g}'):g}"  # 2680 rather than 2.68e+03
     mantissa = f"{float(mantissa):g}"
     factor = "" if mantissa == "1" else rf"{mantissa}\times "
