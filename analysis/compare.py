@@ -281,6 +281,14 @@ def _exp(log: float | None) -> float | None:
     return None if log is None else math.exp(log) if log < LARGEST_LOG else math.inf
 
 
+def verdict(report: dict[str, Any]) -> str:
+    """The answer in one line."""
+    by_word: dict[str, list[str]] = defaultdict(list)
+    for row in report["differences"]:
+        by_word[row["verdict"]].append(f"{row['arm']} / {row['reference']}")
+    return "; ".join(f"{word}: {', '.join(pairs)}" for word, pairs in by_word.items()) or "there is one arm alone"
+
+
 def summary(report: dict[str, Any]) -> str:
     """The arms and their differences in words, for a terminal."""
     known = f"{report['better']} is better" if report["better"] else "give --better lower or --better higher"

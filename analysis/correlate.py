@@ -118,6 +118,12 @@ def correlation_text(found: Correlation) -> str:
     return f"{found.r:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
+def verdict(report: dict[str, Any]) -> str:
+    """The answer in one line."""
+    found = correlation_text(Correlation(**report["pearson_log_gflops"]))
+    return f"Pearson of {report['metric']} and log GFLOPs: {found}, over {len(report['models'])} models"
+
+
 def summary(report: dict[str, Any]) -> str:
     """The correlations in words, for a terminal."""
     names = {

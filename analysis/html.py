@@ -19,7 +19,8 @@ body { font: 15px/1.5 Georgia, 'DejaVu Serif', serif; max-width: 62rem; margin: 
 h1, h2, h3 { font-weight: normal; line-height: 1.2 } h2 { border-bottom: 1px solid #999; margin-top: 2.5rem }
 table { border-collapse: collapse; font-size: 13px; margin: .8rem 0; display: block; overflow-x: auto }
 th, td { padding: .15rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
-th { border-bottom: 1px solid #111; white-space: nowrap } td.number { text-align: right; white-space: nowrap }
+tr:first-child th { border-bottom: 1px solid #111 }
+th { font-weight: normal; color: #444 } td.number { text-align: right; white-space: nowrap }
 pre { font: 13px/1.45 'DejaVu Sans Mono', monospace; white-space: pre-wrap; background: #f6f6f6; padding: .6rem .8rem }
 img { max-width: 100% } figure { margin: 1rem 0 } figcaption { font-size: 13px; color: #444 }
 figure.grid { display: inline-block; width: 18rem; margin: .4rem; vertical-align: top }
@@ -30,9 +31,11 @@ details { margin: .4rem 0 } summary { cursor: pointer } a { color: #00508a }
 
 @dataclass(frozen=True)
 class Section:
-    """An analysis in the report: its words, its figure (a .svg) and its JSON."""
+    """An analysis in the report: its question with the answer, its words, its figure (a .svg) and its JSON."""
 
     title: str
+    question: str
+    verdict: str
     text: str
     report: Mapping[str, Any]
     figure: Path | None = None
@@ -59,12 +62,18 @@ def html_report(
     """Return the text of the file.
 
     about: facts at the head of the report. trials: by name, the facts in the table of results. rows: by name, the rows
-    of the trial's table. refused: (analysis, why this study does not allow it).
+    of the trial's table. refused: (question, why this study does not allow an answer).
     """
     link = _Linker(trials)
     parts = [f"<h1>{escape(title)}</h1>", _facts(about, link)]
     titles = [*(section.title for section in sections), "Results", "Samples", "Rows"]
     parts.append("<p>" + " · ".join(f'<a href="#{_id(name)}">{escape(name)}</a>' for name in titles) + "</p>")
+    parts.append("<table>")
+    for section in sections:
+        question = f'<a href="#{_id(section.title)}">{escape(section.question)}</a>'
+        parts.append(f"<tr><th>{question}</th><td>{link(section.verdict)}</td></tr>")
+    parts += [f"<tr><th>{escape(name)}</th><td>not possible: {link(why)}</td></tr>" for name, why in refused]
+    parts.append("</table>")
     for section in sections:
         parts += [f'<h2 id="{_id(section.title)}">{escape(section.title)}</h2>']
         if section.figure is not None:
@@ -74,10 +83,6 @@ def html_report(
         parts.append(f"<pre>{link(section.text)}</pre>")
         for name, table in evidence(section.report):
             parts.append(f"<details><summary>{escape(name)}</summary>{_table(table, link)}</details>")
-    if refused:
-        parts.append("<h2>Not possible for this study</h2><ul>")
-        parts += [f"<li>{escape(name)}: {link(why)}</li>" for name, why in refused]
-        parts.append("</ul>")
     parts.append('<h2 id="results">Results</h2>')
     parts.append(_table([{"trial": name, **facts} for name, facts in trials.items()], link))
     parts.append('<h2 id="samples">Samples</h2>')

@@ -26,9 +26,21 @@ def summary(report: dict[str, Any], verbose: bool = False) -> str:
     lines += [f"left out: {e['trial']}: {e['reason']}" for e in shown]
     if len(excluded) > len(shown):
         lines.append(f"left out: {len(excluded) - len(shown)} more, --verbose lists them")
+    if at_50k := report.get("pearson_at_50k"):
+        ends = f"[{at_50k['low']:.3f}, {at_50k['high']:.3f}]"
+        lines.append(f"the same sizes at 50k iterations each (Fig. 3c): Pearson {at_50k['r']:.3f} {ends}")
     if "remark" in report:
         lines.append(report["remark"])
     return "\n".join(lines)
+
+
+def verdict(report: dict[str, Any]) -> str:
+    """The laws in one line."""
+    return "; ".join(
+        (f"patch {law['patch']}: " if len(report["laws"]) > 1 else "")
+        + f"{law_text(report['metric'], law)}, b {interval(law, 'b_low', 'b_high')}"
+        for law in report["laws"]
+    )
 
 
 def law_text(metric: str, law: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.law import fit_law
+from analysis.law import fit_laws
 from analysis.reading import load_table
 from analysis.scrutiny import scrutinise
 from gat_sweep.recipe import load_recipe, resolve
@@ -53,7 +53,7 @@ def main() -> None:
         start = time.perf_counter()
         table = load_table(Path(folder))
         loaded = time.perf_counter()
-        law = fit_law(table)
+        (law,) = fit_laws(table).laws
         fitted = time.perf_counter()
         scrutinise(table, law)
         done = time.perf_counter()
@@ -61,7 +61,7 @@ def main() -> None:
         f"{options.runs} runs of {options.rows} rows: load {loaded - start:.1f} s, fit {fitted - loaded:.2f} s, ",
         end="",
     )
-    print(f"every check {done - fitted:.1f} s; b = {law.fit.b:.4f}")
+    print(f"every check {done - fitted:.1f} s; b = {law.curve.b:.4f}")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ def cases() -> Iterator[Case]:
         yield _case(5, asked, "heavy tails (t, 3 degrees of freedom)", heavy(0.06))
         yield _case(5, asked, "unequal seeds (1 to 6)", seeds(NOISE, counts=(6, 1, 3, 1, 2, 1)))
         yield _case(5, asked, "noise that grows tenfold, three seeds", growing(0.03, 0.3))
+    yield _next_after_break(6)
     yield Case("exponent over checkpoints of 4 sizes", "size effects and run effects", _checkpoints(4, 3))
 
 
@@ -106,3 +107,18 @@ def _checkpoints(sizes: int, runs: int, each: int = 5) -> Callable[[Random], Hel
         return _within(B, found.b_low, found.b_high)
 
     return draw
+
+
+def _next_after_break(sizes: int) -> Case:
+    """The exponent falls to a half in the middle of the sizes, which a floor cannot follow far."""
+    compute = np.geomspace(1e4, 1e7, sizes + 1)
+    middle = compute[sizes // 2]
+    law = A * np.where(compute < middle, compute**-B, middle**-B * (compute / middle) ** (-B / 2))
+
+    def draw(random: Random) -> Held:
+        values = law * np.exp(random.normal(0, NOISE, sizes + 1))
+        points = [_point(i, c, np.array([value])) for i, (c, value) in enumerate(zip(compute, values, strict=True))]
+        low, high = fit_points(points[:-1]).new_size([points[-1].gflops], 1)
+        return _within(points[-1].value, float(low[0]), float(high[0]))
+
+    return Case(f"next size, {sizes} sizes", "a break: half the exponent from the middle on", draw, slow=True)

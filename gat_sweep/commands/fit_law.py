@@ -52,7 +52,7 @@ def fit_law(
     out: Path | None,
     as_json: bool,
 ) -> None:
-    """Fit the law metric = a C^-b or E + a C^-b, check it, and draw it.
+    """Fit a law, metric = a C^-b or E + a C^-b, and check it.
 
     Scores the run's predictions. SOURCE is the name of a run, a .parquet or a .csv. Leaves law.json, law.svg and
     law.png in the run and in MLflow.
@@ -86,11 +86,12 @@ def selftest_table(rows: list[dict[str, Any]]) -> Table:
     from analysis.selftest.run import BAR
 
     table = Table(title="how often 95 % intervals hold a known truth", title_justify="left")
-    for name in ["interval", "draws", "held", "95 %", "without an end", "at the bar"]:
-        table.add_column(name, justify="left" if name == "interval" else "right", no_wrap=True)
+    for name in ["interval", "planted", "draws", "held", "95 %", "without an end", "at the bar"]:
+        table.add_column(name, justify="left" if name in ("interval", "planted") else "right")
     for row in rows:
         table.add_row(
             row["interval"],
+            row["planted"],
             str(row["draws"]),
             f"{row['coverage']:.1%}",
             f"{row['low']:.1%} to {row['high']:.1%}",

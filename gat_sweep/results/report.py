@@ -3,13 +3,16 @@
 import io
 import json
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from analysis import law_text
 from analysis.catalogue import ANALYSES
 from analysis.html import Picture, Section, html_report
+from analysis.table import Cell
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
 from gat_sweep.results.fit_law import fit_law_command
@@ -20,8 +23,9 @@ from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import differences, varied_text
 from gat_sweep.text import Say
 
+LAW_QUESTION = "How does the metric fall with training compute?"
 WIDEST = 768  # pixels of a sample grid in the report
-RESULTS = ("status", "reason", "flags", "step", "flops", "seconds", "metric", "value", "n", "commit")
+RESULTS = ("step", "flops", "seconds", "value")
 ROWS = ("step", "images", "flops", "seconds", "metric", "value", "n", "status", "reason", "flags", "time")
 EXTRAS = ("kernel_distance", "precision", "recall", "fd_infinity", "fd_infinity_se", "split_half")
 
@@ -58,19 +62,20 @@ def _sections(
     sections, refused = [], []
     try:
         report, text, files = fit_law_command(name, "value", home, out, None, verbose=True)
-        sections.append(Section("Scaling law", text, report, _svg(files)))
+        sections.append(Section("Scaling law", LAW_QUESTION, law_text.verdict(report), text, report, _svg(files)))
         say("Scaling law: fitted")
     except UserError as reason:
-        refused.append(("Scaling law", str(reason)))
+        refused.append((LAW_QUESTION, str(reason)))
     for command, analysis in ANALYSES.items():
         try:
             report, text, files = run_analysis(study, command)
         except UserError as reason:
             # The report may be passed on, so it leaves out where the table lies on this machine.
-            refused.append((analysis.title, str(reason).removeprefix(f"{study.table.path}: ")))
+            refused.append((analysis.question, str(reason).removeprefix(f"{study.table.path}: ")))
             say(f"{analysis.title}: {reason}")
             continue
-        sections.append(Section(analysis.title, text, report, _svg(files)))
+        answer = import_module(f"analysis.{command}").verdict(report)
+        sections.append(Section(analysis.title, analysis.question, answer, text, report, _svg(files)))
         say(f"{analysis.title}: done")
     return sections, refused
 
@@ -88,6 +93,7 @@ def _about(trials: list[Trial], rows: dict[str, list[dict[str, Any]]]) -> dict[s
         "trials": ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "commits": ", ".join(sorted({row["commit"] for row in every})) or "none",
+        "metrics": ", ".join(sorted({f"{row['metric']} of {row['n']:,} samples" for row in every if row["metric"]})),
         "references": ", ".join(sorted({row["reference"] for row in every if row["reference"]})) or "none",
         "protocol": "; ".join(
             ", ".join(f"{key} {value}" for key, value in json.loads(text).items() if value is not None)
@@ -99,9 +105,10 @@ def _about(trials: list[Trial], rows: dict[str, list[dict[str, Any]]]) -> dict[s
 def _result(trial: Trial, rows: list[dict[str, Any]], varies: str) -> dict[str, Any]:
     config = trial.config
     last = rows[-1] if rows else {}
-    sizes = {"G": config.model.generator, "D": config.model.discriminator, "patch": config.model.patch}
-    found = {**sizes, "seed": config.seed, "varies": varies, **{name: last.get(name) for name in RESULTS}}
-    return found | {"status": trial.status()}
+    size = Cell(config.model.generator, config.model.discriminator, config.model.patch).label
+    found = {"size": size, "seed": config.seed, "varies": varies, **{name: last.get(name) for name in RESULTS}}
+    remarks = [last.get("reason"), last.get("flags")]
+    return found | {"status": trial.status(), "remarks": "; ".join(remark for remark in remarks if remark)}
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,7 @@ def test_labels_keep_off_each_other(tmp_path: Path) -> None:
     axes.plot(*zip(*points, strict=True), "o")
     figure.draw_without_rendering()
     label_points(axes, points, [trial.cell.label for trial in table.trials])
+    figure.draw_without_rendering()
     boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line that leads to it
     assert len(boxes) == 12
     assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.reading import load_table
-from analysis.table import Cell, Protocol, protocol_differences
+from analysis.table import Cell, Protocol, better, protocol_differences
 
 HEADER = "trial,generator_size,step,flops,g_forward_flops,metric,value"
 ROW = "t1,S,100,1e15,2e9,fd_lite,12.5"
@@ -64,7 +64,7 @@ def test_blank_optional_cells_get_the_defaults(tmp_path: Path) -> None:
 
 
 def test_a_directory_of_parquet(tmp_path: Path) -> None:
-    rows = [parquet_row(step=100), parquet_row(step=50, value=20.0, status="running")]  # in any order
+    rows = [parquet_row(step=100), parquet_row(step=50, flops=5e14, value=20.0, status="running")]  # in any order
     write_parquet(tmp_path / "a.parquet", *rows)
     write_parquet(tmp_path / "b.parquet", parquet_row(trial="t2", seed=1, value=13.0))
     (tmp_path / "c.parquet.tmp").write_text("being written")
@@ -102,7 +102,7 @@ def test_another_measure_of_the_last_evaluation(tmp_path: Path) -> None:
     """A trial whose extras were not measured is left out, and says so."""
     write_parquet(
         tmp_path / "a.parquet",
-        parquet_row(step=50, fd_infinity=None),
+        parquet_row(step=50, flops=5e14, fd_infinity=None),
         parquet_row(fd_infinity=7.5, kernel_distance=0.1),
     )
     write_parquet(tmp_path / "b.parquet", parquet_row(trial="t2", fd_infinity=None))
@@ -132,7 +132,7 @@ def test_differences_of_protocols_are_named_by_key() -> None:
 def test_a_trial_that_failed_and_was_resumed_is_complete(tmp_path: Path) -> None:
     write_parquet(
         tmp_path / "a.parquet",
-        parquet_row(step=50, value=None, status="failed", reason="node lost"),
+        parquet_row(step=50, flops=5e14, value=None, status="failed", reason="node lost"),
         parquet_row(step=100),
     )
     (trial,) = load_table(tmp_path).complete()
@@ -204,8 +204,8 @@ def test_missing_columns_of_a_csv(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as error:
         load_table(path)
     assert str(error.value).startswith(
-        f"{path}: missing columns: g_forward_flops, metric, value; "
-        "required: trial, generator_size, step, flops, g_forward_flops, metric, value; optional: "
+        f"{path}: missing columns: metric, value; "
+        "required: trial, generator_size, step, flops, metric, value; optional: g_forward_flops, "
     )
 
 
@@ -273,3 +273,57 @@ def test_what_is_the_same_on_all_rows_of_a_trial(tmp_path: Path) -> None:
     assert facts.g_width == 64 and facts.d_width is None and facts.config == {"mng.schedule": "exp", "train.rate_g": 2}
     with pytest.raises(ValueError, match=r"row 2: one of .*g_width.* cannot be read"):
         load_table(write_csv(tmp_path, HEADER + ",g_width", ROW + ",wide"))
+
+
+# ---------------------------------------------------------------- what a table cannot mean
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("trial_is_size_seeds.csv", r"row 7: trial 'S' has seed 1 here and 0 in row 2; give each seed a trial name"),
+        ("dup_diff_value.csv", r"row 7: trial 'S-0' has a second value at step 1000, 300 after 118 in row 2"),
+        ("flopsdrop.csv", r"row 26: "),
+        ("pflopdays.csv", r"row 2: flops are 11\.5741, less than one forward pass of the generator in each of 1000"),
+        ("log10.csv", r"row 2: flops are 18, less than one forward pass .* not in another unit"),
+    ],
+)
+def test_what_a_table_cannot_mean_is_refused_with_its_row(file: str, message: str) -> None:
+    path = Path(__file__).parents[1] / "data" / "law" / file
+    with pytest.raises(ValueError, match=message) as error:
+        load_table(path)
+    assert "\n" not in str(error.value)
+
+
+def test_flops_that_do_not_rise_are_refused(tmp_path: Path) -> None:
+    """Also where they stay: training goes on, and costs."""
+    for flops in ("9e14", "1e15"):
+        path = write_csv(tmp_path, HEADER, ROW, f"t1,S,200,{flops},2e9,fd_lite,10")
+        with pytest.raises(
+            ValueError, match="row 3: .* flops at step 200, not more than the 1e.15 at step 100 in row 2"
+        ):
+            load_table(path)
+
+
+def test_the_same_value_twice_is_refused_and_two_metrics_are_not(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="row 3: trial 't1' has a second value at step 100"):
+        load_table(write_csv(tmp_path, HEADER, ROW, ROW))
+    assert len(load_table(write_csv(tmp_path, HEADER, ROW, ROW.replace("fd_lite", "kid"))).trials[0].rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("metric", "asked", "expected"),
+    [
+        ("fid", None, -1), ("fd_efficientnet_lite0", None, -1), ("fid:kernel_distance", None, -1),
+        ("inception_score", None, 1), ("recall", None, 1), ("clip_score", "higher", 1), ("mine", "lower", -1),
+    ],
+)  # fmt: skip
+def test_the_direction_of_a_metric(metric: str, asked: str | None, expected: int) -> None:
+    assert better(metric, asked) == expected
+
+
+def test_a_direction_that_is_unknown_or_contradicts_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"does not say whether .* give --better lower or --better higher"):
+        better("mine")
+    with pytest.raises(ValueError, match="of fid, a lower value is better, but --better higher was given"):
+        better("fid", "higher")

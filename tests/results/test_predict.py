@@ -3,13 +3,13 @@
 import json
 import time
 from pathlib import Path
+from statistics import geometric_mean
 
-import numpy as np
 import pytest
 from helpers.planted import compute, finish, value_of
 from helpers.processes import Gat
 
-from analysis.law import fit_power_law
+from analysis.law import fit_curve
 from analysis.table import gflops
 from gat_sweep.errors import UserError
 from gat_sweep.results.predict import digest
@@ -33,12 +33,14 @@ def test_a_prediction_is_the_band_of_the_others_and_is_scored(sizes: list[Trial]
     (said,) = json.loads(out)
     small = [t for t in sizes if t not in largest(sizes)]
     means = {
-        size: np.mean([value_of(t) for t in small if t.config.model.generator == size]) for size in ("S", "B", "L")
+        size: geometric_mean([value_of(t) for t in small if t.config.model.generator == size])
+        for size in ("S", "B", "L")
     }
     costs = [gflops(compute(next(t for t in small if t.config.model.generator == size))) for size in means]
-    fit, target = fit_power_law(costs, list(means.values())), gflops(compute(largest(sizes)[0]))
-    assert said["gflops"] == pytest.approx(target) and said["predicted"] == pytest.approx(float(fit.predict(target)))
-    assert (said["low"], said["high"]) == pytest.approx([float(end[0]) for end in fit.band([target])])
+    fit, target = fit_curve(costs, list(means.values())), gflops(compute(largest(sizes)[0]))
+    assert said["gflops"] == pytest.approx(target) and said["predicted"] == pytest.approx(fit.predict([target])[0])
+    assert (said["low"], said["high"]) == pytest.approx([float(end[0]) for end in fit.new_size([target], 2)])
+    assert said["law"]["sizes"] == 3 and said["law"]["chosen"] == "free"
     assert said["low"] < said["predicted"] < said["high"] and said["seeds"] == 2 and len(said["trials"]) == 2
     assert said["seeds_low"] < said["predicted"] < said["seeds_high"] and said["digest"] == digest(said)
 
@@ -52,10 +54,11 @@ def test_a_prediction_is_the_band_of_the_others_and_is_scored(sizes: list[Trial]
     code, out, _ = gat("fit-law", "sizes", "--json")
     (score,) = json.loads(out)["predictions"]
     assert score["before"] and score["inside"] and score["inside_seeds"] and score["began"] > said["written"]
-    assert score["value"] == pytest.approx(np.mean([value_of(t) for t in largest(sizes)]))
+    assert score["value"] == pytest.approx(geometric_mean([value_of(t) for t in largest(sizes)]))
     assert score["ratio"] == pytest.approx(score["value"] / said["predicted"])
     code, out, _ = gat("fit-law", "sizes")
     assert "inside, measured" in out and "written before its first step" in out
+    assert "if sizes lay on the law exactly" in out
 
 
 def test_what_was_altered_or_written_late_is_said(sizes: list[Trial], tmp_path: Path, gat: Gat) -> None:

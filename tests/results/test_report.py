@@ -51,10 +51,15 @@ def test_names_of_trials_are_links_and_text_is_text(tmp_path: Path) -> None:
     (tmp_path / "a.svg").write_text("<svg/>")
     names = {"t-1": {"status": "done"}, "t-1-b": {"status": "failed", "reason": "<script>alert(1)</script> of t-1"}}
     section = Section(
-        "Law & order", "t-1-b is not t-1", {"points": [{"trials": ["t-1"], "b": 0.5}]}, tmp_path / "a.svg"
+        "Law & order",
+        "Which?",
+        "the law of t-1",
+        "t-1-b is not t-1",
+        {"points": [{"trials": ["t-1"], "b": 0.5}]},
+        tmp_path / "a.svg",
     )
     rows = {"t-1": [{"step": i, "value": 1 / (i + 1)} for i in range(300)]}
-    text = html_report("x", {"a": "b"}, names, rows, [section], [("Split", "no t-1")], [Picture("t-1", "t-1", b"png")])
+    text = html_report("x", {"a": "b"}, names, rows, [section], [("Split?", "no t-1")], [Picture("t-1", "t-1", b"png")])
     page = checked(text)
     assert '<a href="#t-1-b">t-1-b</a> is not <a href="#t-1">t-1</a>' in text
     assert "&lt;script&gt;" in text and "the last 200 of 300" in text.lower()
@@ -92,7 +97,10 @@ def test_the_report_of_a_run(
     assert "written before its first step" in text and "step 4, " in text
     for title in ("Scaling law", "Correlation with GFLOPs"):
         assert f">{title}</h2>" in text
-    assert "Not possible for this study" in text and "Learning rates: " in text
+    # It begins with an answer to every question.
+    answers = text[: text.index("<h2")]
+    assert "How does the metric fall" in answers and "fd_x = " in answers and "b [0." in answers
+    assert "How does the best learning rate fall with the width?</th><td>not possible: " in answers
     assert any(source.startswith("data:image/svg+xml") for source in page.sources)
     assert len(text) < 3_000_000  # the large grid is made smaller
 
@@ -102,7 +110,7 @@ def test_the_report_of_a_run(
 
 def test_an_arm_to_compare_with_is_asked_for_by_its_label(tmp_path: Path, gat: Gat) -> None:
     header = "trial,generator_size,step,flops,g_forward_flops,metric,value,mng.schedule"
-    rows = [f"{arm},S,10,{i}e9,1e9,fd,{10 * i},{arm}" for i, arm in enumerate(("none", "exp", "msg"), 1)]
+    rows = [f"{arm},S,10,{i}e10,1e9,fd_x,{10 * i},{arm}" for i, arm in enumerate(("none", "exp", "msg"), 1)]
     (tmp_path / "t.csv").write_text("\n".join([header, *rows]))
     compare = ["compare", str(tmp_path / "t.csv")]
     assert "msg / none: 3" in gat(*compare)[1].replace("schedule=", "")
