@@ -15,6 +15,7 @@ from typing import Any
 from analysis.dunnett import Contrast, Differences, Noise, compare_arms
 from analysis.statistics import mean_interval
 from analysis.table import (
+    SAME_COMPUTE,
     Cell,
     Excluded,
     Protocol,
@@ -226,6 +227,12 @@ def _arm(label: str, trials: list[Trial], settings: dict[str, Any], measured: Pr
         raise ValueError(
             f"trials of {label} end at different steps ({', '.join(map(str, ends))}) and are not replicates: {names}; "
             "add a column with what varies, such as train.steps"
+        )
+    costs = [trial.last.flops for trial in trials]
+    if max(costs) > min(costs) * (1 + SAME_COMPUTE):
+        raise ValueError(
+            f"trials of {label} differ in training compute and are not replicates: {names}; "
+            "add a column with what varies"
         )
     found = mean_interval(list(values.values()))
     return Arm(

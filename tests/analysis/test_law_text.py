@@ -1,0 +1,101 @@
+"""The laws in words: six lines for a law, and what does not agree with it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.law import fit_laws
+from analysis.law_text import law_text, summary, verdict
+from analysis.reading import load_table
+from analysis.scrutiny import scrutinise
+from analysis.table import strict_json
+
+DATA = Path(__file__).parents[1] / "data" / "law"
+HEADER = "trial,generator_size,seed,step,flops,g_forward_flops,metric,value,flops_per_image"
+
+
+def report_of(path: Path, floor: float | None = None) -> dict[str, Any]:
+    table = load_table(path)
+    laws = fit_laws(table, floor)
+    found = strict_json(laws.head() | {"laws": [law.to_json() | scrutinise(table, law) for law in laws.laws]})
+    assert isinstance(found, dict)
+    return dict(json.loads(json.dumps(found, allow_nan=False)))
+
+
+def written(folder: Path, values: dict[str, list[float]], items: str = "") -> Path:
+    """A table of sizes at C = 1e4, 1e5 and so on, with seeds."""
+    rows = [
+        f"{size}-{seed},{size},{seed},10,{2 * 10.0 ** (13 + i)},{10.0 ** (9 + i)},fd_x,{value},{items}"
+        for i, (size, seeds) in enumerate(values.items())
+        for seed, value in enumerate(seeds)
+    ]
+    path = folder / "t.csv"
+    path.write_text("\n".join([HEADER, *rows]))
+    return path
+
+
+def test_a_law_takes_five_lines() -> None:
+    """The sixth says where the files are."""
+    report = report_of(DATA / "noisyfloor6.csv")
+    law, floor, lack, largest, correlation = summary(report).splitlines()
+    assert law.startswith(
+        "fid = 3.824 + 2964 C^-0.4367, b = 0.4367 [0.3817, 0.4937], E = 3.824 [2.403, 5.006] (6 sizes"
+    )
+    assert floor == "floor: found, F(1, 3) = 52.1, p = 0.0027 (one-sided)"
+    assert lack == "lack of fit: no test is possible: no size has two seeds"
+    assert largest.startswith("S5/2 from the other sizes: 6.8") and largest.endswith("measured 6.323: inside")
+    assert "Pearson" in correlation and "Spearman -1.000" in correlation
+    assert verdict(report) == "fid = 3.824 + 2964 C^-0.4367, b [0.3817, 0.4937]"
+
+
+def test_everything_else_is_there_when_it_is_asked_for() -> None:
+    report = report_of(DATA / "traj.csv", floor=1.0)
+    short, long = summary(report).splitlines(), summary(report, verbose=True).splitlines()
+    assert len(short) == 5 and set(short) < set(long)
+    for words in ("b without s0-seed0", "from cheaper ones", "through all 60 checkpoints", "with a floor of 0.5"):
+        assert any(words in line for line in long), words
+
+
+def test_a_floor_that_the_points_do_not_allow_is_said() -> None:
+    assert "given, 1; the points alone DO NOT ALLOW IT: [2.403, 5.006]" in summary(
+        report_of(DATA / "noisyfloor6.csv", 1.0)
+    )
+
+
+def test_each_patch_size_has_its_lines() -> None:
+    text = summary(report_of(DATA / "dit_all.csv"))
+    assert all(f"patch {patch}: fid = " in text for patch in (2, 4, 8))
+    assert "one exponent for all patch sizes: rejected, F(2, 6) = 53.3, p = 0.00015" in text
+
+
+def test_a_metric_that_rises_is_said_to_rise(tmp_path: Path) -> None:
+    text = summary(report_of(written(tmp_path, {"S": [1.0], "B": [2.0], "L": [3.9], "XL": [8.1]})))
+    assert ": fd_x rises with compute" in text and "C^0.3" in text and "C^-" not in text
+
+
+@pytest.mark.parametrize(("a", "b", "floor", "text"), [
+    (3000.0, 0.5, 0.0, "fd = 3000 C^-0.5"), (3.0, -0.2, 0.0, "fd = 3 C^0.2"), (3.0, 0.2, 4.0, "fd = 4 + 3 C^-0.2"),
+])  # fmt: skip
+def test_a_formula(a: float, b: float, floor: float, text: str) -> None:
+    assert law_text("fd", {"a": a, "b": b, "floor": floor}) == text
+
+
+def test_what_does_not_agree_is_said_without_being_asked(tmp_path: Path) -> None:
+    """C counted in forwards of D alone grows otherwise; without the last run the exponent leaves its interval."""
+    report = report_of(written(tmp_path, {"S": [10.0, 10.1], "B": [5.0, 5.1], "L": [2.5, 2.52], "XL": [1.26, 1.25]}))
+    law = report["laws"][0]
+    assert len(summary(report).splitlines()) == 5
+    law["itemisations"] = [{"counted": "G alone", "b": law["b_high"] + 1, "b_low": 0, "b_high": 1}]
+    law["without_run"][0]["b"] = law["b_low"] - 1
+    text = summary(report)
+    assert "OUTSIDE its interval, with C counted as G alone" in text and "OUTSIDE its interval, without S-0" in text
+
+
+def test_what_is_left_out_is_named(tmp_path: Path) -> None:
+    report = report_of(written(tmp_path, {"S": [10.0], "B": [5.0], "L": [2.5]}))
+    report["excluded"] = [{"trial": f"t{i}", "reason": "no memory"} for i in range(5)]
+    text = summary(report)
+    assert "left out: t2: no memory" in text and "t3" not in text and "2 more, --verbose lists them" in text
+    assert "left out: t4: no memory" in summary(report, verbose=True)
