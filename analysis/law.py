@@ -87,7 +87,7 @@ class Curve:
 
         The number of seeds counts only if the spread between seeds is known.
         """
-        return self.region.values(compute, self.mean_variance / self.noise.variance(compute, seeds))
+        return self.region.values(compute, self.mean_variance / self.noise.of_new(compute, seeds))
 
 
 def fit_curve(

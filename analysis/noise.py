@@ -12,7 +12,7 @@ from scipy import optimize, stats
 from analysis.points import Point
 from analysis.statistics import CONFIDENCE
 
-MIN_SPREADS, MIN_DEGREES = 3, 6  # points with several seeds, and their degrees of freedom, for a slope of the variance
+MIN_SPREADS, MIN_DEGREES = 3, 4  # points with several seeds, and their degrees of freedom, for a slope of the variance
 STEEPEST = 4.0  # slope of ln variance over ln C at which the search ends
 
 
@@ -28,13 +28,22 @@ class Noise:
     slope: float = 0.0
     spread: float = 0.0  # between seeds, at the points' mean ln C
     effect: float = 1.0  # standard deviation of sizes; 1 if all variances are equal
+    slope_variance: float = 0.0  # of the estimate
+    mean_of_spreads: float = 0.0  # ln C about which the slope turns, by its uncertainty
     p: float | None = None  # of slope 0, by the likelihood ratio
     not_possible: str = ""  # why the slope is not estimated
 
     def variance(self, compute: ArrayLike, seeds: ArrayLike) -> NDArray[np.float64]:
         """Return the variance at each C for a mean over so many seeds; only ratios count if all are equal."""
-        x = np.log(np.asarray(compute, dtype=np.float64)) - self.mean_log_compute
-        return np.asarray(self.effect**2 + self.spread**2 * np.exp(self.slope * x) / np.asarray(seeds))
+        log_c = np.log(np.asarray(compute, dtype=np.float64))
+        within = self.spread**2 * np.exp(self.slope * (log_c - self.mean_log_compute))
+        return np.asarray(self.effect**2 + within / np.asarray(seeds))
+
+    def of_new(self, compute: ArrayLike, seeds: ArrayLike) -> NDArray[np.float64]:
+        """Return the variance to expect of new points: the mean over what the slope may be, larger far away."""
+        log_c = np.log(np.asarray(compute, dtype=np.float64))
+        far = np.exp((log_c - self.mean_of_spreads) ** 2 * self.slope_variance / 2)
+        return self.effect**2 + (self.variance(compute, seeds) - self.effect**2) * far
 
 
 def _spreads(points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -61,7 +70,7 @@ def estimate_noise(points: Sequence[Point]) -> Noise:
     centre, total = float(log_c.mean()), float(degrees.sum())
     why = ""
     if len(x) < MIN_SPREADS or total < MIN_DEGREES:
-        why = f"{len(x)} points have several seeds, with {total:g} degrees of freedom; it needs {MIN_SPREADS} with 6"
+        why = f"{len(x)} points have several seeds, with {total:g} degrees of freedom; it needs 3 points with 4"
     elif np.ptp(x) < 1e-9 or squares.min() <= 0:
         why = "the points with several seeds do not differ in compute, or one does not differ between seeds"
     if why:
@@ -79,7 +88,9 @@ def estimate_noise(points: Sequence[Point]) -> Noise:
     seeds = np.array([len(point.values) for point in points])
     within = spread(slope) * np.exp(slope * (log_c - centre)) / seeds
     effect = _effect(log_c - centre, np.log([point.value for point in points]), within)
-    return Noise(centre, slope, math.sqrt(spread(slope)), effect, p)
+    middle = float(degrees @ x) / total
+    slope_variance = 2 / float(degrees @ (x - middle) ** 2)  # that of ln s^2 is 2 over its degrees of freedom
+    return Noise(centre, slope, math.sqrt(spread(slope)), effect, slope_variance, middle, p)
 
 
 def _effect(x: NDArray[np.float64], y: NDArray[np.float64], within: NDArray[np.float64]) -> float:

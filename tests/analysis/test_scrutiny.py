@@ -12,7 +12,7 @@ import pytest
 import statsmodels.api as sm
 
 from analysis.law import Law, fit_curve, fit_laws
-from analysis.noise import estimate_noise
+from analysis.noise import estimate_noise, lack_of_fit
 from analysis.points import Point
 from analysis.reading import load_table
 from analysis.scrutiny import fit_clustered, scrutinise
@@ -143,21 +143,32 @@ def test_clusters_against_statsmodels() -> None:
         fit_clustered(c[:10], value[:10], sizes[:10])
 
 
-def test_lack_of_fit_is_that_of_an_anova(tmp_path: Path) -> None:
+def test_lack_of_fit_is_that_of_an_anova() -> None:
     """Against statsmodels: a mean for each size against a line, from two seeds each."""
     random = np.random.default_rng(4)
-    noise = {(size, seed): random.normal(0, 0.05) for size in SIZES for seed in range(2)}
-    effect = dict(zip(SIZES, (0.1, -0.2, 0.15, 0.0), strict=True))
-    table = table_of(tmp_path, lambda s, seed, c: exact(s, seed, c) * np.exp(effect[s] + noise[s, seed]))
-    x = np.log([SIZES[size] for size in SIZES for _ in range(2)])
-    y = np.log([exact(s, 0, SIZES[s]) * np.exp(effect[s] + noise[s, seed]) for s in SIZES for seed in range(2)])
+    effects = [0.1, -0.2, 0.15, 0.0]
+    x, y = np.repeat(np.log(list(SIZES.values())), 2), np.empty(8)
+    y[:] = np.log(3e3) - 0.4 * x + np.repeat(effects, 2) + random.normal(0, 0.05, 8)
     line = sm.OLS(y, sm.add_constant(x)).fit()
     means = sm.OLS(y, np.kron(np.eye(4), np.ones((2, 1)))).fit()
     f, p, _ = means.compare_f_test(line)
-    law = only(table)
-    found = scrutinise(table, law)["lack_of_fit"]
-    assert law.curve.chosen == "free" and found["degrees_of_freedom"] == [2, 4] and found["found"]
+    points = [
+        Point(
+            Cell(s, s, 2), c, None, float(np.exp(y[2 * i : 2 * i + 2].mean())), (), tuple(np.exp(y[2 * i : 2 * i + 2]))
+        )
+        for i, (s, c) in enumerate(SIZES.items())
+    ]
+    found = lack_of_fit(points, np.exp(line.fittedvalues[::2]), 2)
+    assert found["degrees_of_freedom"] == [2, 4] and found["found"]
     assert (found["f"], found["p"]) == pytest.approx((f, p))
+
+
+def test_sizes_that_stray_are_told_from_seeds() -> None:
+    """The study on digits: F(2, 8) = 7.5, p = .014."""
+    report = scrutinised(load_table(Path(__file__).parents[2] / "docs" / "study" / "widths.csv"))
+    found = report["lack_of_fit"]
+    assert found["found"] and (found["f"], found["p"]) == (pytest.approx(7.5, abs=0.1), pytest.approx(0.014, abs=1e-3))
+    assert report["known_floors"] == {"split_half": 81.2}
 
 
 @pytest.mark.parametrize("file", ["threeonC.csv", "sameC.csv"])
@@ -217,6 +228,16 @@ def test_noise_that_grows_is_seen() -> None:
     assert noise.effect == 0  # all sizes lie on the law
     ratio = noise.variance(1e7, 1) / noise.variance(1e4, 1)
     assert ratio == pytest.approx(100, rel=0.5) and noise.variance(1e5, 4) == pytest.approx(noise.variance(1e5, 1) / 4)
+
+
+def test_the_variance_of_a_new_size_knows_that_the_slope_is_an_estimate() -> None:
+    """By hand: the mean of a lognormal."""
+    noise = estimate_noise(points_of([0.03, 0.065, 0.14, 0.3], seeds=3))
+    x = np.log([p.gflops for p in points_of([0.1] * 4)])
+    assert noise.slope_variance == pytest.approx(2 / (2 * float(((x - x.mean()) ** 2).sum())))
+    far = np.exp((np.log(1e9) - x.mean()) ** 2 * noise.slope_variance / 2)
+    within = noise.variance(1e9, 3) - noise.effect**2
+    assert noise.of_new(1e9, 3) == pytest.approx(noise.effect**2 + within * far) and far > 1.5
 
 
 def test_without_seeds_all_variances_are_equal() -> None:

@@ -180,7 +180,7 @@ def test_a_sweep_from_the_command_line_to_a_law(home: Path, tmp_path: Path, gat:
 
     code, out, _ = gat("fit-law", "three-digits", "--home", str(home), "--json")
     law = json.loads(out)
-    assert code == 0 and law["n"] == 3 and [e["status"] for e in law["excluded"]] == ["diverged"]
+    assert code == 0 and law["laws"][0]["sizes"] == 3 and [e["status"] for e in law["excluded"]] == ["diverged"]
     newest = json.loads((home / "three-digits" / "mlflow.json").read_text())["run_id"]  # every launch has its own run
     laws = [f.path for f in client.list_artifacts(newest, "analysis")]
     assert newest == parent.info.run_id and laws == ["analysis/law.json", "analysis/law.png", "analysis/law.svg"]

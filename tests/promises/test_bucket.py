@@ -67,7 +67,7 @@ def test_a_sweep_in_a_bucket(bucket: Remote, tmp_path: Path) -> None:
     code, out = command("status", "three-digits", "--home", home, "--json")
     assert [trial["status"] for trial in json.loads(out)["trials"]] == ["done"] * 3
     code, out = command("fit-law", "three-digits", "--home", home, "--json", "--out", str(tmp_path / "law"))
-    assert code == 0 and json.loads(out)["n"] == 3, out
+    assert code == 0 and json.loads(out)["laws"][0]["sizes"] == 3, out
 
     from mlflow import MlflowClient
 
