@@ -117,7 +117,10 @@ class AdditiveLaw:
         return self._profile(fit, best, low, high)
 
     def interval(self, name: str) -> tuple[float | None, float | None]:
-        """Return the 95 % interval of floor, alpha or beta; an end is None where the points do not bound it."""
+        """Return the 95 % interval of floor, alpha or beta; an end is None where the points do not bound it.
+
+        The floor's lower end is then 0, as a floor is not below it.
+        """
         i = NAMES.index(name)
         low, high = (0.0, float(np.exp(self.log_value).min())) if i == FLOOR else EXPONENTS
 
@@ -126,7 +129,8 @@ class AdditiveLaw:
             p[:, i] = value
             return self._fit(p, held=(i,))
 
-        return self._profile(fit, self.parameters[[i]], low, high)[0]
+        lower, upper = self._profile(fit, self.parameters[[i]], low, high)[0]
+        return 0.0 if i == FLOOR and lower is None else lower, upper
 
     def _fit(self, p: Array, balance: Balance | None = None, held: tuple[int, ...] = ()) -> tuple[Array, Array]:
         """Return laws [m, 5] and their residual sums [m], fitted from p [m, 5]."""
