@@ -72,18 +72,20 @@ class FirstOrder:
         An interval wholly below `low` is (None, low), and one wholly above `high` is (high, None). It is Fieller's: the
         shares s at which (1 - s) b_g - s b_d, what the metric gains as compute goes to G, may be 0.
         """
-        # The square of the gain less its limit is a quadratic in s.
+        # The square of the gain less its limit is a quadratic in s, and negative inside the interval.
         (gg, gd), (_, dd) = self.covariance[1:, 1:] * self.quantile**2
         g, d = self.coefficients[1:]
-        square = ((g + d) ** 2 - (gg + 2 * gd + dd), -2 * (g * (g + d) - gg - gd), g**2 - gg)
-        beyond = [float(np.polyval(square, edge)) <= 0 for edge in (low, high)]
-        roots = np.roots(square)
-        inside = [float(r.real) for r in roots if abs(r.imag) <= 1e-9 * abs(r) and low <= r.real <= high]
-        if not inside and not any(beyond):
-            more = self.contrast((0, 1 - low, -low)).estimate > 0
-            return (high, None) if more else (None, low)
-        ends = None if beyond[0] else min(inside), None if beyond[1] else max(inside)
-        return ends
+        square, linear, constant = (g + d) ** 2 - (gg + 2 * gd + dd), gg + gd - g * (g + d), g**2 - gg
+        beyond = [square * edge**2 + 2 * linear * edge + constant <= 0 for edge in (low, high)]
+        if all(beyond):
+            return None, None
+        root = math.sqrt(max(linear**2 - square * constant, 0.0))  # negative by rounding alone
+        ends = sorted((sign * root - linear) / square for sign in (-1, 1))
+        if square < 0:  # every share but those between the ends
+            return None if not beyond[1] or beyond[0] else float(ends[1]), float(ends[0]) if beyond[0] else None
+        if not any(beyond) and not low <= ends[0] <= high:
+            return (None, low) if ends[0] < low else (high, None)
+        return None if beyond[0] else float(ends[0]), None if beyond[1] else float(ends[1])
 
 
 def fit_first_order(log_g: ArrayLike, log_d: ArrayLike, log_value: ArrayLike, better: int) -> FirstOrder:

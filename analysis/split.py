@@ -16,7 +16,7 @@ from scipy import special
 from analysis.additive import AdditiveLaw, fit_additive
 from analysis.best_split import METHOD, BestSplit, best_splits
 from analysis.cells import CONVENTIONS, CellMean, cells_of, sizes_of
-from analysis.descent import NAMES
+from analysis.descent import NAMES, ROUNDING
 from analysis.first_order import FirstOrder, fit_first_order
 from analysis.statistics import CONFIDENCE
 from analysis.table import UNIT, Excluded, Protocol, Table, json_head, one_protocol, replicates, strict_json
@@ -145,6 +145,8 @@ class Surface:
         variance = sum(float(values.var() * len(values)) for values in seeds) / free
         misses = sum(len(v) * (float(v.mean()) - at) ** 2 for v, at in zip(seeds, fitted, strict=True)) / dof
         ratio = misses / variance if variance > 0 else math.inf
+        if misses < ROUNDING**2:
+            ratio = 0.0
         p = float(special.fdtrc(dof, free, ratio))
         verdict = "misses the cells by more than their seeds vary" if p < 1 - CONFIDENCE else "shows no lack of fit"
         spread = {"seeds_std_log": math.sqrt(variance), "seeds_degrees_of_freedom": free}
@@ -208,10 +210,11 @@ def summary(report: dict[str, Any]) -> str:
     """The surface's JSON in words, for a terminal."""
     additive, first, best, choice = (report[key] for key in ("additive", "first_order", "best_split", "choice"))
     lines = [f"{report['trials']} trials of {len(report['cells'])} cells; {choice['verdict']}"]
-    for name, law, keys in (("additive", additive, ("E", "a_g", "a_d")), ("first_order", first, ("b_g", "b_d"))):
+    for name, law, keys in (("additive", additive, ("a_g", "a_d")), ("first_order", first, ("b_g", "b_d"))):
         if law is not None:
+            floor = f", E = {estimate(law['E'], '.3g')}" if "E" in law else ""
             lines.append(f"{WORDS[name]}: {report['laws'][name]}")
-            lines.append("  " + ", ".join(f"{key} = {estimate(law[key])}" for key in keys))
+            lines.append("  " + ", ".join(f"{key} = {estimate(law[key])}" for key in keys) + floor)
             if at_bound := law.get("at_bound"):
                 lines.append(f"  at the end of what is allowed: {', '.join(at_bound)}")
             if fit := law["lack_of_fit"]:
@@ -223,19 +226,22 @@ def summary(report: dict[str, Any]) -> str:
     else:
         shares = best["shares_of_cells"]
         lines.append("best split:")
-        for split in (best["curve"][0], best["at_mean"], best["curve"][-1]):
-            beyond = "" if split["trained"] else " (sizes beyond those trained)"
-            lines.append(f"  at C = {split['gflops']:.3g} GFLOPs: {share_text(split, shares)}{beyond}")
+        if choice["standing"] == ["first_order"]:
+            lines[-1] = f"best split at every C: {share_text(best['at_mean'], shares)}"
+        else:
+            for split in (best["curve"][0], best["at_mean"], best["curve"][-1]):
+                beyond = "" if split["trained"] else " (sizes beyond those trained)"
+                lines.append(f"  at C = {split['gflops']:.3g} GFLOPs: {share_text(split, shares)}{beyond}")
         equal = best["equal_sizes"]
         lines.append(f"where G has {equal['g_share']:.1%}, as at equal sizes: {equal['verdict']}")
     lines += [f"left out: {e['trial']}: {e['reason']}" for e in report["excluded"]]
     return "\n".join(lines)
 
 
-def estimate(row: dict[str, Any]) -> str:
+def estimate(row: dict[str, Any], form: str = ".3f") -> str:
     """An estimate and its interval as text."""
-    low, high = ("none" if row[end] is None else f"{row[end]:.3g}" for end in ("low", "high"))
-    return f"{row['estimate']:.3g} [{low}, {high}]"
+    low, high = ("none" if row[end] is None else format(row[end], form) for end in ("low", "high"))
+    return f"{row['estimate']:{form}} [{low}, {high}]"
 
 
 def share_text(split: dict[str, Any], shares: tuple[float, float]) -> str:

@@ -17,13 +17,13 @@ from analysis.cells import sizes_of
 from analysis.figures.style import MARKERS, STYLE, plain, save_figure, set_ticks
 from analysis.split import WORDS, Surface, estimate
 
-COMPUTE = "training compute $C_G + C_D$   (GFLOPs = $10^9$ multiply-adds)"
+COMPUTE = "compute $C_G + C_D$  (GFLOPs = $10^9$ multiply-adds)"
 POINT: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "black", "markersize": 8}
 BEST: tuple[dict[str, Any], ...] = (  # of the standing laws, that which fits best first
     {"color": "black", "linewidth": 1.6},
     {"color": "black", "linewidth": 1.2, "linestyle": (0, (5, 2))},
 )
-TITLE_WIDTH = 58  # characters
+TITLE_WIDTH = 50  # characters
 
 
 def plot(surface: Surface, path_without_suffix: Path) -> list[Path]:
@@ -33,7 +33,7 @@ def plot(surface: Surface, path_without_suffix: Path) -> list[Path]:
     Equal input gives equal bytes.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(13.5, 4.2), layout="constrained")
+        figure = Figure(figsize=(14.5, 4.4), layout="constrained")
         left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.05, 1.05))
         _draw_grid(left, surface)
         _draw_compute(middle, surface)
@@ -91,7 +91,7 @@ def _fits(surface: Surface) -> str:
     lines = []
     for name, symbols in (("additive", {"a_g": "a_G", "a_d": "a_D"}), ("first_order", {"b_g": "b_G", "b_d": "b_D"})):
         if (law := report[name]) is not None:
-            found = [f"${symbol}$ = {estimate(law[key])}" for key, symbol in symbols.items()]
+            found = [f"${symbol}$ = {estimate(law[key], 'z.2f')}" for key, symbol in symbols.items()]
             lines.append(f"{WORDS[name]}: {',  '.join(found)}")
     return "\n".join(lines)
 
@@ -117,8 +117,10 @@ def _draw_split(axes: Axes, surface: Surface) -> list[Line2D]:
     for mean in surface.cells:
         look = {"marker": markers[mean.cell.discriminator_size], "color": shades[mean.cell.generator_size]}
         axes.plot(mean.gflops, mean.gflops_g / mean.gflops, zorder=4, **POINT, **look)
-    axes.set_title("\n".join(textwrap.wrap(plain(surface.verdict), TITLE_WIDTH)), linespacing=1.4)
-    axes.set(xscale="log", ylim=(0, 1), xlabel=COMPUTE, ylabel="G's share of compute")
+    whole = plain(surface.verdict).replace("p = ", "p\u00a0=\u00a0")  # a line does not end within it
+    said = [*textwrap.wrap(whole, TITLE_WIDTH), f"at equal sizes: {surface.pays_more()}"]
+    axes.set_title("\n".join(said), linespacing=1.4)
+    axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel=COMPUTE, ylabel="G's share of compute")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(which="major")
     set_ticks(axes.xaxis, *axes.get_xlim())
