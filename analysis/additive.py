@@ -20,6 +20,7 @@ from analysis.descent import (
     FLOOR,
     HIGH,
     LOW,
+    MEDIUM,
     NAMES,
     ROUNDING,
     SMALL,
@@ -138,7 +139,7 @@ class AdditiveLaw:
         free = [i for i in (FLOOR, A, B) if i not in held]
         p[:, free] = np.maximum(p[:, free], SMALL * np.exp(self.log_value.min()))
         logs = np.broadcast_to(self.log_value, (len(p), self.n))
-        return descend(self.points, logs, p, COARSE, balance, held)[:2]
+        return descend(self.points, logs, p, MEDIUM, balance, held)[:2]
 
     def _profile(
         self, fit: Callable[[Array, Index, Array], tuple[Array, Array]], best: Array, low: float, high: float
