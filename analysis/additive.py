@@ -171,14 +171,17 @@ class AdditiveLaw:
             live = live[~out]
             if not len(live):
                 break
-        live, ends = walks[np.isfinite(outside)], np.full(2 * m, np.nan)
+        live, ends, before = walks[np.isfinite(outside)], np.full(2 * m, np.nan), np.zeros(2 * m)
         for _ in range(REFINE if len(live) else 0):
             at = ends[live] = (inside + (outside - inside) * inner / (inner - outer))[live]
             found = excess(at, live)
-            out = found > 0
-            # By the Illinois rule the end that stays counts half.
-            outside[live[out]], outer[live[out]], inner[live[out]] = at[out], found[out], inner[live[out]] / 2
-            inside[live[~out]], inner[live[~out]], outer[live[~out]] = at[~out], found[~out], outer[live[~out]] / 2
+            # By the Illinois rule an end that stays twice counts half.
+            twice = before[live] * found > 0
+            before[live], out = found, found > 0
+            outside[live[out]], outer[live[out]] = at[out], found[out]
+            inside[live[~out]], inner[live[~out]] = at[~out], found[~out]
+            inner[live[out & twice]] /= 2
+            outer[live[~out & twice]] /= 2
         lower, upper = ([None if math.isnan(end) else end for end in half] for half in ends.reshape(2, m).tolist())
         for i in np.flatnonzero(beyond[:m]):
             lower[i], upper[i] = (None, low) if best[i] < low else (high, None)
