@@ -1,9 +1,8 @@
-"""Figure of a surface: the metric over sizes of G and D, and against training compute (the paper's Fig. 6a)."""
+"""Figure of a split: the metric over sizes of G and D and against training compute (Fig. 6a), and the best split."""
 
 import math
-from dataclasses import asdict
+import textwrap
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -12,21 +11,37 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
 
+from analysis.cells import sizes_of
 from analysis.figures.style import MARKERS, STYLE, plain, save_figure, set_ticks
-from analysis.split import EXPONENTS, Surface, estimate, sizes_of
+from analysis.split import WORDS, Surface, estimate
+
+COMPUTE = "compute $C_G + C_D$  (GFLOPs = $10^9$ multiply-adds)"
+POINT: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "black", "markersize": 8}
+BEST: tuple[dict[str, Any], ...] = (  # of the standing laws, that which fits best first
+    {"color": "black", "linewidth": 1.6},
+    {"color": "black", "linewidth": 1.2, "linestyle": (0, (5, 2))},
+)
+TITLE_WIDTH = 50  # characters
 
 
 def plot(surface: Surface, path_without_suffix: Path) -> list[Path]:
-    """Draw the metric over sizes of G and D, and against training compute, as .svg and .png; return the paths.
+    """Draw the metric over sizes of G and D, against training compute, and the best split, as .svg and .png.
 
-    Numbers and large marks are means over seeds; C is in GFLOPs (multiply-adds / 1e9). Equal input gives equal bytes.
+    Numbers and large marks are geometric means over seeds; C is in GFLOPs (multiply-adds / 1e9). Returns the paths.
+    Equal input gives equal bytes.
     """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+        figure = Figure(figsize=(14.5, 4.4), layout="constrained")
+        left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1.05, 1.05))
         _draw_grid(left, surface)
-        _draw_compute(right, surface)
+        _draw_compute(middle, surface)
+        lines = _draw_split(right, surface)
+        markers, shades = _looks(surface)
+        sizes = [Line2D([], [], marker=m, color="0.6", label=plain(f"D {d}"), **POINT) for d, m in markers.items()]
+        sizes += [Line2D([], [], marker="o", color=c, label=plain(f"G {g}"), **POINT) for g, c in shades.items()]
+        figure.legend(handles=[*lines, *sizes], loc="outside right upper")
         return save_figure(figure, Path(path_without_suffix))
 
 
@@ -35,7 +50,7 @@ def _draw_grid(axes: Axes, surface: Surface) -> None:
     value = np.full((len(sizes_d), len(sizes_g)), np.nan)
     for mean in surface.cells:
         place = sizes_d.index(mean.cell.discriminator_size), sizes_g.index(mean.cell.generator_size)
-        value[place] = fmean(mean.values)
+        value[place] = math.exp(mean.log_value)
     low, high = float(np.nanmin(value)), float(np.nanmax(value))
     norm = LogNorm(low, max(high, low * 1.01))
     mesh = axes.pcolormesh(np.ma.masked_invalid(value), cmap="cividis", norm=norm, edgecolor="white", linewidth=1.5)
@@ -54,30 +69,66 @@ def _draw_grid(axes: Axes, surface: Surface) -> None:
 
 def _draw_compute(axes: Axes, surface: Surface) -> None:
     """Draw a line and a marker for each size of D; along the line G grows and darkens. Dashes are seeds."""
-    sizes_g, sizes_d = sizes_of(surface.cells)
-    shades = dict(zip(sizes_g, map(str, np.linspace(0.95, 0.1, len(sizes_g)).tolist()), strict=True))
-    markers = {size: MARKERS[i % len(MARKERS)] for i, size in enumerate(sizes_d)}
-    look: Any = {"linestyle": "none", "markeredgecolor": "black", "markersize": 8}
+    markers, shades = _looks(surface)
     line: Any = {"color": "0.6", "linewidth": 0.9, "zorder": 2}
-    for size in sizes_d:
+    for size, marker in markers.items():
         row = [mean for mean in surface.cells if mean.cell.discriminator_size == size]
-        axes.plot([mean.gflops for mean in row], [fmean(mean.values) for mean in row], **line)
+        axes.plot([mean.gflops for mean in row], [math.exp(mean.log_value) for mean in row], **line)
         for mean in row:
             axes.plot([mean.gflops] * len(mean.values), mean.values, "_", color="0.4", markersize=12, zorder=3)
             shade = shades[mean.cell.generator_size]
-            axes.plot(mean.gflops, fmean(mean.values), marker=markers[size], color=shade, zorder=4, **look)
-    handles = [Line2D([], [], marker=m, color="0.6", label=plain(f"D {size}"), **look) for size, m in markers.items()]
-    handles += [Line2D([], [], marker="o", color=c, label=plain(f"G {size}"), **look) for size, c in shades.items()]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1))
-    b_g, b_d = (estimate(asdict(surface.first.contrast(weights))) for weights in EXPONENTS.values())
-    # Both verdicts, because they may differ: D already has most of the compute.
-    verdicts = [
-        f"{label}: {row['verdict']} (p = {row['p']:.2g})"
-        for label, row in (("per log unit of compute", surface.per_log()), ("per FLOP", surface.per_flop()))
-    ]
-    axes.set_title("\n".join([f"$b_G$ = {b_g},   $b_D$ = {b_d}", *verdicts]), linespacing=1.4)
-    axes.set(xscale="log", yscale="log", ylabel=plain(surface.measured.metric))
-    axes.set_xlabel("training compute $C_G + C_D$   (GFLOPs = $10^9$ multiply-adds)")
+            axes.plot(mean.gflops, math.exp(mean.log_value), marker=marker, color=shade, zorder=4, **POINT)
+    axes.set_title(_fits(surface), linespacing=1.4)
+    axes.set(xscale="log", yscale="log", ylabel=plain(surface.measured.metric), xlabel=COMPUTE)
     axes.grid(which="major")
     set_ticks(axes.xaxis, *axes.get_xlim())
     set_ticks(axes.yaxis, *axes.get_ylim())
+
+
+def _fits(surface: Surface) -> str:
+    """Return each law's exponents, one law a line."""
+    report = surface.to_json()
+    lines = []
+    for name, symbols in (("additive", {"a_g": "a_G", "a_d": "a_D"}), ("first_order", {"b_g": "b_G", "b_d": "b_D"})):
+        if (law := report[name]) is not None:
+            found = [f"${symbol}$ = {estimate(law[key], 'z.2f')}" for key, symbol in symbols.items()]
+            lines.append(f"{WORDS[name]}: {',  '.join(found)}")
+    return "\n".join(lines)
+
+
+def _draw_split(axes: Axes, surface: Surface) -> list[Line2D]:
+    """Draw the best split against the budget, with its interval, and the cells; return the legend's lines."""
+    low, high = surface.shares
+    handles = []
+    if not surface.no_split:
+        compute = [split.gflops for split in surface.curve]
+        lows = [low if split.low is None else split.low for split in surface.curve]
+        highs = [high if split.high is None else split.high for split in surface.curve]
+        axes.fill_between(compute, lows, highs, color="0.5", alpha=0.2, linewidth=0, zorder=1)
+        handles.append(Line2D([], [], color="0.5", alpha=0.3, linewidth=8, label="95 % interval"))
+        for law, look in zip(surface.standing, BEST, strict=False):
+            shares = [split.by_law[law].share for split in surface.curve]
+            axes.plot(compute, [math.nan if share is None else share for share in shares], zorder=3, **look)
+            handles.append(Line2D([], [], label=f"best split, {WORDS[law]}", **look))
+    for edge in (low, high):
+        axes.axhline(edge, color="0.4", linewidth=0.9, linestyle=(0, (1, 2)), zorder=2)
+    handles.append(Line2D([], [], color="0.4", linewidth=0.9, linestyle=(0, (1, 2)), label="ends of the cells' shares"))
+    markers, shades = _looks(surface)
+    for mean in surface.cells:
+        look = {"marker": markers[mean.cell.discriminator_size], "color": shades[mean.cell.generator_size]}
+        axes.plot(mean.gflops, mean.gflops_g / mean.gflops, zorder=4, **POINT, **look)
+    whole = plain(surface.verdict).replace("p = ", "p\u00a0=\u00a0")  # a line does not end within it
+    said = [*textwrap.wrap(whole, TITLE_WIDTH), f"at equal sizes: {surface.pays_more()}"]
+    axes.set_title("\n".join(said), linespacing=1.4)
+    axes.set(xscale="log", ylim=(-0.03, 1.03), xlabel=COMPUTE, ylabel="G's share of compute")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.grid(which="major")
+    set_ticks(axes.xaxis, *axes.get_xlim())
+    return handles
+
+
+def _looks(surface: Surface) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the marker of each size of D, and the shade of each size of G."""
+    sizes_g, sizes_d = sizes_of(surface.cells)
+    shades = dict(zip(sizes_g, map(str, np.linspace(0.95, 0.1, len(sizes_g)).tolist()), strict=True))
+    return {size: MARKERS[i % len(MARKERS)] for i, size in enumerate(sizes_d)}, shades

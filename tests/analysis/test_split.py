@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import statsmodels.api as sm
+from scipy import optimize
 
 from analysis.figures.split import plot
+from analysis.first_order import fit_first_order
 from analysis.reading import load_table
 from analysis.split import Surface, analyse, summary
 from analysis.table import Cell, Facts, Protocol, Row, Table, Trial
+from analysis.two_laws import Choice
+
+DATA = Path(__file__).parent.parent / "data"
 
 # Forward FLOP of one sample (2 per multiply-add) at patch 2.
 G_FORWARD = {"S": 12.11e9, "B": 46.00e9, "L": 161.3e9, "XL": 237.1e9}
@@ -56,18 +61,39 @@ def planted(b_g: float, b_d: float, noise: float = 0.0, seeds: int = 1, draw: in
     return table(trials)
 
 
-def bowl(share: float, steepness: float = 0.05, noise: float = 0.0, seeds: int = 1, draw: int = 0) -> Table:
-    """Curved along the split: at the cells' geometric mean C the least value is where G has this share of it."""
+def additive(
+    e: float,
+    a: float,
+    a_g: float,
+    k: float,
+    a_d: float,
+    noise: float = 0.0,
+    seeds: int = 1,
+    draw: int = 0,
+    cells: Any = CELLS,
+) -> Table:
+    """Additive in units of the mean C_G and C_D: a and k are the heights of the terms there."""
     rng = np.random.default_rng(draw)
-    x0, y0 = TOTAL + math.log(share) - CENTRE[0], TOTAL + math.log(1 - share) - CENTRE[1]
-    slope = 0.3  # along x, at the vertex; along y such that the derivative by the ratio is 0 there
     trials = []
-    for g, d in CELLS:
+    for g, d in cells:
         x, y = np.array(log_compute(g, d)) - CENTRE
-        across = (x - x0) - (y - y0)
-        mean = 3 - slope * (x - x0) - slope * (1 - share) / share * (y - y0) + steepness * across**2
-        trials += [trial(g, d, math.exp(mean + noise * rng.normal()), seed) for seed in range(seeds)]
+        value = e + a * math.exp(-a_g * x) + k * math.exp(-a_d * y)
+        trials += [trial(g, d, value * math.exp(noise * rng.normal()), seed) for seed in range(seeds)]
     return table(trials)
+
+
+def best_of(a: float, a_g: float, k: float, a_d: float, gflops: float) -> float:
+    """G's share at the best split of this planted law, by scipy."""
+
+    def value(share: float) -> float:
+        x, y = math.log(gflops * share) - CENTRE[0], math.log(gflops * (1 - share)) - CENTRE[1]
+        return a * math.exp(-a_g * x) + k * math.exp(-a_d * y)
+
+    return float(optimize.minimize_scalar(value, bounds=(1e-6, 1 - 1e-6), method="bounded", options={"xatol": 1e-9}).x)
+
+
+def holds(row: Any, truth: float) -> bool:
+    return (row.low is None or row.low <= truth) and (row.high is None or truth <= row.high)
 
 
 def report_of(surface: Surface) -> dict[str, Any]:
@@ -89,59 +115,49 @@ def test_planted_exponents_are_found_and_compute_is_split_by_forwards() -> None:
 def test_estimates_equal_statsmodels() -> None:
     surface = analyse(planted(0.2, 0.3, noise=0.1, seeds=2))
     report = report_of(surface)
-    x, y = np.array([log_compute(*cell) for cell in CELLS for _ in (0, 1)]).T
-    value = np.log([value for mean in surface.cells for value in mean.values])
+    x, y = np.array([log_compute(*cell) for cell in CELLS]).T
+    value = np.array([np.log(mean.values).mean() for mean in surface.cells])  # a point is a cell
     first = sm.OLS(value, np.stack([np.ones_like(x), x, y], 1)).fit()
     found = report["first_order"]
     for i, (key, sign) in enumerate([("log_a", 1), ("b_g", -1), ("b_d", -1)]):
-        assert found[key]["estimate"] == pytest.approx(sign * first.params[i], rel=1e-9)
+        assert found[key]["estimate"] == pytest.approx(sign * first.params[i], rel=1e-8)
         assert sorted(sign * first.conf_int(0.05)[i]) == pytest.approx([found[key]["low"], found[key]["high"]])
         assert found[key]["p"] == pytest.approx(first.pvalues[i])
-    difference = first.t_test([0, 1, -1])
-    compared = report["comparison"]["per_log_compute"]
+    difference, compared = first.t_test([0, 1, -1]), found["b_d - b_g"]
     assert compared["estimate"] == pytest.approx(difference.effect[0])
     assert [compared["t"], compared["p"]] == pytest.approx([float(difference.tvalue[0, 0]), float(difference.pvalue)])
     assert [compared["low"], compared["high"]] == pytest.approx(difference.conf_int(0.05)[0].tolist())
 
-    u, v = x - CENTRE[0], y - CENTRE[1]
-    second = sm.OLS(value, np.stack([np.ones_like(u), u, v, u * u, v * v, u * v], 1)).fit()
-    terms = [report["quadratic"][term] for term in ("1", "x", "y", "x^2", "y^2", "xy")]
-    assert [t["estimate"] for t in terms] == pytest.approx(second.params.tolist(), rel=1e-8)
-    assert [t["t"] for t in terms] == pytest.approx(second.tvalues.tolist(), rel=1e-8)
-    # AICc by its definition from the likelihood, sigma counted; differences are free of the constant.
-    n = len(value)
-    corrected = [-2 * fit.llf + 2 * k + 2 * k * (k + 1) / (n - k - 1) for fit, k in ((first, 4), (second, 7))]
-    mine = report["quadratic"]["aicc"] - report["first_order"]["aicc"]
-    assert mine == pytest.approx(corrected[1] - corrected[0])
-    cells = sm.OLS(value, np.kron(np.eye(16), [[1], [1]])).fit()
-    f, p, _ = cells.compare_f_test(first)
-    assert report["replicates"]["lack_of_fit_f"] == pytest.approx(f) and report["replicates"]["p"] == pytest.approx(p)
-    assert report["replicates"]["pure_error_std_log"] == pytest.approx(math.sqrt(cells.scale))
+    # With as many seeds in every cell, the lack of fit is that of the law over trials.
+    over_trials = sm.OLS(np.log([v for mean in surface.cells for v in mean.values]), np.kron(np.eye(16), [[1], [1]]))
+    narrow = sm.OLS(over_trials.endog, np.repeat(np.stack([np.ones_like(x), x, y], 1), 2, axis=0)).fit()
+    f, p, _ = over_trials.fit().compare_f_test(narrow)
+    fit = found["lack_of_fit"]
+    assert [fit["f"], fit["p"]] == pytest.approx([f, p]) and fit["seeds_degrees_of_freedom"] == 16
+    assert fit["seeds_std_log"] == pytest.approx(math.sqrt(over_trials.fit().scale))
 
 
-def test_intervals_cover_and_equal_exponents_are_told_apart_in_one_of_twenty() -> None:
-    draws, inside, verdicts, curved = 400, np.zeros(4), [], 0
-    for draw in range(draws):
-        surface = analyse(planted(0.3, 0.3, noise=0.1, seeds=2, draw=draw))
-        report = surface.to_json()
-        exponents = [report["first_order"][key] for key in ("b_g", "b_d")]
-        compared = report["comparison"]
-        differences = [compared[key] for key in ("per_log_compute", "per_log_compute_over_cell_means")]
-        for i, (row, truth) in enumerate(zip([*exponents, *differences], (0.3, 0.3, 0, 0), strict=True)):
-            inside[i] += row["low"] <= truth <= row["high"]
-        verdicts.append(compared["per_log_compute"]["verdict"])
-        curved += report["replicates"]["p"] < 0.05
-    assert ((inside / draws >= 0.93) & (inside / draws <= 0.97)).all()
-    told = verdicts.count("scaling D pays more"), verdicts.count("scaling G pays more")
-    assert 0.03 <= sum(told) / draws <= 0.07 and min(told) > 0.005 * draws
-    assert sum(told) + verdicts.count("not significantly different") == draws
-    assert 0.03 <= curved / draws <= 0.07
+def test_cells_that_stray_more_than_seeds_do_not_narrow_the_exponents() -> None:
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(300):
+        trials = []
+        for g, d in CELLS:
+            x, y = log_compute(g, d)
+            stray = rng.normal(0, 0.1)
+            trials += [
+                trial(g, d, math.exp(15 - 0.2 * x - 0.3 * y + stray + rng.normal(0, 0.03)), seed) for seed in range(3)
+            ]
+        compute, value = np.array([log_compute(*cell) for cell in CELLS]), [np.log([t.last.value for t in trials])]
+        law = fit_first_order(*compute.T, np.reshape(value, (16, 3)).mean(axis=1), -1)
+        found = law.contrast((0, 1, 0))
+        inside += found.low <= 0.2 <= found.high
+    assert 0.92 <= inside / 300 <= 0.98
 
 
 def test_which_network_pays_more() -> None:
     def verdicts(b_g: float, b_d: float) -> tuple[str, str]:
-        compared = analyse(planted(b_g, b_d, noise=0.02)).to_json()["comparison"]
-        return compared["per_log_compute"]["verdict"], compared["per_flop"]["verdict"]
+        report = analyse(planted(b_g, b_d, noise=0.02)).to_json()
+        return report["first_order"]["b_d - b_g"]["verdict"], report["best_split"]["equal_sizes"]["verdict"]
 
     # At equal sizes D has some five sixths of the compute: a FLOP in G pays more unless b_d is five times b_g.
     assert verdicts(0.2, 0.4) == ("scaling D pays more", "an added FLOP pays more in G")
@@ -149,99 +165,153 @@ def test_which_network_pays_more() -> None:
     assert verdicts(0.03, 0.5) == ("scaling D pays more", "an added FLOP pays more in D")
 
 
-def test_a_flop_pays_the_same_in_both_at_the_best_split() -> None:
-    share = analyse(planted(0.3, 0.3)).equal_share
-    assert share == pytest.approx(1 / (1 + math.exp(np.mean([np.diff(log_compute(s, s)) for s in G_FORWARD]))))
-    told = [
-        analyse(planted(share, 1 - share, noise=0.1, draw=draw)).to_json()["comparison"]["per_flop"]["verdict"]
-        for draw in range(300)
-    ]
-    assert 0.02 <= 1 - told.count("not significantly different") / 300 <= 0.08
-
-
 def test_best_split_of_the_first_order_law_is_the_closed_form() -> None:
-    exact = analyse(planted(0.15, 0.35)).first_split
-    assert exact.share == pytest.approx(0.3, abs=1e-6)
+    exact = analyse(planted(0.15, 0.35)).at_mean
+    assert [exact.share, exact.low, exact.high] == pytest.approx([0.3, 0.3, 0.3], abs=1e-6)
 
-    fit = analyse(planted(0.15, 0.35, noise=0.05)).first
-    split = analyse(planted(0.15, 0.35, noise=0.05)).first_split
-    _, g, d = -fit.coefficients
-    assert split.share == pytest.approx(g / (g + d), abs=1e-6)
-    # Fieller: (g - f (g + d))^2 = t^2 times its variance, a quadratic equation in f.
-    (gg, gd), (_, dd) = fit.covariance[1:, 1:] * fit.quantile**2
-    ends = sorted(np.roots([(g + d) ** 2 - gg - 2 * gd - dd, -2 * (g * (g + d) - gg - gd), g**2 - gg]))
-    assert [split.low, split.high] == pytest.approx(ends, abs=1e-3)
-
-
-def test_no_split_of_exponents_that_may_be_zero() -> None:
-    split = analyse(planted(0.0, 0.4, noise=0.05, draw=1)).first_split
-    assert split.share is None and split.remark == "no best split: b_g not significantly above 0"
-    both = analyse(planted(-0.3, -0.4, noise=0.02)).first_split
-    assert both.share is None and both.remark.startswith("no best split: b_g and b_d not")
+    x, y = np.array([log_compute(*cell) for cell in CELLS]).T
+    value = np.log([t.last.value for t in planted(0.15, 0.35, noise=0.05).trials])
+    law = fit_first_order(x, y, value, -1)
+    assert law.share() == pytest.approx(law.coefficients[1] / law.coefficients[1:].sum())
+    low, high = law.share_interval(0.01, 0.99)
+    assert low is not None and high is not None
+    for share in (low, high):  # Fieller: what is gained by a move to G is just not significant
+        gain = law.contrast((0, 1 - share, -share))
+        assert gain.p == pytest.approx(0.05)
+    assert law.share_interval(0.01, law.share()) == (low, None)  # type: ignore[arg-type]
+    assert law.share_interval(law.share(), 0.99) == (None, high)  # type: ignore[arg-type]
+    assert law.share_interval(0.8, 0.9) == (None, 0.8) and law.share_interval(0.01, 0.1) == (0.1, None)
 
 
-@pytest.mark.parametrize("share", [0.15, 0.25, 0.4])
-def test_a_planted_best_split_is_found_by_the_quadratic_surface(share: float) -> None:
-    surface = analyse(bowl(share))
-    assert surface.quadratic_split.share == pytest.approx(share, abs=1e-6)
-    noisy = report_of(analyse(bowl(share, noise=0.02, seeds=2, draw=1)))
-    split = noisy["best_split"]["quadratic"]
-    assert split["low"] < share < split["high"] and split["high"] - split["low"] < 0.2
-    assert noisy["aicc_verdict"].startswith("AICc prefers the quadratic surface by")
-    assert noisy["best_split"]["gflops"] == pytest.approx(math.exp(TOTAL))
-    assert noisy["replicates"]["verdict"].startswith("the first-order law does not fit")
+# ---------------------------------------------------------------- two laws
 
 
-def test_the_interval_of_the_best_split_covers() -> None:
-    draws = 400
-    splits = [analyse(bowl(0.25, noise=0.05, draw=draw)).quadratic_split for draw in range(draws)]
-    found = [s for s in splits if s.low is not None and s.high is not None]
-    assert len(found) > 0.99 * draws
-    assert 0.93 <= sum(s.low <= 0.25 <= s.high for s in found) / len(found) <= 0.97  # type: ignore[operator]
+SUM = {"e": 5.0, "a": 2.5, "a_g": 0.3, "k": 2.0, "a_d": 0.4}
 
 
-def test_a_plane_is_not_called_curved() -> None:
-    said = [analyse(planted(0.2, 0.3, noise=0.1, draw=draw)).to_json()["aicc_verdict"] for draw in range(100)]
-    assert sum("prefers the first-order law" in verdict for verdict in said) >= 80
+def test_a_planted_additive_law_is_chosen_with_its_share_as_a_function_of_the_budget() -> None:
+    surface = analyse(additive(**SUM, noise=0.003, draw=1))
+    assert surface.standing == ("additive",) and surface.choice is not None and surface.choice.first_order < 0.05
+    law = {key: SUM[key] for key in ("a", "a_g", "k", "a_d")}
+    shares = []
+    for split in (surface.at_mean, *surface.curve):
+        truth = best_of(**law, gflops=split.gflops)
+        assert split.share == pytest.approx(truth, abs=0.03) and holds(split, truth)
+        shares.append(split.share)
+    assert shares[1:] == sorted(shares[1:])  # a_d is larger, so D needs ever less of it
+    report = report_of(surface)
+    assert report["additive"]["a_g"]["low"] < 0.3 < report["additive"]["a_g"]["high"]
+    assert report["additive"]["E"]["low"] < 5 < report["additive"]["E"]["high"]
+    totals = [mean.gflops for mean in surface.cells]
+    assert surface.curve[0].gflops == pytest.approx(min(totals)) and surface.curve[-1].gflops == pytest.approx(
+        max(totals)
+    )
+    assert surface.at_mean.gflops == pytest.approx(math.exp(TOTAL)) and surface.at_mean.trained
+    assert not surface.curve[0].trained and not surface.curve[-1].trained
 
 
-def test_a_minimum_at_the_edge_is_no_optimum_and_the_edge_is_named() -> None:
-    # b_g is so small that all compute should go to D, beyond the largest D trained.
-    to_d = analyse(planted(0.001, 0.4))
-    for split in (to_d.first_split, to_d.quadratic_split):
-        assert (split.share, split.low, split.high) == (None, None, None)
-        assert split.remark.startswith("no optimum: the best split is at the edge of the grid: G S, D ")
-        assert split.remark.endswith("try smaller G or larger D)")
-    to_g = analyse(planted(0.4, 0.001))
-    assert "the edge of the grid: G XL, D" in to_g.quadratic_split.remark
-    assert "try larger G or smaller D" in to_g.quadratic_split.remark
-    assert to_g.quadratic_split.remark in summary(report_of(to_g))
-    # A bowl whose bottom lies where even the largest G has too little compute at this total.
-    assert "the edge of the grid: G XL" in analyse(bowl(0.6)).quadratic_split.remark
+def test_a_sum_that_a_first_order_law_misses() -> None:
+    surface = analyse(load_table(DATA / "law" / "split_sum.csv"))
+    assert surface.standing == ("additive",)
+    for split in (surface.at_mean, *surface.curve):
+        share = np.linspace(0.01, 0.99, 9801)
+        value = 300 * (split.gflops * share) ** -0.3 + 2000 * (split.gflops * (1 - share)) ** -0.4
+        assert holds(split, share[value.argmin()]) and split.low is not None and split.high is not None
 
 
-def test_a_minimum_whose_interval_reaches_the_edge_does_not_count() -> None:
-    flat = [analyse(bowl(0.25, steepness=0.01, noise=0.3, draw=draw)).quadratic_split for draw in range(20)]
-    remarks = {split.remark.split(":")[0] for split in flat if split.share is None}
-    assert remarks == {"no optimum", "no valid optimum"}
-    assert all(split.low is None for split in flat if split.share is None)
+def test_a_planted_first_order_law_is_chosen_and_its_share_is_constant() -> None:
+    surface = analyse(planted(0.2, 0.3, noise=0.03, draw=1))
+    assert surface.standing == ("first_order",)
+    assert len({(split.share, split.low, split.high) for split in surface.curve}) == 1
+    assert holds(surface.at_mean, 0.4)
+    assert "the additive one is rejected" in report_of(surface)["choice"]["verdict"]
+    assert "best split at every C" in summary(report_of(surface))
 
 
-def test_too_few_cells_for_a_quadratic_surface() -> None:
-    four = report_of(analyse(planted(0.2, 0.3, noise=0.01, cells=[(g, d) for g in "SB" for d in "SB"])))
-    assert four["quadratic"] is None and four["best_split"]["quadratic"]["share"] is None
-    assert four["aicc_verdict"] == "not identifiable: a quadratic surface needs 9 cells, this table has 4"
-    assert four["first_order"]["aicc"] is None and four["first_order"]["degrees_of_freedom"] == 1
+def test_laws_that_both_fit_have_the_interval_of_both() -> None:
+    surface = analyse(additive(**SUM, noise=0.1))
+    assert set(surface.standing) == {"additive", "first_order"}
+    for split in surface.curve:
+        for law in split.by_law.values():
+            assert split.low is None or (law.low is not None and split.low <= law.low)
+            assert split.high is None or (law.high is not None and split.high >= law.high)
+    assert surface.at_mean.share == surface.at_mean.by_law[surface.standing[0]].share
+    assert "both laws fit" in summary(report_of(surface))
 
-    wide = dict.fromkeys("abcde")
-    for i, name in enumerate(wide):  # two sizes of G cannot bend along C_G
-        G_FORWARD.setdefault(name, 1e9), D_FORWARD.setdefault(name, 1e9 * 3**i)
-    try:
-        ten = analyse(planted(0.2, 0.3, cells=[(g, d) for g in "SB" for d in wide]))
-    finally:
-        for name in wide:
-            del G_FORWARD[name], D_FORWARD[name]
-    assert "three sizes of G with three of D" in ten.to_json()["aicc_verdict"]
+
+def test_a_choice_is_reproducible_and_neither_may_fit() -> None:
+    assert analyse(additive(**SUM, noise=0.1)).choice == analyse(additive(**SUM, noise=0.1)).choice
+    neither = Choice(0.01, 0.02)
+    assert neither.standing == ("additive", "first_order") and neither.verdict.startswith("neither law fits")
+    assert Choice(0.01, 0.5).standing == ("additive",) and Choice(0.5, 0.01).standing == ("first_order",)
+    assert Choice(0.01, 0.5).verdict == "the additive law: the first-order one is rejected (p = 0.01)"
+
+
+@pytest.mark.slow
+def test_the_headline_covers_whichever_law_is_planted_and_a_law_is_seldom_rejected_wrongly() -> None:
+    draws, truth = 200, best_of(SUM["a"], SUM["a_g"], SUM["k"], SUM["a_d"], math.exp(TOTAL))
+    sums = [analyse(additive(**SUM, noise=0.03, draw=draw)) for draw in range(draws)]
+    firsts = [analyse(planted(0.2, 0.3, noise=0.1, draw=draw)) for draw in range(draws)]
+    assert sum(holds(surface.at_mean, truth) for surface in sums) / draws >= 0.92
+    assert sum(holds(surface.at_mean, 0.4) for surface in firsts) / draws >= 0.91
+    assert sum("additive" not in surface.standing for surface in sums) / draws < 0.08
+    assert sum("first_order" not in surface.standing for surface in firsts) / draws < 0.08
+    assert sum(surface.standing == ("additive",) for surface in sums) / draws > 0.5
+
+
+def test_an_interval_that_reaches_the_ends_of_the_grid_says_so() -> None:
+    report = report_of(analyse(planted(0.0, 0.4, noise=0.05, draw=1)))
+    split = report["best_split"]["at_mean"]
+    assert split["low"] is None and split["high"] < 0.2
+    assert f"at most {split['high']:.1%}" in summary(report)
+    low, high = report["best_split"]["shares_of_cells"]
+    shares = [cell["g_share"] for cell in report["cells"]]
+    assert [low, high] == [min(shares), max(shares)]
+    four = [(g, d) for g in "SB" for d in "SB"]
+    unknown = report_of(analyse(planted(0.1, 0.1, noise=0.3, cells=four)))
+    assert f"any share from {unknown['best_split']['shares_of_cells'][0]:.1%}" in summary(unknown)
+
+
+def test_no_best_split_where_compute_does_not_help() -> None:
+    surface = analyse(planted(-0.3, -0.4, noise=0.02))
+    assert surface.no_split == "no best split: fd_lite does not get better with compute"
+    assert surface.no_split in summary(report_of(surface))
+    assert surface.pays_more().startswith("not possible")
+
+
+def test_of_a_metric_that_rises_the_first_order_law_alone_is_fitted() -> None:
+    measured = PROTOCOL._replace(metric="inception_score")
+    trials = [
+        trial(g, d, math.exp(-5 + 0.1 * x + 0.15 * y), measured=measured)
+        for g, d in CELLS
+        for x, y in [log_compute(g, d)]
+    ]
+    report = report_of(analyse(table(trials)))
+    assert report["additive"] is None and report["choice"]["standing"] == ["first_order"]
+    assert "of inception_score a higher value is better" in report["choice"]["verdict"]
+    assert report["laws"]["first_order"] == "inception_score = a * C_G^b_g * C_D^b_d"
+    assert report["first_order"]["b_g"]["estimate"] == pytest.approx(0.1)
+    assert report["best_split"]["at_mean"]["share"] == pytest.approx(0.4)
+    unnamed = table([replace(t, rows=(replace(t.last, measured=PROTOCOL._replace(metric="q")),)) for t in trials])
+    assert report_of(analyse(unnamed, better="higher"))["first_order"] == report["first_order"]
+    with pytest.raises(ValueError, match="give --better lower or --better higher"):
+        analyse(unnamed)
+
+
+@pytest.mark.parametrize(
+    ("cells", "found"),
+    [
+        ([(g, d) for g in "SB" for d in "SB"], "4 cells of 2 sizes of G and 2 of D"),
+        ([(g, d) for g in "SB" for d in D_FORWARD], "8 cells of 2 sizes of G and 4 of D"),
+        ([("S", "S"), ("B", "B"), ("L", "L"), ("S", "B"), ("L", "S")], "5 cells of 3 sizes of G and 3 of D"),
+    ],
+)
+def test_too_few_sizes_for_the_additive_law(cells: list[tuple[str, str]], found: str) -> None:
+    report = report_of(analyse(planted(0.2, 0.3, noise=0.01, cells=cells)))
+    assert report["additive"] is None
+    verdict = f"the first-order law alone: the additive law needs 6 cells of 3 sizes of each, this table has {found}"
+    assert report["choice"]["verdict"] == verdict and verdict in summary(report)
+    assert holds(analyse(planted(0.2, 0.3, noise=0.01, cells=cells)).at_mean, 0.4)
 
 
 @pytest.mark.parametrize(
@@ -313,6 +383,9 @@ def test_compute_is_split_by_the_items_of_an_iteration(tmp_path: Path) -> None:
 def test_missing_columns_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="SS lacks d_forward_flops, and not all trials have flops_per_image"):
         analyse(write_csv(tmp_path / "none.csv", {}))
+    trials = [replace(t, rows=(replace(t.last, g_forward_flops=None),)) for t in planted(0.2, 0.3).trials]
+    with pytest.raises(ValueError, match="S-S-0 lacks g_forward_flops, and"):
+        analyse(table(trials))
     only_g = {"flops_per_image": lambda g, d: '{"g_forward": 1e9}'}
     with pytest.raises(ValueError, match="SS's flops_per_image must be positive for both"):
         analyse(write_csv(tmp_path / "half.csv", only_g))
@@ -327,18 +400,22 @@ def test_trials_without_items_make_all_count_by_forwards() -> None:
 def test_equal_values_are_valid_json_and_can_be_drawn(tmp_path: Path) -> None:
     surface = analyse(table([trial(g, d, 1.0, seed) for g, d in CELLS for seed in (0, 1)]))
     report = report_of(surface)
-    assert report["comparison"]["per_log_compute"]["verdict"] == "not significantly different"
-    assert report["replicates"]["lack_of_fit_f"] is None  # nothing varies
+    assert report["first_order"]["b_d - b_g"]["verdict"] == "not significantly different"
+    assert report["first_order"]["lack_of_fit"]["verdict"] == "shows no lack of fit"  # nothing varies
     assert summary(report)
     assert all(path.stat().st_size for path in plot(surface, tmp_path / "flat"))
 
 
 def test_the_summary_says_what_was_tested() -> None:
     text = summary(report_of(analyse(planted(0.2, 0.4, noise=0.03, seeds=2))))
-    assert "fd_lite = a * C_G^-b_g * C_D^-b_d, 32 trials of 16 cells" in text
-    assert re.search(r"b_d - b_g = 0\.\d+ \[0\.\d+, 0\.\d+\]: scaling D pays more, per log unit of that network", text)
-    assert re.search(r"first-order law: best split at C = \S+ GFLOPs: 3\d\.\d% to G \[", text)
-    assert "where G has 15." in text and "AICc prefers" in text and "between seeds" in text
+    assert text.startswith("32 trials of 16 cells; the first-order law: the additive one is rejected (p = 0.0")
+    assert "fd_lite = a * C_G^-b_g * C_D^-b_d" in text and "fd_lite = E + A_G * C_G^-a_g + A_D * C_D^-a_d" in text
+    assert re.search(r"b_d - b_g = 0\.\d+ \[0\.\d+, 0\.\d+\]: scaling D pays more, per log unit of its compute", text)
+    assert re.search(r"best split at every C: 3\d\.\d% to G, \[", text)
+    assert "where G has 15." in text and "between seeds" in text
+    both = summary(report_of(analyse(additive(**SUM, noise=0.003))))
+    assert re.search(r"at C = \S+ GFLOPs: \d+\.\d% to G, \[\d+\.\d%, \d+\.\d%\]\n", both)
+    assert both.count("(sizes beyond those trained)") == 2
 
 
 def test_the_figure_says_what_it_shows_and_is_reproducible(tmp_path: Path) -> None:
@@ -348,9 +425,12 @@ def test_the_figure_says_what_it_shows_and_is_reproducible(tmp_path: Path) -> No
     assert (svg.name, png.name) == ("surface.svg", "surface.png")
     said = re.findall(r"<!-- (.*?) -->", svg.read_text(), flags=re.DOTALL)  # matplotlib's comment per text
     for mean in surface.cells:
-        assert f"{np.mean(mean.values):.4g}" in said
+        assert f"{math.exp(np.log(mean.values).mean()):.4g}" in said
     assert {"none", "size of G", "size of D", "fd_lite, mean over seeds", "G XL", "D S"} <= set(said)
-    assert any("per log unit of compute: scaling D pays more" in text for text in said)
-    assert any("per FLOP: an added FLOP pays more in G" in text for text in said)
+    assert {"G's share of compute", "best split, first-order law", "95 % interval", "40%"} <= set(said)
+    assert any("at equal sizes: an added FLOP pays more in G" in text for text in said)
     again = plot(analyse(table(trials)), tmp_path / "again")
     assert [path.read_bytes() for path in again] == [svg.read_bytes(), png.read_bytes()]
+    both = analyse(additive(**SUM, noise=0.1))
+    said = re.findall(r"<!-- (.*?) -->", plot(both, tmp_path / "both")[0].read_text(), flags=re.DOTALL)
+    assert {"best split, first-order law", "best split, additive law"} <= set(said)
