@@ -206,6 +206,15 @@ def _why_no_additive(cells: tuple[CellMean, ...], measured: Protocol, direction:
 # ---------------------------------------------------------------- words
 
 
+def verdict(report: dict[str, Any]) -> str:
+    """The answer in one line."""
+    best = report["best_split"]
+    if best["remark"]:
+        return str(best["remark"])
+    at = best["at_mean"]
+    return f"{share_text(at, best['shares_of_cells'])} at C = {at['gflops']:.3g} GFLOPs; {report['choice']['verdict']}"
+
+
 def summary(report: dict[str, Any]) -> str:
     """The surface's JSON in words, for a terminal."""
     additive, first, best, choice = (report[key] for key in ("additive", "first_order", "best_split", "choice"))
