@@ -6,6 +6,7 @@ its own. So every trial counts, also those of a width whose own trials show no m
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.polynomial import Polynomial
@@ -65,7 +66,7 @@ class Checks:
 class Curves:
     """The common fit, and the curve of every width; None for a width without values at two rates."""
 
-    degree: int
+    degree: int | None  # None if no width has values at three rates: then nothing is fitted
     residual_std: float | None  # of ln value; None if no degree of freedom is left
     of: tuple[Curve | None, ...]
     slope: Slope
@@ -85,6 +86,10 @@ class _Trials:
     level: Array  # [n, levels]: 1 at a trial's level, else 0
     log_width: Array  # [widths]
     used: list[int]  # widths with trials
+
+    def rates(self, index: int) -> int:
+        """Return the number of rates of a width."""
+        return len(np.unique(self.rate[self.width == index]))
 
     def spare(self, terms: int) -> int:
         """Return the degrees of freedom that the levels and `terms` more leave."""
@@ -133,15 +138,17 @@ def fit_curves(widths: ArrayLike, width: ArrayLike, rate: ArrayLike, value: Arra
     """Fit the common curve and the slope to n trials; a lower value is better.
 
     widths: [widths]. width: [n], index of a trial's width. rate, value, seed: [n]; rates and values are positive.
-    f is a cubic, because curves may be skewed; a quartic if an F test asks for it (5 %); a parabola for one width or too
-    few rates. A slope is in the interval if, with the widths aligned at it, the curves do not tilt with ln width
+    f is a cubic, because curves may be skewed; a quartic if an F test asks for it (5 %); a parabola for one width, or
+    for too few rates. A slope is in the interval if, with the widths aligned at it, curves do not tilt with ln width
     (Student t). For a parabola that is Fieller's interval (1954) of the ratio of two coefficients. If the optima
     scatter about the line by more than their own noise, a width has an effect of its own, and the interval is
     Student's t over widths.
-    Raises ValueError if no width has values at three rates.
     """
     trials = _read(np.asarray(widths), np.asarray(width), np.asarray(rate), np.asarray(value), np.asarray(seed))
-    count, rates = len(trials.used), max(len(np.unique(trials.rate[trials.width == k])) for k in trials.used)
+    count, rates = len(trials.used), max([trials.rates(index) for index in trials.used], default=0)
+    if rates < 3:
+        none = (None,) * len(trials.log_width)
+        return Curves(None, None, none, _unknown("no width has values at three rates"), Checks(None, None, None))
     allowed = [d for d in (3, 4) if count > 1 and rates > d and trials.spare(count + d - 1) > 1]
     degree = 3 if allowed else 2
     best = _best_slope(trials, degree)
@@ -156,7 +163,7 @@ def fit_curves(widths: ArrayLike, width: ArrayLike, rate: ArrayLike, value: Arra
     found: list[Curve | None] = [None] * len(trials.log_width)
     for k, index in enumerate(trials.used):
         found[index] = _curve(trials, columns, [k, *range(count, len(columns))], index)
-    f, one_line = _f_test(float(trials.on_line(best or 0.0, degree)[1]), rss, count - 2, spare)
+    f, one_line = (0.0, None) if best is None else _f_test(trials.on_line(best, degree)[1], rss, count - 2, spare)
     checks = Checks(one_line, _one_curve(trials, columns), _replicates(trials, columns))
     slope = _slope(trials, degree, best, [found[index] for index in trials.used], f)
     return Curves(degree, math.sqrt(rss / spare) if spare else None, tuple(found), slope, checks)
@@ -175,10 +182,7 @@ def _powers(z: Array, low: int, high: int) -> Array:
 
 
 def _read(widths: Array, width: NDArray[np.intp], rate: Array, value: Array, seed: NDArray[np.intp]) -> _Trials:
-    rates = [len(np.unique(rate[width == index])) for index in range(len(widths))]
-    if max(rates) < 3:
-        raise ValueError("no width has values at three rates")
-    used = [index for index, count in enumerate(rates) if count > 1]
+    used = [index for index in range(len(widths)) if len(np.unique(rate[width == index])) > 1]
     kept = np.isin(width, used)
     pairs = list(zip(width[kept].tolist(), seed[kept].tolist(), strict=True))
     # Seeds at few rates share the level of their width: with levels of their own, nothing would be left for the curve.
@@ -199,20 +203,20 @@ def _best_slope(trials: _Trials, degree: int) -> float | None:
     return float(optimize.brentq(lambda slope: float(trials.on_line(slope, degree)[0]), SLOPES[at], SLOPES[at + 1]))
 
 
-def _f_test(restricted: float, free: float, more: int, spare: int) -> tuple[float, float | None]:
+def _f_test(restricted: Any, free: float, more: int, spare: int) -> tuple[float, float | None]:
     """Compare a fit with one that has `more` terms and leaves `spare` degrees of freedom, by their RSS: F, p.
 
     Without a degree of freedom, F is 0 and p is None.
     """
     if more < 1 or spare < 1:
         return 0.0, None
-    f = max(restricted - free, 0.0) / more / (free / spare)
+    f = max(float(restricted) - free, 0.0) / more / (free / spare)
     return f, float(stats.f.sf(f, more, spare))
 
 
 def _one_curve(trials: _Trials, columns: Array) -> float | None:
     """Return p of the test that all widths with three rates or more have one curvature."""
-    curved = [len(np.unique(trials.rate[trials.width == index])) > 2 for index in trials.used]
+    curved = [trials.rates(index) > 2 for index in trials.used]
     own = columns[: len(curved)][curved][1:] ** 2
     free = np.concatenate([columns, own])
     return _f_test(trials.rss(columns), trials.rss(free), len(own), trials.spare(len(free)))[1]
@@ -275,7 +279,7 @@ def _slope(trials: _Trials, degree: int, best: float | None, curves: list[Curve 
     if spare < 1:
         return _unknown("no degree of freedom is left; add rates or seeds")
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, spare))
-    low, high = (None if best is None else _end(trials, degree, best, quantile, side) for side in (-1, 1))
+    low, high = (None, None) if best is None else _ends(trials, degree, best, quantile)
     if best is None or low is None or high is None:
         return _unknown("the curves bend too little for their noise; add seeds, or rates farther from the best ones")
     optima = [curve.vertex for curve in curves if curve and curve.vertex]
@@ -299,19 +303,22 @@ def _slope(trials: _Trials, degree: int, best: float | None, curves: list[Curve 
     return Slope(best, low, high, method, p_minus_one, p_zero, verdict)
 
 
-def _end(trials: _Trials, degree: int, best: float, quantile: float, side: int) -> float | None:
-    """Return the first slope below (side -1) or above (1) the best one that t rejects; None without one."""
+def _ends(trials: _Trials, degree: int, best: float, quantile: float) -> list[float | None]:
+    """Return the slopes next to the best one, below and above, at which t reaches the quantile; None without one."""
 
     def beyond(slope: float) -> float:
         return abs(float(trials.on_line(slope, degree)[0])) - quantile
 
-    t, _ = trials.on_line(SLOPES, degree)
-    outside = SLOPES[(side * (SLOPES - best) > 0) & (np.abs(t) > quantile)]
-    if not len(outside):
-        return None
-    first = float(outside.min() if side > 0 else outside.max())
-    inside = max((s for s in SLOPES.tolist() + [best] if side * (s - first) < 0), key=lambda s: side * s)
-    return float(optimize.brentq(beyond, inside, first))
+    outside = np.abs(trials.on_line(SLOPES, degree)[0]) > quantile
+    ends: list[float | None] = []
+    for side in (-1, 1):
+        inside = best
+        for slope in SLOPES[outside & (side * (SLOPES - best) > 0)][::side]:
+            ends.append(float(optimize.brentq(beyond, inside, slope)))
+            break
+        else:
+            ends.append(None)
+    return ends
 
 
 def _unknown(why: str) -> Slope:
