@@ -138,10 +138,10 @@ def fit_curves(widths: ArrayLike, width: ArrayLike, rate: ArrayLike, value: Arra
     """Fit the common curve and the slope to n trials; a lower value is better.
 
     widths: [widths]. width: [n], index of a trial's width. rate, value, seed: [n]; rates and values are positive.
-    f is a cubic, because curves may be skewed; a quartic if an F test asks for it (5 %); a parabola for one width, or
-    for too few rates. A slope is in the interval if, with the widths aligned at it, curves do not tilt with ln width
-    (Student t). For a parabola that is Fieller's interval (1954) of the ratio of two coefficients. If the optima
-    scatter about the line by more than their own noise, a width has an effect of its own, and the interval is
+    f is a cubic, because curves may be skewed; a quartic if an F test asks for it (5 %); a parabola if a cubic would
+    not leave two degrees of freedom. A slope is in the interval if, with the widths aligned at it, curves do not tilt
+    with ln width (Student t). For a parabola that is Fieller's interval (1954) of the ratio of two coefficients. If the
+    optima scatter about the line by more than their own noise, a width has an effect of its own, and the interval is
     Student's t over widths.
     """
     trials = _read(np.asarray(widths), np.asarray(width), np.asarray(rate), np.asarray(value), np.asarray(seed))
@@ -149,7 +149,7 @@ def fit_curves(widths: ArrayLike, width: ArrayLike, rate: ArrayLike, value: Arra
     if rates < 3:
         none = (None,) * len(trials.log_width)
         return Curves(None, None, none, _unknown("no width has values at three rates"), Checks(None, None, None))
-    allowed = [d for d in (3, 4) if count > 1 and rates > d and trials.spare(count + d - 1) > 1]
+    allowed = [d for d in (3, 4) if rates > d and trials.spare(count + d - 1) > 1]
     degree = 3 if allowed else 2
     best = _best_slope(trials, degree)
     if 4 in allowed:
