@@ -18,7 +18,8 @@ from analysis.statistics import CONFIDENCE, slope_t_quantile
 Array = NDArray[np.float64]
 SLOPES = np.linspace(-5, 5, 101)  # searched; Eq. 4 derives -1
 ROUNDING = 1e-6  # least noise of ln value; smaller residuals come from rounding
-REACH = 20.0  # largest distance of a vertex, or of an end of its interval, from the rates tried, in ln rate
+REACH = math.log(2)  # how far outside the aligned rates tried a minimum still counts; the curve is not known farther
+FARTHEST = 20.0  # of an end of a vertex's interval, in ln rate; beyond it there is none
 MIN_SEED_RATES = 3  # for a seed to have a level of its own
 
 
@@ -31,7 +32,7 @@ class Curve:
 
     shift: float
     coefficients: tuple[float, ...]
-    vertex: float | None  # a rate; None if the curve has no minimum
+    vertex: float | None  # a rate; None if the curve has no minimum near the rates tried
     low: float | None  # 95 %, by Fieller's theorem; None if it is unbounded
     high: float | None
 
@@ -153,25 +154,24 @@ def fit_curves(widths: ArrayLike, width: ArrayLike, rate: ArrayLike, value: Arra
     degree = 3 if allowed else 2
     best = _best_slope(trials, degree)
     if 4 in allowed:
-        free = trials.rss(_tilted(trials, best or 0.0, 4))
-        _, p = _f_test(trials.rss(_tilted(trials, best or 0.0, 3)), free, 1, trials.spare(count + 3))
+        cubic, quartic = (trials.rss(_tilted(trials, best, d)) for d in (3, 4))
+        _, p = _f_test(cubic, quartic, 1, trials.spare(count + 3))
         if p is not None and p < 1 - CONFIDENCE:
             degree, best = 4, _best_slope(trials, 4)
 
-    columns = _tilted(trials, best or 0.0, degree)
-    spare, rss = trials.spare(len(columns)), trials.rss(columns)
-    found: list[Curve | None] = [None] * len(trials.log_width)
-    for k, index in enumerate(trials.used):
-        found[index] = _curve(trials, columns, [k, *range(count, len(columns))], index)
+    columns = _tilted(trials, best, degree)
+    curves, rss = _curves(trials, columns), trials.rss(columns)
+    spare = trials.spare(len(columns))
     f, one_line = (0.0, None) if best is None else _f_test(trials.on_line(best, degree)[1], rss, count - 2, spare)
     checks = Checks(one_line, _one_curve(trials, columns), _replicates(trials, columns))
-    slope = _slope(trials, degree, best, [found[index] for index in trials.used], f)
-    return Curves(degree, math.sqrt(rss / spare) if spare else None, tuple(found), slope, checks)
+    slope = _slope(trials, degree, best, [curves[index].vertex for index in trials.used], f)
+    of = tuple(curves.get(index) for index in range(len(trials.log_width)))
+    return Curves(degree, math.sqrt(rss / spare) if spare else None, of, slope, checks)
 
 
-def _tilted(trials: _Trials, slope: float, degree: int) -> Array:
+def _tilted(trials: _Trials, slope: float | None, degree: int) -> Array:
     """Return columns [widths used + degree - 1, n], aligned at the slope: z of each width, common powers of z."""
-    z = trials.aligned(slope)
+    z = trials.aligned(slope or 0.0)
     z = z - z.mean()
     return np.concatenate([trials.by_width(z), _powers(z, 2, degree)])
 
@@ -236,43 +236,47 @@ def _replicates(trials: _Trials, columns: Array) -> float | None:
 # ---------------------------------------------------------------- vertices
 
 
-def _curve(trials: _Trials, columns: Array, terms: list[int], index: int) -> Curve:
-    """Return the curve of a width; terms: the rows of columns [all terms, n] that it has, its tilt first."""
-    design = trials.within(columns).T
-    inverse = np.linalg.inv(design.T @ design)[np.ix_(terms, terms)]
-    found = np.linalg.lstsq(design, trials.within(trials.value))[0][terms]
-    mine = trials.width == index
-    z = columns[terms[0], mine]
-    shift = float(np.mean(trials.rate[mine] - z))
-    level = float(np.mean(trials.value[mine] - Polynomial([0, *found])(z)))
-    coefficients = (level, *found.tolist())
-    fall = Polynomial(coefficients).deriv()
-    minima = [root for root in _real_roots(fall) if fall.deriv()(root) > 0]
-    if not minima:
-        return Curve(shift, coefficients, None, None, None)
-    vertex = min(minima, key=lambda root: abs(root - z.mean()))
-    low = high = None
-    if spare := trials.spare(len(columns)):
-        # All z at which the slope of the curve does not differ significantly from 0: fall^2 <= limit * its variance.
-        limit = stats.t.ppf((1 + CONFIDENCE) / 2, spare) ** 2 * trials.rss(columns) / spare
-        parts = [Polynomial([0] * k + [k + 1]) for k in range(len(terms))]
-        variance = sum(a * b * inverse[i, j] for i, a in enumerate(parts) for j, b in enumerate(parts))
-        ends = _real_roots(fall**2 - limit * variance)
-        below, above = [end for end in ends if end < vertex], [end for end in ends if end > vertex]
-        if below and above:
-            low, high = math.exp(shift + max(below)), math.exp(shift + min(above))
-    return Curve(shift, coefficients, math.exp(shift + vertex), low, high)
+def _curves(trials: _Trials, columns: Array) -> dict[int, Curve]:
+    """Fit the columns [terms, n] of _tilted, and return the curve of each width used, by its index."""
+    design, count = trials.within(columns).T, len(trials.used)
+    inverse = np.linalg.inv(design.T @ design)
+    found = np.linalg.lstsq(design, trials.within(trials.value))[0]
+    spare, limit = trials.spare(len(columns)), math.inf
+    if spare:
+        limit = float(stats.t.ppf((1 + CONFIDENCE) / 2, spare)) ** 2 * trials.rss(columns) / spare
+    curves, tried = {}, columns[:count].sum(axis=0)  # z of all trials
+    for k, index in enumerate(trials.used):
+        terms, mine = [k, *range(count, len(columns))], trials.width == index
+        z = tried[mine]
+        shift, level = float(np.mean(trials.rate[mine] - z)), np.mean(trials.value[mine] - columns[:, mine].T @ found)
+        coefficients = (float(level), *found[terms].tolist())
+        fall, near = Polynomial(coefficients).deriv(), (tried.min() - REACH, tried.max() + REACH)
+        minima = [root for root in _real_roots(fall) if fall.deriv()(root) > 0 and near[0] < root < near[1]]
+        vertex = min(minima, key=lambda root: abs(root - z.mean()), default=None)
+        low = high = None
+        if vertex is not None and spare:
+            # Every z at which the slope of the curve does not differ significantly from 0: fall^2 <= limit * variance.
+            powers = np.arange(1, len(terms) + 1)
+            products = inverse[np.ix_(terms, terms)] * np.outer(powers, powers)
+            variance = [np.trace(products[::-1], offset) for offset in range(1 - len(terms), len(terms))]
+            ends = _real_roots(fall**2 - limit * Polynomial(variance))
+            below, above = [end for end in ends if end < vertex], [end for end in ends if end > vertex]
+            if below and above:
+                low, high = math.exp(shift + max(below)), math.exp(shift + min(above))
+        rate = None if vertex is None else math.exp(shift + vertex)
+        curves[index] = Curve(shift, coefficients, rate, low, high)
+    return curves
 
 
 def _real_roots(polynomial: Polynomial) -> list[float]:
-    return [float(root.real) for root in polynomial.roots() if abs(root.imag) < 1e-9 and abs(root.real) < REACH]
+    return [float(root.real) for root in polynomial.roots() if abs(root.imag) < 1e-9 and abs(root.real) < FARTHEST]
 
 
 # ---------------------------------------------------------------- slope
 
 
-def _slope(trials: _Trials, degree: int, best: float | None, curves: list[Curve | None], scatter: float) -> Slope:
-    """Return the slope with its interval; scatter: F of the optima's scatter about the line."""
+def _slope(trials: _Trials, degree: int, best: float | None, vertices: list[float | None], scatter: float) -> Slope:
+    """Return the slope with its interval; scatter: F of the vertices' scatter about the line."""
     x, spare = trials.log_width[trials.used], trials.spare(degree + 1)
     if np.ptp(x) == 0:
         return _unknown("a slope needs grids at two widths or more")
@@ -282,9 +286,9 @@ def _slope(trials: _Trials, degree: int, best: float | None, curves: list[Curve 
     low, high = (None, None) if best is None else _ends(trials, degree, best, quantile)
     if best is None or low is None or high is None:
         return _unknown("the curves bend too little for their noise; add seeds, or rates farther from the best ones")
-    optima = [curve.vertex for curve in curves if curve and curve.vertex]
+    optima = [vertex for vertex in vertices if vertex is not None]
     if not optima:
-        return _unknown("the curves have no minimum")
+        return _unknown("the curves have no minimum near the rates tried")
     if scatter > 1:
         # The scatter may be the widths' own, which more trials at these widths do not reduce.
         if len(optima) < len(x):

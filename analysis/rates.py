@@ -308,7 +308,8 @@ def _remark(rates: tuple[Seeds, ...], curve: Curve | None) -> str | None:
     if curve is None:
         return f"{len(held)} {'rate has' if len(held) == 1 else 'rates have'} values; a curve needs two"
     if curve.vertex is None:
-        return "the curve has no minimum"
+        falls = "upwards" if curve.predict(held[-1]) < curve.predict(held[0]) else "downwards"
+        return f"no minimum near the rates tried; extend the grid {falls}"
     if not held[0] <= curve.vertex <= held[-1]:
         above = curve.vertex > held[-1]
         end, side, way = (held[-1], "above", "upwards") if above else (held[0], "below", "downwards")
