@@ -6,6 +6,7 @@ its own. So every trial counts, also those of a width whose own trials show no m
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from analysis.statistics import CONFIDENCE, slope_t_quantile
 
 Array = NDArray[np.float64]
 SLOPES = np.linspace(-5, 5, 101)  # searched; Eq. 4 derives -1
-ROUNDING = 1e-6  # least noise of ln value; smaller residuals come from rounding
+ROUNDING = 1e-5  # least noise of ln value; smaller residuals come from digits that were not written
 REACH = math.log(2)  # how far outside the aligned rates tried a minimum still counts; the curve is not known farther
-FARTHEST = 20.0  # of an end of a vertex's interval, in ln rate; beyond it there is none
+STEPS = np.geomspace(1e-6, 20, 300)  # in ln rate from a vertex, at which the ends of its interval are searched
 MIN_SEED_RATES = 3  # for a seed to have a level of its own
 
 
@@ -96,22 +97,33 @@ class _Trials:
         """Return the degrees of freedom that the levels and `terms` more leave."""
         return len(self.rate) - self.level.shape[1] - terms
 
+    @cached_property
+    def centred(self) -> Array:
+        """ln value [n] less its means over the trials with the same level."""
+        return self.within(self.value)
+
+    @cached_property
+    def means(self) -> Array:
+        """Matrix [n, n] that turns columns into their means over the trials with the same level."""
+        return (self.level / self.level.sum(axis=0)) @ self.level.T
+
     def within(self, columns: Array) -> Array:
         """Subtract from columns [..., n] their means over the trials with the same level."""
-        return columns - (columns @ (self.level / self.level.sum(axis=0))) @ self.level.T
+        return columns - columns @ self.means
 
     def reduced(self, columns: Array) -> tuple[Array, Array]:
         """Project ln value on columns [..., terms, n] in turn, less the levels: weights [..., terms], RSS [...].
 
         A weight has the sign and the significance of its column's coefficient, with the columns before it.
         """
-        columns, value = self.within(columns), self.within(self.value)
-        columns = columns / np.linalg.norm(columns, axis=-1, keepdims=True)
-        q, r = np.linalg.qr(np.swapaxes(columns, -1, -2))
-        weights = np.squeeze(np.swapaxes(q, -1, -2) @ value[:, None], -1)
-        residuals = value - np.squeeze(q @ weights[..., None], -1)
-        signs = np.sign(np.diagonal(r, axis1=-2, axis2=-1))
-        return signs * weights, (residuals**2).sum(axis=-1) + len(value) * ROUNDING**2
+        q, r = np.linalg.qr(np.swapaxes(self.within(columns), -1, -2))
+        weights = self.centred @ q
+        residuals = self.centred - np.squeeze(q @ weights[..., None], -1)
+        return weights * np.sign(np.diagonal(r, axis1=-2, axis2=-1)), (residuals**2).sum(axis=-1) + self.rounding
+
+    @property
+    def rounding(self) -> float:
+        return len(self.rate) * ROUNDING**2
 
     def rss(self, columns: Array) -> float:
         return float(self.reduced(columns)[1])
@@ -229,7 +241,7 @@ def _replicates(trials: _Trials, columns: Array) -> float | None:
     free = np.concatenate([trials.level, cell.ravel()[:, None] == np.arange(cell.max() + 1)], axis=1)
     rank = int(np.linalg.matrix_rank(free))
     residuals = trials.value - free @ np.linalg.lstsq(free, trials.value)[0]
-    rss, spare = float(residuals @ residuals) + len(residuals) * ROUNDING**2, len(residuals) - rank
+    rss, spare = float(residuals @ residuals) + trials.rounding, len(residuals) - rank
     return _f_test(trials.rss(columns), rss, trials.spare(len(columns)) - spare, spare)[1]
 
 
@@ -240,7 +252,7 @@ def _curves(trials: _Trials, columns: Array) -> dict[int, Curve]:
     """Fit the columns [terms, n] of _tilted, and return the curve of each width used, by its index."""
     design, count = trials.within(columns).T, len(trials.used)
     inverse = np.linalg.inv(design.T @ design)
-    found = np.linalg.lstsq(design, trials.within(trials.value))[0]
+    found = inverse @ (design.T @ trials.centred)
     spare, limit = trials.spare(len(columns)), math.inf
     if spare:
         limit = float(stats.t.ppf((1 + CONFIDENCE) / 2, spare)) ** 2 * trials.rss(columns) / spare
@@ -259,17 +271,26 @@ def _curves(trials: _Trials, columns: Array) -> dict[int, Curve]:
             powers = np.arange(1, len(terms) + 1)
             products = inverse[np.ix_(terms, terms)] * np.outer(powers, powers)
             variance = [np.trace(products[::-1], offset) for offset in range(1 - len(terms), len(terms))]
-            ends = _real_roots(fall**2 - limit * Polynomial(variance))
-            below, above = [end for end in ends if end < vertex], [end for end in ends if end > vertex]
-            if below and above:
-                low, high = math.exp(shift + max(below)), math.exp(shift + min(above))
+            ends = [_end(fall**2 - limit * Polynomial(variance), vertex, side) for side in (-1, 1)]
+            if None not in ends:
+                low, high = np.exp(np.array(ends, dtype=np.float64) + shift).tolist()
         rate = None if vertex is None else math.exp(shift + vertex)
         curves[index] = Curve(shift, coefficients, rate, low, high)
     return curves
 
 
+def _end(excess: Polynomial, vertex: float, side: int) -> float | None:
+    """Return the first z below (side -1) or above (1) the vertex at which the excess is above 0; None without one."""
+    steps = vertex + side * STEPS
+    outside = np.flatnonzero(excess(steps) > 0)
+    if not len(outside):
+        return None
+    return float(optimize.brentq(excess, vertex if outside[0] == 0 else steps[outside[0] - 1], steps[outside[0]]))
+
+
 def _real_roots(polynomial: Polynomial) -> list[float]:
-    return [float(root.real) for root in polynomial.roots() if abs(root.imag) < 1e-9 and abs(root.real) < FARTHEST]
+    # A highest power that rounding alone has made would spoil all roots.
+    return [float(root.real) for root in polynomial.trim(1e-9).roots() if abs(root.imag) < 1e-9]
 
 
 # ---------------------------------------------------------------- slope

@@ -306,7 +306,7 @@ def _remark(rates: tuple[Seeds, ...], curve: Curve | None) -> str | None:
     """Return what the best rate of a grid has to be read with; None for one well inside its grid."""
     held = [float(seeds.rate) for seeds in rates if seeds.values]
     if curve is None:
-        return f"{len(held)} {'rate has' if len(held) == 1 else 'rates have'} values; a curve needs two"
+        return f"too few rates have values ({len(held)})"
     if curve.vertex is None:
         falls = "upwards" if curve.predict(held[-1]) < curve.predict(held[0]) else "downwards"
         return f"no minimum near the rates tried; extend the grid {falls}"

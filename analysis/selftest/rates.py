@@ -39,8 +39,9 @@ class Sweep:
         width = np.repeat(np.arange(n), len(factors) * self.seeds)
         seed = np.tile(np.arange(self.seeds), n * len(factors))
         rate = np.tile(np.repeat(factors, self.seeds), n) - (0 if self.absolute else w[width])
+        noise = random.normal(0, 1, len(rate))
         best = self.optimum + self.slope * w + random.normal(0, self.own, n)
-        z, noise = rate - best[width], random.normal(0, 1, len(rate))
+        z = rate - best[width]
         value = CURVATURE * z**2 + self.skew * z**3 + self.noise * noise
         value += random.normal(0, self.seed_level, (n, self.seeds))[width, seed]
         kept = z + 0.3 * noise < self.diverging
@@ -50,41 +51,37 @@ class Sweep:
 
 def cases() -> Iterator[Case]:
     for widths in (2, 3, 4, 5):
-        yield _slope("", Sweep(widths))
-    yield _slope("noise .05", Sweep(noise=0.05))
-    yield _slope("noise .2", Sweep(noise=0.2))
-    yield _slope("4 rates", Sweep(rates=4, noise=0.05))
-    yield _slope("7 rates", Sweep(rates=7))
-    yield _slope("3 seeds", Sweep(seeds=3))
-    yield _slope("one rate for all widths is best", Sweep(slope=0.0))
-    yield _slope("the same rates at all widths", Sweep(absolute=True))
-    yield _slope("skewed curves", Sweep(skew=SKEW))
-    yield _slope("skewed curves, 3 seeds", Sweep(skew=SKEW, seeds=3))
-    yield _slope("skewed curves, best at one rate for all widths", Sweep(skew=SKEW * 0.8, slope=0.0))
-    yield _slope("optimum at the edge of the grid", Sweep(optimum=float(np.log(4)), seeds=3))
-    yield _slope("high rates diverge", Sweep(diverging=1.2, seeds=3))
-    yield _slope("a width's own optimum strays by .1", Sweep(own=0.1))
-    yield _slope("a width's own optimum strays by .2", Sweep(own=0.2))
-    yield _slope("a width's own optimum strays by .2, 5 widths", Sweep(5, own=0.2))
-    yield _slope("seeds shift a width's level by .2", Sweep(seeds=3, seed_level=0.2))
-    yield _vertex("", Sweep())
-    yield _vertex("skewed curves", Sweep(skew=SKEW))
-    yield _vertex("high rates diverge", Sweep(diverging=1.2, seeds=3))
-    yield _vertex("a width's own optimum strays by .2", Sweep(own=0.2))
+        yield _slope(Sweep(widths))
+    for sweep in (Sweep(noise=0.05), Sweep(noise=0.2), Sweep(rates=4, noise=0.05), Sweep(rates=7), Sweep(seeds=3)):
+        yield _slope(sweep)
+    yield _slope(Sweep(slope=0.0))
+    yield _slope(Sweep(absolute=True), "the same rates at all widths")
+    yield _slope(Sweep(skew=SKEW), "skewed curves")
+    yield _slope(Sweep(skew=SKEW, seeds=3), "skewed curves")
+    yield _slope(Sweep(skew=SKEW * 0.8, slope=0.0), "skewed curves")
+    yield _slope(Sweep(optimum=float(np.log(3)), seeds=3), "best near the highest rate")
+    yield _slope(Sweep(diverging=1.2, seeds=3), "high rates diverge")
+    yield _slope(Sweep(own=0.1), "widths stray from the line by .1")
+    yield _slope(Sweep(own=0.2), "widths stray from the line by .2")
+    yield _slope(Sweep(5, own=0.2), "widths stray from the line by .2")
+    yield _slope(Sweep(seeds=3, seed_level=0.2), "a seed shifts all values of a width by .2")
+    yield _vertex(Sweep())
+    yield _vertex(Sweep(skew=SKEW), "skewed curves")
+    yield _vertex(Sweep(diverging=1.2, seeds=3), "high rates diverge")
+    yield _vertex(Sweep(own=0.2), "widths stray from the line by .2")
 
 
-def _slope(planted: str, sweep: Sweep) -> Case:
+def _slope(sweep: Sweep, planted: str = "") -> Case:
     def draw(random: np.random.Generator) -> Held:
         found = sweep.fit(random)[0].slope
         if found.low is None or found.high is None:
             return Held(True, bounded=False)
         return Held(found.low <= sweep.slope <= found.high)
 
-    name = f"slope of the best rate, {sweep.widths} widths at {sweep.rates} rates"
-    return Case(name, planted, draw, slow=True)
+    return Case(f"slope {sweep.slope:g} of the best rate over width, {_grid(sweep)}", planted, draw, slow=True)
 
 
-def _vertex(planted: str, sweep: Sweep) -> Case:
+def _vertex(sweep: Sweep, planted: str = "") -> Case:
     def draw(random: np.random.Generator) -> Held:
         fit, best = sweep.fit(random)
         curve = fit.of[0]
@@ -92,4 +89,9 @@ def _vertex(planted: str, sweep: Sweep) -> Case:
             return Held(True, bounded=False)
         return Held(bool(curve.low <= np.exp(best[0]) <= curve.high))
 
-    return Case("best rate of a width (Fieller), 4 widths at 5 rates", planted, draw, slow=True)
+    return Case(f"best rate of the smallest width, {_grid(sweep)}", planted, draw, slow=True)
+
+
+def _grid(sweep: Sweep) -> str:
+    seeds = f", {sweep.seeds} seeds" if sweep.seeds > 1 else ""
+    return f"{sweep.widths} widths at {sweep.rates} rates{seeds}, noise {sweep.noise:g}"

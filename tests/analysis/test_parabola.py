@@ -167,6 +167,9 @@ def test_exact_curves_have_exact_answers() -> None:
     assert found.slope.slope == pytest.approx(-1, abs=1e-6)
     assert found.slope.low is not None and found.slope.high is not None and found.slope.high - found.slope.low < 1e-4
     assert found.slope.verdict.startswith("consistent with -1") and ", differs from 0" in found.slope.verdict
+    for curve, width in zip(found.of, WIDTHS, strict=True):
+        assert curve and curve.low and curve.vertex and curve.high and curve.low < curve.vertex < curve.high
+        assert curve.vertex == pytest.approx(np.exp(np.log(WIDTHS).mean()) / width, rel=1e-5)
 
 
 def test_what_cannot_be_known_is_said() -> None:

@@ -176,7 +176,7 @@ def test_where_everything_diverges_there_is_no_optimum() -> None:
     lost = grid("G", "S", bowl(1e-3), broken=FACTORS)
     transfer = analyse(table(*lost, *grid("G", "B", bowl(1e-4, noise(1)))))
     assert [g.curve is None for g in transfer.grids] == [True, False]
-    assert transfer.grids[0].remark == "0 rates have values; a curve needs two"
+    assert transfer.grids[0].remark == "too few rates have values (0)"
     assert transfer.fits["G"].slope.verdict == "not identifiable: a slope needs grids at two widths or more"
     with pytest.raises(ValueError, match="no complete trial"):
         analyse(table(*lost))
