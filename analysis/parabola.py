@@ -158,12 +158,11 @@ def fit_curves(widths: ArrayLike, width: ArrayLike, rate: ArrayLike, value: Arra
     Student's t over widths.
     """
     trials = _read(np.asarray(widths), np.asarray(width), np.asarray(rate), np.asarray(value), np.asarray(seed))
-    count, rates = len(trials.used), max([trials.rates(index) for index in trials.used], default=0)
-    if rates < 3:
+    count, allowed = len(trials.used), [degree for degree in (2, 3, 4) if _possible(trials, degree)]
+    if 2 not in allowed:
         none = (None,) * len(trials.log_width)
         return Curves(None, None, none, _unknown("no width has values at three rates"), Checks(None, None, None))
-    allowed = [d for d in (3, 4) if rates > d and trials.spare(count + d - 1) > 1]
-    degree = 3 if allowed else 2
+    degree = 3 if 3 in allowed else 2
     best = _best_slope(trials, degree)
     if 4 in allowed:
         cubic, quartic = (trials.rss(_tilted(trials, best, d)) for d in (3, 4))
@@ -179,6 +178,16 @@ def fit_curves(widths: ArrayLike, width: ArrayLike, rate: ArrayLike, value: Arra
     slope = _slope(trials, degree, best, [curves[index].vertex for index in trials.used], f)
     of = tuple(curves.get(index) for index in range(len(trials.log_width)))
     return Curves(degree, math.sqrt(rss / spare) if spare else None, of, slope, checks)
+
+
+def _possible(trials: _Trials, degree: int) -> bool:
+    """Return whether a width has enough rates for a degree; above a parabola, two degrees of freedom must be left."""
+    if max([trials.rates(index) for index in trials.used], default=0) <= degree:
+        return False
+    columns = trials.within(_tilted(trials, 0.0, degree))
+    spare = trials.spare(len(columns))
+    full = np.linalg.matrix_rank(columns / np.linalg.norm(columns, axis=1, keepdims=True).clip(1e-300)) == len(columns)
+    return bool(full and (degree == 2 or spare > 1))
 
 
 def _tilted(trials: _Trials, slope: float | None, degree: int) -> Array:
@@ -207,12 +216,15 @@ def _best_slope(trials: _Trials, degree: int) -> float | None:
     """Return the slope at which the aligned curves do not tilt with the width; None without one."""
     if np.ptp(trials.log_width[trials.used]) == 0 or trials.spare(degree + 1) < 1:
         return None
-    t, rss = trials.on_line(SLOPES, degree)
+    t, _ = trials.on_line(SLOPES, degree)
     rises = np.flatnonzero((t[:-1] < 0) & (t[1:] >= 0))
     if not len(rises):
         return None
-    at = min(rises.tolist(), key=lambda i: float(rss[i]))
-    return float(optimize.brentq(lambda slope: float(trials.on_line(slope, degree)[0]), SLOPES[at], SLOPES[at + 1]))
+    # A cubic may have several; the one at which the curve fits best is meant.
+    found = [
+        optimize.brentq(lambda slope: float(trials.on_line(slope, degree)[0]), SLOPES[i], SLOPES[i + 1]) for i in rises
+    ]
+    return float(min(found, key=lambda slope: trials.on_line(slope, degree)[1]))
 
 
 def _f_test(restricted: Any, free: float, more: int, spare: int) -> tuple[float, float | None]:
@@ -283,7 +295,7 @@ def _end(excess: Polynomial, vertex: float, side: int) -> float | None:
     """Return the first z below (side -1) or above (1) the vertex at which the excess is above 0; None without one."""
     steps = vertex + side * STEPS
     outside = np.flatnonzero(excess(steps) > 0)
-    if not len(outside):
+    if not len(outside) or excess(vertex) >= 0:  # at the vertex it is below 0, but for rounding
         return None
     return float(optimize.brentq(excess, vertex if outside[0] == 0 else steps[outside[0] - 1], steps[outside[0]]))
 
@@ -329,20 +341,16 @@ def _slope(trials: _Trials, degree: int, best: float | None, vertices: list[floa
 
 
 def _ends(trials: _Trials, degree: int, best: float, quantile: float) -> list[float | None]:
-    """Return the slopes next to the best one, below and above, at which t reaches the quantile; None without one."""
+    """Return the lowest and the highest slope that t does not reject; None for an end outside of SLOPES."""
 
     def beyond(slope: float) -> float:
         return abs(float(trials.on_line(slope, degree)[0])) - quantile
 
-    outside = np.abs(trials.on_line(SLOPES, degree)[0]) > quantile
+    held = SLOPES[np.abs(trials.on_line(SLOPES, degree)[0]) <= quantile].tolist()
     ends: list[float | None] = []
-    for side in (-1, 1):
-        inside = best
-        for slope in SLOPES[outside & (side * (SLOPES - best) > 0)][::side]:
-            ends.append(float(optimize.brentq(beyond, inside, slope)))
-            break
-        else:
-            ends.append(None)
+    for side, inside in ((-1, min([*held, best])), (1, max([*held, best]))):
+        outside = SLOPES[side * (SLOPES - inside) > 0][::side]
+        ends.append(float(optimize.brentq(beyond, inside, outside[0])) if len(outside) else None)
     return ends
 
 
