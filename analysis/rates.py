@@ -83,7 +83,7 @@ class CrossCheck:
 
     size: str
     own: str | None  # the column of its own rate; None if the table does not have that
-    best: float | str | None  # the column of the lowest mean
+    best: float | str | None  # the column of the best mean
     columns: tuple[Seeds, ...]
     ratios: tuple[Ratio, ...]  # of the others to its own
 
@@ -285,7 +285,7 @@ def _grids(table: Table, network: str) -> dict[tuple[str, int], dict[float, list
 
 
 def _fit(network: str, own: dict[tuple[str, int], dict[float, list[Trial]]], sign: int) -> tuple[Curves, list[Grid]]:
-    """Fit the common curve to a network's grids."""
+    """Fit the common curve to a network's grids, trials by rate, by size and width; return it with the grids."""
     points = [
         (i, rate, trial.last.value**-sign, trial.last.seed)
         for i, by_rate in enumerate(own.values())
@@ -313,7 +313,9 @@ def _remark(rates: tuple[Seeds, ...], curve: Curve | None) -> str | None:
     if not held[0] <= curve.vertex <= held[-1]:
         above = curve.vertex > held[-1]
         end, side, way = (held[-1], "above", "upwards") if above else (held[0], "below", "downwards")
-        return f"{side} {short_rate(end)}, the last rate with a value; extend the grid {way}"
+        broken = above and any(seeds.diverged for seeds in rates if float(seeds.rate) > end)
+        advice = "higher rates diverged" if broken else f"extend the grid {way}"
+        return f"{side} {short_rate(end)}, the last rate with a value; {advice}"
     if curve.low is None or curve.high is None:
         return "no interval: the curves bend too little for their noise"
     if curve.low < held[0] or curve.high > held[-1]:

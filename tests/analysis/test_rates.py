@@ -158,6 +158,14 @@ def test_a_diverged_rate_is_a_remark_and_not_a_value() -> None:
     assert "diverged at 0.0064: G-S-16.0-0, G-S-16.0-1" in summary(transfer.to_json())
 
 
+def test_a_grid_is_not_extended_to_where_it_diverged() -> None:
+    trials = grid("G", "S", bowl(2e-3, noise(3, 0.001)), FACTORS)
+    lost = grid("G", "S", bowl(1.0), (8.0,), broken=(8.0,))
+    assert only(analyse(table(*trials, *lost))).remark == (
+        "above 1.6e-3, the last rate with a value; higher rates diverged"
+    )
+
+
 def test_a_rate_that_one_seed_survived_counts() -> None:
     trials = grid("G", "S", bowl(1.3e-3, noise(4)), (*FACTORS, 8.0))
     half = [
