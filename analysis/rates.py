@@ -1,7 +1,7 @@
 """Best learning rate at each width, and the power of the width with which it falls (the paper's Eq. 4, Fig. 5b).
 
 Eq. 4, derived in A.11, adapts a rate as 1 / width: the optima of G and of D should then lie on a line of slope -1 in
-log-log. An optimum is the vertex of a parabola of ln value over ln rate. It counts only if the grid shows a minimum.
+log-log. The slope comes from one curve that all widths share (parabola.py), and no grid is left out.
 Table 4 asks the same with fewer trials: each size at its own adapted rate and at those of other sizes.
 """
 
@@ -14,14 +14,32 @@ from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from analysis.parabola import Exponent, Parabola, fit_exponent, fit_parabola
-from analysis.statistics import mean_interval
-from analysis.table import Cell, Excluded, Protocol, Table, Trial, json_head, one_protocol, strict_json
+from analysis.parabola import Curve, Curves, fit_curves
+from analysis.statistics import CONFIDENCE, mean_interval
+from analysis.table import (
+    Cell,
+    Excluded,
+    Protocol,
+    Table,
+    Trial,
+    check_seeds,
+    json_head,
+    one_protocol,
+    strict_json,
+)
+from analysis.table import (
+    better as direction,
+)
 
 NETWORKS = ("G", "D")
-MIN_RATES = 4
 VARIED = ("train.rate_of", "train.rate_g", "train.rate_d")
+CHECKS = {
+    "one_line": "optima on one line",
+    "one_curve": "one curvature for all widths",
+    "replicates": "curve against replicates",
+}
 UNUSED = "not part of a rate grid or a cross-check"
 
 
@@ -45,12 +63,8 @@ class Grid:
     size: str
     width: int  # of that network
     rates: tuple[Seeds, ...]  # rising
-    parabola: Parabola | None  # None below three rates with values
-    refusal: str | None  # why the vertex is not an optimum
-
-    @property
-    def optimum(self) -> Parabola | None:
-        return None if self.refusal else self.parabola
+    curve: Curve | None  # of the common fit; None without one, or without values at two rates
+    remark: str | None  # what the best rate has to be read with
 
 
 @dataclass(frozen=True)
@@ -69,36 +83,42 @@ class CrossCheck:
 
     size: str
     own: str | None  # the column of its own rate; None if the table does not have that
-    best: float | str | None  # the column of the lowest mean
+    best: float | str | None  # the column of the best mean
     columns: tuple[Seeds, ...]
     ratios: tuple[Ratio, ...]  # of the others to its own
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Rate grids of both networks, their slopes, and Table 4; either half may be empty."""
+    """Rate grids of both networks, their fits, and Table 4; either half may be empty."""
 
     measured: Protocol
+    better: int  # -1 if a lower value is better, 1 if a higher one is
     grids: tuple[Grid, ...]  # of G, then of D, by rising width
-    exponents: dict[str, Exponent]  # of the networks with a grid
+    fits: dict[str, Curves]  # of the networks with a grid
     cross_check: tuple[CrossCheck, ...]
     excluded: tuple[Excluded, ...]
 
     def of(self, network: str) -> list[Grid]:
         return [grid for grid in self.grids if grid.network == network]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return strictly valid JSON: a number that is not finite, such as an almost flat parabola's vertex, is null.
+    def value(self, curve: Curve, rate: ArrayLike) -> NDArray[np.float64]:
+        """Return the metric on a curve at each rate; a metric of which more is better was fitted upside down."""
+        return curve.predict(rate) ** -self.better
 
-        A network without a grid is null. Rates are absolute; spreads, curvatures, ratios are of natural logarithms.
+    def to_json(self) -> dict[str, Any]:
+        """Return strictly valid JSON: a number that is not finite, or not available from these trials, is null.
+
+        A network without a grid is null. Rates are absolute; spreads and ratios are of natural logarithms.
         """
         networks: dict[str, Any] = dict.fromkeys(NETWORKS)
-        for network, exponent in self.exponents.items():
-            grids = [{**asdict(g), "optimum": g.optimum and g.optimum.vertex} for g in self.of(network)]
-            networks[network] = {**asdict(exponent), "grids": grids}
+        for network, fit in self.fits.items():
+            quality = {"degree": fit.degree, "residual_std_log": fit.residual_std, "checks": asdict(fit.checks)}
+            networks[network] = asdict(fit.slope) | quality | {"grids": [asdict(grid) for grid in self.of(network)]}
         return strict_json(
             {
                 **json_head(self.measured),
+                "better": "lower" if self.better < 0 else "higher",
                 "networks": networks,
                 "cross_check": [asdict(row) for row in self.cross_check],
                 "excluded": [trial.to_json() for trial in self.excluded],
@@ -119,56 +139,61 @@ def analyse(table: Table, better: str | None = None) -> Transfer:
     """Find the optimum per width, its slope over width, and Table 4, in the trials of a learning-rate sweep.
 
     A grid holds trials of one size in both networks, equal in all but the rate of one network and the seed. A diverged
-    trial is not fitted; in the search for a minimum it counts as worse than all others.
-    Raises ValueError, in one line, for mixed protocols, for grids of one network under several configs or patch sizes,
-    for a grid without a width, and for a table with neither a grid nor a cross-check.
+    trial has no value to fit; it is a remark beside the optimum.
+    better: `lower` or `higher`, for a metric whose name does not say which.
+    Raises ValueError, in one line, for mixed protocols, for a metric whose better direction is not known, for grids of
+    one network under several configs or patch sizes, for a grid without a width, for a seed that is twice at one rate,
+    and for a table with neither a grid nor a cross-check.
     """
     measured = one_protocol(table.complete())
-    grids = [grid for network in NETWORKS for grid in _grids(table, network)]
-    rows = cross_check(table)
-    if measured is None or not (grids or rows):
+    series = {network: _grids(table, network) for network in NETWORKS}
+    compared = _series(table, lambda trial: (_whose_rate(trial), None), "the rates of sizes")
+    if measured is None or not (any(series.values()) or compared):
         raise ValueError(
             f"{table.path}: no complete trial is in a rate grid (one size at several lr_g with one lr_d, or the "
             "reverse) or in a cross-check (one size at several train.rate_of)"
         )
-    exponents = {}
-    for network in NETWORKS:
-        own = [grid for grid in grids if grid.network == network]
-        found = [(g.width, g.optimum.vertex, g.optimum.vertex_error) for g in own if g.optimum]
+    sign = direction(measured.metric, better)
+    grids: list[Grid] = []
+    fits = {}
+    for network, own in series.items():
         if own:
-            widths, optima, errors = np.array(found, dtype=np.float64).reshape(-1, 3).T
-            exponents[network] = fit_exponent(widths, optima, errors, len(own))
+            fits[network], of_network = _fit(network, own, sign)
+            grids += of_network
+    rows = _cross_check(compared, sign)
     groups = [seeds for grid in grids for seeds in grid.rates] + [seeds for row in rows for seeds in row.columns]
     used = {name for seeds in groups for name in seeds.trials}
     unused = [Excluded(t.name, t.cell, t.last.status, UNUSED) for t in table.complete() if t.name not in used]
-    return Transfer(measured, tuple(grids), exponents, rows, (*table.excluded(), *unused))
+    return Transfer(measured, sign, tuple(grids), fits, rows, (*table.excluded(), *unused))
 
 
-def cross_check(table: Table) -> tuple[CrossCheck, ...]:
-    """Build Table 4: each size at its own rate and at those of other sizes, cheapest size first; empty without trials.
+def _cross_check(compared: dict[Cell, dict[Any, list[Trial]]], sign: int) -> tuple[CrossCheck, ...]:
+    """Build Table 4: each size at its own rate and at those of other sizes, cheapest size first.
 
     Without train.rate_of, trials of a size at several rates (lr_g, with lr_d equal or absent) are compared. The columns
     are then the rates, and the size's own rate is not known.
-    Raises ValueError for mixed protocols and for a size compared under several configs.
     """
-    one_protocol(table.complete())
-    found = _series(table, lambda trial: (_whose_rate(trial), None), "the rates of sizes")
-    by_cost = sorted(found, key=lambda cell: next(iter(found[cell].values()))[0].last.g_forward_flops)
+
+    def cost(cell: Cell) -> float:
+        return max(trial.last.flops for trials in compared[cell].values() for trial in trials)
+
+    by_cost = sorted(compared, key=cost)
     sizes = [cell.generator_size for cell in by_cost]
     rows = []
     for cell in by_cost:
+        found = compared[cell]
         # Columns are rates in rising order, or sizes in the order of the rows.
-        names = sorted(found[cell], key=lambda name: sizes.index(name) if name in sizes else len(sizes))
-        columns = tuple(_seeds(name, found[cell][name]) for name in names)
+        names = sorted(found, key=lambda name: sizes.index(name) if name in sizes else len(sizes))
+        columns = tuple(_seeds(name, found[name]) for name in names)
         own = cell.generator_size if cell.generator_size in names else None
-        logs = {name: {t.last.seed: math.log(t.last.value) for t in found[cell][name] if t.complete} for name in names}
+        logs = {name: {t.last.seed: math.log(t.last.value) for t in found[name] if t.complete} for name in names}
         ratios = []
         for name in names if own else []:
             paired = [logs[name][seed] - logs[own][seed] for seed in logs[name] if seed in logs[own]]
             if name != own and paired:
                 mean = mean_interval(paired)
                 ratios.append(Ratio(name, mean.mean, mean.low, mean.high))
-        rows.append(CrossCheck(cell.label, own, _best(columns), columns, tuple(ratios)))
+        rows.append(CrossCheck(cell.label, own, _best(columns, sign), columns, tuple(ratios)))
     return tuple(rows)
 
 
@@ -211,6 +236,8 @@ def _series(table: Table, read: Callable[[Trial], tuple[Any, Any]], what: str) -
                 f"{cell.label} has {what} under several configs, fit them separately; they differ in {differ}"
             )
         for by_setting in several.values():
+            for replicates in by_setting.values():
+                check_seeds(replicates)
             series[cell] = dict(sorted(by_setting.items()))
     return series
 
@@ -227,13 +254,15 @@ def _seeds(rate: float | str, trials: list[Trial]) -> Seeds:
     )
 
 
-def _best(columns: tuple[Seeds, ...]) -> Any:
-    """Return the rate of the lowest mean, among the rates at which no seed diverged."""
-    means = {seeds.rate: seeds.mean for seeds in columns if seeds.mean is not None and not seeds.diverged}
-    return min(means, key=lambda rate: means[rate], default=None)
+def _best(columns: tuple[Seeds, ...], sign: int) -> Any:
+    """Return the rate of the best mean, among the rates at which no seed diverged."""
+    means = {seeds.rate: sign * seeds.mean for seeds in columns if seeds.mean is not None and not seeds.diverged}
+    return max(means, key=lambda rate: means[rate], default=None)
 
 
-def _grids(table: Table, network: str) -> list[Grid]:
+def _grids(table: Table, network: str) -> dict[tuple[str, int], dict[float, list[Trial]]]:
+    """Return the grids of a network, trials by rate, by size and width; narrowest first."""
+
     def read(trial: Trial) -> tuple[float | None, float | None]:
         rates = {"G": trial.facts.lr_g, "D": trial.facts.lr_d}
         mine = rates.pop(network)
@@ -245,51 +274,53 @@ def _grids(table: Table, network: str) -> list[Grid]:
     patches = sorted({cell.patch for cell in series})
     if len(patches) > 1:
         raise ValueError(f"rate grids of {network} have several patch sizes, fit them separately: {patches}")
-    grids = []
+    grids = {}
     for cell, by_rate in series.items():
         first = next(iter(by_rate.values()))[0]
         width = first.facts.g_width if network == "G" else first.facts.d_width
         if width is None:
             raise ValueError(f"trial {first.name!r} belongs to a rate grid, but has no {network.lower()}_width; add it")
-        rates = tuple(_seeds(rate, trials) for rate, trials in by_rate.items())
-        pairs = [(rate, t.last.value) for rate, trials in by_rate.items() for t in trials if t.complete]
-        enough = len({rate for rate, _ in pairs}) >= 3
-        parabola = fit_parabola(*zip(*pairs, strict=True)) if enough else None
-        grids.append(Grid(network, cell.label, width, rates, parabola, _refusal(rates, parabola)))
-    return sorted(grids, key=lambda grid: (grid.width, grid.size))
+        grids[cell.label, width] = by_rate
+    return dict(sorted(grids.items(), key=lambda grid: grid[0][::-1]))
 
 
-def _refusal(rates: tuple[Seeds, ...], p: Parabola | None) -> str | None:
-    """Return why the vertex is not an optimum; None if it is one."""
-    best, count = _best(rates), sum(bool(seeds.values) for seeds in rates)
-    lowest, highest = float(rates[0].rate), float(rates[-1].rate)
-    if best is None:
-        return "at least one seed diverged at every rate"
-    reasons = []
-    if best == highest:
-        reasons.append(f"the best rate is the largest tried, {short_rate(best)}; extend the grid upwards")
-    if best == lowest:
-        reasons.append(f"the best rate is the smallest tried, {short_rate(best)}; extend the grid downwards")
-    if count < MIN_RATES:
-        reasons.append(f"{count} rates have values; any three lie on a parabola, so an interval needs {MIN_RATES}")
-    if p and p.curvature <= 0:
-        reasons.append(f"the parabola is not convex (curvature {p.curvature:.2g}), so it has no minimum")
-    elif p and p.curvature_low is not None and p.curvature_low <= 0:
-        interval = f"[{p.curvature_low:.2g}, {p.curvature_high:.2g}]"
-        reasons.append(
-            f"flat: the curvature is not significantly above 0, {interval}, so the vertex's interval is unbounded"
-        )
-    elif p and not reasons:
-        # The parabola does not describe what lies beyond a diverged rate.
-        broken = [float(seeds.rate) for seeds in rates if seeds.diverged]
-        low = max((rate for rate in broken if rate < best), default=lowest)
-        high = min((rate for rate in broken if rate > best), default=highest)
-        if not low < p.vertex < high:
-            side, end = ("below", low) if p.vertex <= low else ("above", high)
-            reasons.append(
-                f"the vertex, {short_rate(p.vertex)}, is {side} {short_rate(end)}, the last rate that the grid covers"
-            )
-    return "; ".join(reasons) or None
+def _fit(network: str, own: dict[tuple[str, int], dict[float, list[Trial]]], sign: int) -> tuple[Curves, list[Grid]]:
+    """Fit the common curve to a network's grids, trials by rate, by size and width; return it with the grids."""
+    points = [
+        (i, rate, trial.last.value**-sign, trial.last.seed)
+        for i, by_rate in enumerate(own.values())
+        for rate, trials in by_rate.items()
+        for trial in trials
+        if trial.complete
+    ]
+    index, rates, values, seeds = zip(*points, strict=True) if points else [()] * 4
+    fit = fit_curves([width for _, width in own], index, rates, values, seeds)
+    grids = []
+    for (size, width), by_rate, curve in zip(own, own.values(), fit.of, strict=True):
+        columns = tuple(_seeds(rate, trials) for rate, trials in by_rate.items())
+        grids.append(Grid(network, size, width, columns, curve, _remark(columns, curve)))
+    return fit, grids
+
+
+def _remark(rates: tuple[Seeds, ...], curve: Curve | None) -> str | None:
+    """Return what the best rate of a grid has to be read with; None for one well inside its grid."""
+    held = [float(seeds.rate) for seeds in rates if seeds.values]
+    if curve is None:
+        return f"too few rates have values ({len(held)})"
+    if curve.vertex is None:
+        falls = "upwards" if curve.predict(held[-1]) < curve.predict(held[0]) else "downwards"
+        return f"no minimum near the rates tried; extend the grid {falls}"
+    if not held[0] <= curve.vertex <= held[-1]:
+        above = curve.vertex > held[-1]
+        end, side, way = (held[-1], "above", "upwards") if above else (held[0], "below", "downwards")
+        broken = above and any(seeds.diverged for seeds in rates if float(seeds.rate) > end)
+        advice = "higher rates diverged" if broken else f"extend the grid {way}"
+        return f"{side} {short_rate(end)}, the last rate with a value; {advice}"
+    if curve.low is None or curve.high is None:
+        return "no interval: the curves bend too little for their noise"
+    if curve.low < held[0] or curve.high > held[-1]:
+        return "the interval reaches beyond the rates with values"
+    return None
 
 
 def summary(report: dict[str, Any]) -> str:
@@ -299,21 +330,23 @@ def summary(report: dict[str, Any]) -> str:
         if found is None:
             lines.append(f"{network}: no rate grid")
             continue
-        slope = "" if found["slope"] is None else f"{_interval(found, 'slope', '', '.2f')}, "
+        slope = "" if found["slope"] is None else f"{_interval(found, 'slope', '.2f')}, "
         method = "" if found["method"] is None else f" ({found['method']})"
         lines.append(f"{network}: slope of log optimum over log width: {slope}{found['verdict']}{method}")
         for grid in found["grids"]:
-            p, text = grid["parabola"], f"no optimum: {grid['refusal']}"
-            if grid["optimum"] is not None:
-                text = f"optimum {_interval(p, 'vertex', 'vertex_', '.3g')}, residual std {p['residual_std']:.2g}"
-            if p and p["lack_of_fit_p"] is not None and p["lack_of_fit_p"] < 1 - report["confidence"]:
-                text += f"; a parabola does not fit (p = {p['lack_of_fit_p']:.2g})"
+            curve, text = grid["curve"], "no optimum"
+            if curve and curve["vertex"] is not None:
+                text = f"optimum {_interval(curve, 'vertex', '.3g')}"
+            text += f"; {grid['remark']}" if grid["remark"] else ""
             broken = [seeds for seeds in grid["rates"] if seeds["diverged"]]
             text += "".join(f"; diverged at {seeds['rate']:.2g}: {', '.join(seeds['diverged'])}" for seeds in broken)
             lines.append(f"  {grid['size']}, width {grid['width']}: {text}")
+        if found["degree"]:
+            checks = [f"{words} {_p(found['checks'][name])}" for name, words in CHECKS.items()]
+            lines.append(f"  checks of the common curve (degree {found['degree']}): {', '.join(checks)}")
     lines += [] if report["cross_check"] else ["no cross-check"]
     for row in report["cross_check"]:
-        ratios = {ratio["rate"]: _interval(ratio, "log_ratio", "", ".2f") for ratio in row["ratios"]}
+        ratios = {ratio["rate"]: _interval(ratio, "log_ratio", ".2f") for ratio in row["ratios"]}
         columns = []
         for seeds in row["columns"]:
             text = "no value" if seeds["mean"] is None else f"{seeds['mean']:.4g} (n = {len(seeds['values'])})"
@@ -325,7 +358,13 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _interval(found: dict[str, Any], key: str, prefix: str, style: str) -> str:
-    low, high = found[f"{prefix}low"], found[f"{prefix}high"]
+def _p(p: float | None) -> str:
+    if p is None:
+        return "not possible"
+    return f"{'fails ' if p < 1 - CONFIDENCE else ''}(p = {p:.2g})"
+
+
+def _interval(found: dict[str, Any], key: str, style: str) -> str:
+    low, high = found["low"], found["high"]
     top = "inf" if high is None else f"{high:{style}}"  # JSON has no infinity
     return f"{found[key]:{style}}" + ("" if low is None else f" [{low:{style}}, {top}]")
