@@ -323,6 +323,16 @@ def _remark(rates: tuple[Seeds, ...], curve: Curve | None) -> str | None:
     return None
 
 
+def verdict(report: dict[str, Any]) -> str:
+    """The answer in one line."""
+    parts = []
+    for network, found in report["networks"].items():
+        if found is not None:
+            slope = "" if found["slope"] is None else f"slope {_interval(found, 'slope', '.2f')}, "
+            parts.append(f"{network}: {slope}{found['verdict']}")
+    return "; ".join(parts) or "there is no rate grid, only a cross-check of the sizes' rates"
+
+
 def summary(report: dict[str, Any]) -> str:
     """`Transfer.to_json` in words, for a terminal."""
     lines = [f"{report['metric']} against learning rate; intervals: {report['confidence']:.0%}"]

@@ -10,11 +10,11 @@ import numpy as np
 from scipy import stats
 
 from analysis.selftest import case as sizes
-from analysis.selftest import compare, law, split
+from analysis.selftest import compare, law, rates, split
 from analysis.selftest.case import Case
 
 BAR = (0.93, 0.97)
-CASES = (law.cases, split.cases, compare.cases)
+CASES = (law.cases, split.cases, rates.cases, compare.cases)
 
 
 def run_selftest(say: Callable[[str], None]) -> list[dict[str, Any]]:
