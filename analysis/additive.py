@@ -33,7 +33,7 @@ from analysis.descent import (
     curve,
     descend,
     starts_of,
-)  # fmt: skip
+)
 from analysis.statistics import CONFIDENCE
 
 SAME = 1e-6  # relative difference below which two residual sums are the same optimum

@@ -133,7 +133,7 @@ class Surface:
         law = self.first
         weights = {"log_a": (1, 0, 0), "b_g": (0, 1, 0), "b_d": (0, 0, 1)}
         rows = {name: asdict(law.contrast(each)) for name, each in weights.items()}
-        return rows | {"b_d - b_g": law.difference()} | self._quality(law.fitted, law.rss, law.dof)
+        return rows | {"difference": law.difference()} | self._quality(law.fitted, law.rss, law.dof)
 
     def _quality(self, fitted: Array, rss: float, dof: int) -> dict[str, Any]:
         """Return how far the cells are from a law, and whether that is more than the spread of their seeds explains."""
@@ -225,10 +225,10 @@ def summary(report: dict[str, Any]) -> str:
             lines.append(f"{WORDS[name]}: {report['laws'][name]}")
             lines.append("  " + ", ".join(f"{key} = {estimate(law[key])}" for key in keys) + floor)
             if at_bound := law.get("at_bound"):
-                lines.append(f"  at the end of what is allowed: {', '.join(at_bound)}")
+                lines.append(f"  at a bound of what a law may be: {', '.join(at_bound)}")
             if fit := law["lack_of_fit"]:
                 lines.append(f"  {fit['verdict']} (p = {fit['p']:.2g}, {fit['seeds_std_log']:.3g} between seeds)")
-    gap = first["b_d - b_g"]
+    gap = first["difference"]
     lines.append(f"  b_d - b_g = {estimate(gap)}: {gap['verdict']}, per log unit of its compute (p = {gap['p']:.2g})")
     if best["remark"]:
         lines.append(best["remark"])

@@ -123,7 +123,7 @@ def test_estimates_equal_statsmodels() -> None:
         assert found[key]["estimate"] == pytest.approx(sign * first.params[i], rel=1e-8)
         assert sorted(sign * first.conf_int(0.05)[i]) == pytest.approx([found[key]["low"], found[key]["high"]])
         assert found[key]["p"] == pytest.approx(first.pvalues[i])
-    difference, compared = first.t_test([0, 1, -1]), found["b_d - b_g"]
+    difference, compared = first.t_test([0, 1, -1]), found["difference"]
     assert compared["estimate"] == pytest.approx(difference.effect[0])
     assert [compared["t"], compared["p"]] == pytest.approx([float(difference.tvalue[0, 0]), float(difference.pvalue)])
     assert [compared["low"], compared["high"]] == pytest.approx(difference.conf_int(0.05)[0].tolist())
@@ -157,7 +157,7 @@ def test_cells_that_stray_more_than_seeds_do_not_narrow_the_exponents() -> None:
 def test_which_network_pays_more() -> None:
     def verdicts(b_g: float, b_d: float) -> tuple[str, str]:
         report = analyse(planted(b_g, b_d, noise=0.02)).to_json()
-        return report["first_order"]["b_d - b_g"]["verdict"], report["best_split"]["equal_sizes"]["verdict"]
+        return report["first_order"]["difference"]["verdict"], report["best_split"]["equal_sizes"]["verdict"]
 
     # At equal sizes D has some five sixths of the compute: a FLOP in G pays more unless b_d is five times b_g.
     assert verdicts(0.2, 0.4) == ("scaling D pays more", "an added FLOP pays more in G")
@@ -400,7 +400,7 @@ def test_trials_without_items_make_all_count_by_forwards() -> None:
 def test_equal_values_are_valid_json_and_can_be_drawn(tmp_path: Path) -> None:
     surface = analyse(table([trial(g, d, 1.0, seed) for g, d in CELLS for seed in (0, 1)]))
     report = report_of(surface)
-    assert report["first_order"]["b_d - b_g"]["verdict"] == "not significantly different"
+    assert report["first_order"]["difference"]["verdict"] == "not significantly different"
     assert report["first_order"]["lack_of_fit"]["verdict"] == "shows no lack of fit"  # nothing varies
     assert summary(report)
     assert all(path.stat().st_size for path in plot(surface, tmp_path / "flat"))
