@@ -162,13 +162,12 @@ def print_report(report: dict[str, Any], text: str, files: list[Path], as_json: 
         print_json(report)
         return
     click.echo(text)
-    print_files(files)
+    click.echo(f"  {files[0].parent}: {', '.join(file.name for file in files)}")
 
 
 def print_files(files: list[Path]) -> None:
-    """Prints where files are, those of one folder in one line."""
-    for folder in dict.fromkeys(file.parent for file in files):
-        click.echo(f"  {folder}: {', '.join(file.name for file in files if file.parent == folder)}")
+    for file in files:
+        click.echo(f"  {file}")
 
 
 def print_results(
