@@ -190,7 +190,8 @@ class Region:
 
     def _within(self, length: Array, step: Array) -> NDArray[np.bool_]:
         theta = self._best[:, None] + length[..., None] * step
-        bounded = np.abs(theta[..., 1]) <= self._steepest
+        b = theta[..., 1]
+        bounded = (np.abs(b) <= self._steepest) & (_falls(self.fits.floors, b.swapaxes(-1, -2)).swapaxes(-1, -2))
         # The tolerance keeps the ends of a linear fit, which lie on the limit.
         return bounded & (self._rss(theta) <= self.limit * (1 + 1e-12))
 
@@ -228,6 +229,7 @@ def region(
 ) -> Region:
     """Find all floors E >= 0 under which a curve has a weighted sum of squares of at most `limit`.
 
+    A curve with a floor falls towards it (b >= 0).
     scanned: by scan_floors; or one fit alone, if its floor is not doubted.
     """
     c, v = np.asarray(compute, dtype=np.float64), np.asarray(value, dtype=np.float64)
@@ -247,7 +249,12 @@ def region(
         [*np.linspace(inside.min(), inside.max(), FLOORS // 2), *scanned.floors[scanned.rss <= limit][::4]]
     )
     fits = fit_floors(c, v, grid, weights, scanned)
-    return Region(fits.some(fits.rss <= limit), limit, *data, open_above)
+    return Region(fits.some((fits.rss <= limit) & _falls(fits.floors, fits.b)), limit, *data, open_above)
+
+
+def _falls(floors: Array, b: Array) -> NDArray[np.bool_]:
+    """Whether a curve [..., F] falls towards its floor [F]; without a floor it may rise."""
+    return (floors == 0) | (b >= 0)
 
 
 def _joined(fits: Fits, more: Fits) -> Fits:

@@ -57,7 +57,7 @@ class Curve:
 
     chosen: str  # one of CHOICES
     floor: float
-    a: float
+    log10_a: float
     b: float
     b_low: float | None
     b_high: float | None
@@ -72,6 +72,11 @@ class Curve:
     mean_variance: float  # of the points, by `noise`; a point's weight is this over its own variance
     best: Fits = field(repr=False)
     region: Region = field(repr=False)
+
+    @property
+    def a(self) -> float:
+        """The value at C = 1 less the floor; infinite if it is too large for a float."""
+        return 10.0**self.log10_a if self.log10_a < 308 else math.inf
 
     def predict(self, compute: ArrayLike) -> NDArray[np.float64]:
         """Return the value of the law at each C."""
@@ -122,9 +127,11 @@ def fit_curve(
     weights = variances.mean() / variances
     plain = fit_floors(c, v, [floor or 0.0], weights)
     grown = _over_sizes(c, v, plain, weights, labels) if count < n else 1.0
-    scanned = plain if floor is not None else scan_floors(c, v, weights)
+    # A metric that rises does not fall towards a floor.
+    rises = bool(plain.b[0] <= 1e-9)
+    scanned = plain if floor is not None or rises else scan_floors(c, v, weights)
     free = scanned.some(scanned.rss == scanned.rss.min())
-    test = _test_floor(plain, free, n, count, given=floor is not None)
+    test = _test_floor(plain, free, n, count, given=floor is not None, rises=rises)
     best = free if test.found else plain
     degrees = count - (3 if test.found else 2)
     rss = float(best.rss[0])
@@ -135,21 +142,22 @@ def fit_curve(
     b_low, b_high = allowed.exponents()
     floor_low, floor_high = allowed.floors()
     b = float(best.b[0])
-    with np.errstate(over="ignore"):
-        a = float(np.exp(best.level[0] + b * np.log(c).mean()))
+    log10_a = float(best.level[0] + b * np.log(c).mean()) / math.log(10)
     return Curve(
         chosen="given" if floor is not None else "found" if test.found else "free",
         floor=float(best.floors[0]),
-        a=a, b=b, b_low=b_low, b_high=b_high, floor_low=floor_low, floor_high=floor_high,
+        log10_a=log10_a, b=b, b_low=b_low, b_high=b_high, floor_low=floor_low, floor_high=floor_high,
         points=n, sizes=count, degrees_of_freedom=degrees, residual_std=math.sqrt(variance), test=test,
         noise=noise, mean_variance=float(variances.mean()), best=best, region=allowed,
     )  # fmt: skip
 
 
-def _test_floor(plain: Fits, free: Fits, points: int, sizes: int, given: bool) -> FloorTest:
+def _test_floor(plain: Fits, free: Fits, points: int, sizes: int, given: bool, rises: bool) -> FloorTest:
     why = ""
     if given:
         why = "the floor is given"
+    elif rises:
+        why = "the metric does not fall"
     elif sizes < points:
         why = "points of one size at several lengths are not independent"
     elif sizes <= MIN_SIZES:
@@ -204,7 +212,7 @@ class Law:
     def to_json(self) -> dict[str, Any]:
         curve = self.curve
         names = (
-            "a", "b", "b_low", "b_high", "floor", "floor_low", "floor_high", "sizes", "degrees_of_freedom",
+            "a", "log10_a", "b", "b_low", "b_high", "floor", "floor_low", "floor_high", "sizes", "degrees_of_freedom",
         )  # fmt: skip
         return {
             "patch": self.patch,

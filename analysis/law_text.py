@@ -1,5 +1,6 @@
 """The laws of a table in words: `fit-law` prints them, the report shows them."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,7 +47,9 @@ def verdict(report: dict[str, Any]) -> str:
 def law_text(metric: str, law: dict[str, Any]) -> str:
     """The law as a formula, such as `fid = 3.82 + 2904 C^-0.437`."""
     floor = f"{law['floor']:.4g} + " if law["floor"] else ""
-    return f"{metric} = {floor}{law['a']:.4g} C^{-law['b']:.4g}"
+    whole = math.floor(law["log10_a"])  # a itself may be too large for a float
+    a = f"{10 ** law['log10_a']:.4g}" if -300 < whole < 300 else f"{10 ** (law['log10_a'] - whole):.4g}e{whole:+d}"
+    return f"{metric} = {floor}{a} C^{round(-law['b'], 9) + 0.0:.4g}"
 
 
 def interval(row: dict[str, Any], low: str = "low", high: str = "high") -> str:

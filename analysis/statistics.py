@@ -30,6 +30,7 @@ def pearson(x: ArrayLike, y: ArrayLike) -> Correlation:
     if np.ptp(u) == 0 or np.ptp(v) == 0:
         return Correlation(None, None, None)
     u, v = u - u.mean(), v - v.mean()
+    u, v = u / np.abs(u).max(), v / np.abs(v).max()  # the squares of very large values are not floats
     r = float(np.clip(u @ v / math.sqrt((u @ u) * (v @ v)), -1, 1))
     if len(u) < 4:
         return Correlation(r, None, None)

@@ -28,7 +28,18 @@ from gat_sweep.run.record import run_trials
 from gat_sweep.version import source_commit
 
 FOLDER = "predictions"
-LAW = ("a", "b", "b_low", "b_high", "floor", "floor_low", "floor_high", "sizes", "chosen")  # of the law, in the file
+LAW = (
+    "a",
+    "log10_a",
+    "b",
+    "b_low",
+    "b_high",
+    "floor",
+    "floor_low",
+    "floor_high",
+    "sizes",
+    "chosen",
+)  # of the law, in the file
 
 
 def predict_command(study: Study, size: str, home: Place) -> list[tuple[dict[str, Any], Place]]:

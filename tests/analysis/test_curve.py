@@ -127,6 +127,14 @@ def test_a_given_floor_is_not_doubted() -> None:
             fit_curve(C[:4], value, floor=floor)
 
 
+def test_a_metric_that_rises_has_students_interval() -> None:
+    """It does not fall towards a floor, so there is none to allow for."""
+    c, value = [1e3, 1e4, 1e5, 1e6], [5.0, 6.0, 9.0, 8.0]
+    fit, plain = fit_curve(c, value), fit_curve(c, value, floor=0.0)
+    assert (fit.b_low, fit.b_high) == pytest.approx((plain.b_low, plain.b_high)) and fit.b < 0
+    assert fit.test.not_possible == "the metric does not fall"
+
+
 def test_points_of_one_size_are_not_independent() -> None:
     """Four sizes at five lengths, where a size strays as a whole: the interval is wider than for twenty points."""
     random = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 """The laws in words: six lines for a law, and what does not agree with it."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,14 +73,21 @@ def test_each_patch_size_has_its_lines() -> None:
 
 def test_a_metric_that_rises_is_said_to_rise(tmp_path: Path) -> None:
     text = summary(report_of(written(tmp_path, {"S": [1.0], "B": [2.0], "L": [3.9], "XL": [8.1]})))
+    assert "floor: no test is possible: the metric does not fall" in text
     assert ": fd_x rises with compute" in text and "C^0.3" in text and "C^-" not in text
 
 
-@pytest.mark.parametrize(("a", "b", "floor", "text"), [
-    (3000.0, 0.5, 0.0, "fd = 3000 C^-0.5"), (3.0, -0.2, 0.0, "fd = 3 C^0.2"), (3.0, 0.2, 4.0, "fd = 4 + 3 C^-0.2"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("a", "b", "floor", "text"),
+    [
+        (3000.0, 0.5, 0.0, "fd = 3000 C^-0.5"),
+        (5.0, 1e-18, 0.0, "fd = 5 C^0"),
+        (3.0, -0.2, 0.0, "fd = 3 C^0.2"),
+        (3.0, 0.2, 4.0, "fd = 4 + 3 C^-0.2"),
+    ],
+)
 def test_a_formula(a: float, b: float, floor: float, text: str) -> None:
-    assert law_text("fd", {"a": a, "b": b, "floor": floor}) == text
+    assert law_text("fd", {"log10_a": math.log10(a), "b": b, "floor": floor}) == text
 
 
 def test_what_does_not_agree_is_said_without_being_asked(tmp_path: Path) -> None:
