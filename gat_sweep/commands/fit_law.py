@@ -9,6 +9,7 @@ from rich.table import Table
 
 from gat_sweep.commands.options import (
     console,
+    floor_option,
     folder_option,
     home_option,
     json_option,
@@ -27,11 +28,7 @@ if TYPE_CHECKING:
 @click.argument("source", required=False)
 @metric_option
 @click.option("--paper", is_flag=True, help="Fit the paper's own Table 3 with our FLOPs.")
-@click.option(
-    "--floor",
-    type=click.FloatRange(min=0),
-    help="Floor that is known from elsewhere, such as the tokenizer's own distance.",
-)
+@floor_option
 @click.option(
     "--selftest",
     is_flag=True,

@@ -147,6 +147,13 @@ def console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=int(os.environ.get("COLUMNS", "200")))
 
 
+floor_option = click.option(
+    "--floor",
+    type=click.FloatRange(min=0),
+    help="Floor of the law that is known from elsewhere, such as the tokenizer's own distance; 0: there is none.",
+)
+
+
 def say(text: str) -> None:
     """Prints a line of progress to standard error."""
     click.echo(text, err=True)

@@ -42,9 +42,12 @@ LAW = (
 )  # of the law, in the file
 
 
-def predict_command(study: Study, size: str, home: Place) -> list[tuple[dict[str, Any], Place]]:
+def predict_command(
+    study: Study, size: str, home: Place, floor: float | None = None
+) -> list[tuple[dict[str, Any], Place]]:
     """Write a prediction for every cell of a size in the run; return each with its file.
 
+    floor: that of the law, if it is known from elsewhere.
     Raises UserError if the run has no such size, one of its trials has started, or the others give no law.
     """
     assert study.run is not None
@@ -57,7 +60,7 @@ def predict_command(study: Study, size: str, home: Place) -> list[tuple[dict[str
         if began(study.run, name) is not None:
             raise UserError(f"trial {name} of size {size} has already started; a prediction must be written before")
     try:
-        laws = fit_laws(study.table)
+        laws = fit_laws(study.table, floor)
     except ValueError as error:
         raise UserError(f"nothing to predict {size} from: {error}") from None
     cells: dict[Cell, list[str]] = {}

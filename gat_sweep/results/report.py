@@ -30,16 +30,16 @@ ROWS = ("step", "images", "flops", "seconds", "metric", "value", "n", "status", 
 EXTRAS = ("kernel_distance", "precision", "recall", "fd_infinity", "fd_infinity_se", "split_half")
 
 
-def report_command(name: str, home: Place, out: Path | None, say: Say) -> tuple[Path, str]:
+def report_command(name: str, home: Place, out: Path | None, floor: float | None, say: Say) -> tuple[Path, str]:
     """Write report.html, and each analysis' files beside it; return (its path, a warning if MLflow failed, or "").
 
-    say: receives a line for each analysis.
+    floor: that of the law, if it is known from elsewhere. say: receives a line for each analysis.
     Raises UserError if there is no such run, or it has no rows yet.
     """
     trials = run_trials(home, name)
     study = open_study(name, home, out)
     rows = {trial.id: read_rows(trial.table) if trial.table.exists() else [] for trial in trials}
-    sections, refused = _sections(study, name, home, out, say)
+    sections, refused = _sections(study, name, home, out, floor, say)
     varied = differences({trial.id: trial.config for trial in trials})
     results = {trial.id: _result(trial, rows[trial.id], varied_text(varied[trial.id])) for trial in trials}
     text = html_report(
@@ -57,11 +57,11 @@ def report_command(name: str, home: Place, out: Path | None, say: Say) -> tuple[
 
 
 def _sections(
-    study: Study, name: str, home: Place, out: Path | None, say: Say
+    study: Study, name: str, home: Place, out: Path | None, floor: float | None, say: Say
 ) -> tuple[list[Section], list[tuple[str, str]]]:
     sections, refused = [], []
     try:
-        report, text, files = fit_law_command(name, "value", home, out, None, verbose=True)
+        report, text, files = fit_law_command(name, "value", home, out, floor, verbose=True)
         sections.append(Section("Scaling law", LAW_QUESTION, law_text.verdict(report), text, report, _svg(files)))
         say("Scaling law: fitted")
     except UserError as reason:

@@ -79,6 +79,16 @@ def test_what_was_altered_or_written_late_is_said(sizes: list[Trial], tmp_path: 
     assert code == 2 and "is not a prediction" in err
 
 
+def test_a_floor_that_is_known_reaches_the_prediction(sizes: list[Trial], gat: Gat) -> None:
+    said, floored = (
+        json.loads(gat("predict", "sizes", "--for", "XL", "--json", *more)[1])[0] for more in ([], ["--floor", "5"])
+    )
+    assert (floored["law"]["chosen"], floored["law"]["floor"]) == ("given", 5) and said["law"]["floor"] == 0
+    assert floored["predicted"] > said["predicted"]
+    code, _, err = gat("predict", "sizes", "--for", "XL", "--floor", "1e9")
+    assert code == 2 and "is not below the smallest value" in err
+
+
 def test_who_is_too_late_or_asks_for_nothing_is_refused(sizes: list[Trial], tmp_path: Path, gat: Gat) -> None:
     for args, said in [
         (["--for", "XXL"], "has no trial of size 'XXL'; it has B, L, S, XL"),
