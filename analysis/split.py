@@ -29,8 +29,8 @@ SIZES = 3  # of each network that the additive law needs: an exponent and a fact
 WORDS = {"additive": "additive law", "first_order": "first-order law"}
 LETTERS = {"floor": "E", "a": "A_G", "alpha": "a_g", "b": "A_D", "beta": "a_d"}  # of the additive law's parameters
 TEST = (
-    f"{DRAWS} draws from each law with normal errors of its residual variance (Williams 1970); the statistic is the "
-    f"ratio of the laws' residual sums of squares of ln value; a law with p below {LEVEL} is rejected"
+    f"{DRAWS} draws from each law (Williams 1970); the statistic is the ratio of the laws' residual sums of squares of "
+    f"ln value; a law with p of {LEVEL} or less is rejected"
 )
 
 

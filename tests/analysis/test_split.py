@@ -191,7 +191,7 @@ SUM = {"e": 5.0, "a": 2.5, "a_g": 0.3, "k": 2.0, "a_d": 0.4}
 
 def test_a_planted_additive_law_is_chosen_with_its_share_as_a_function_of_the_budget() -> None:
     surface = analyse(additive(**SUM, noise=0.003, draw=1))
-    assert surface.standing == ("additive",) and surface.choice is not None and surface.choice.first_order < 0.05
+    assert surface.standing == ("additive",) and surface.choice is not None and surface.choice.first_order <= 0.02
     law = {key: SUM[key] for key in ("a", "a_g", "k", "a_d")}
     shares = []
     for split in (surface.at_mean, *surface.curve):
@@ -249,10 +249,11 @@ def test_a_choice_is_reproducible_and_neither_may_fit() -> None:
 
 @pytest.mark.slow
 def test_the_headline_covers_whichever_law_is_planted_and_a_law_is_seldom_rejected_wrongly() -> None:
-    draws, truth = 200, best_of(SUM["a"], SUM["a_g"], SUM["k"], SUM["a_d"], math.exp(TOTAL))
+    # Over 1400 draws of the sum 94.6 % of the intervals hold the truth; 400 have a standard error of 1.1 %.
+    draws, truth = 400, best_of(SUM["a"], SUM["a_g"], SUM["k"], SUM["a_d"], math.exp(TOTAL))
     sums = [analyse(additive(**SUM, noise=0.03, draw=draw)) for draw in range(draws)]
     firsts = [analyse(planted(0.2, 0.3, noise=0.1, draw=draw)) for draw in range(draws)]
-    assert sum(holds(surface.at_mean, truth) for surface in sums) / draws >= 0.92
+    assert sum(holds(surface.at_mean, truth) for surface in sums) / draws >= 0.91
     assert sum(holds(surface.at_mean, 0.4) for surface in firsts) / draws >= 0.91
     assert sum("additive" not in surface.standing for surface in sums) / draws < 0.08
     assert sum("first_order" not in surface.standing for surface in firsts) / draws < 0.08
