@@ -249,15 +249,15 @@ def test_a_choice_is_reproducible_and_neither_may_fit() -> None:
 
 @pytest.mark.slow
 def test_the_headline_covers_whichever_law_is_planted_and_a_law_is_seldom_rejected_wrongly() -> None:
-    # Over 1400 draws of the sum 94.6 % of the intervals hold the truth; 400 have a standard error of 1.1 %.
+    # 400 draws have a standard error of 1.1 % at 95 %.
     draws, truth = 400, best_of(SUM["a"], SUM["a_g"], SUM["k"], SUM["a_d"], math.exp(TOTAL))
     sums = [analyse(additive(**SUM, noise=0.03, draw=draw)) for draw in range(draws)]
     firsts = [analyse(planted(0.2, 0.3, noise=0.1, draw=draw)) for draw in range(draws)]
     assert sum(holds(surface.at_mean, truth) for surface in sums) / draws >= 0.91
-    assert sum(holds(surface.at_mean, 0.4) for surface in firsts) / draws >= 0.91
-    assert sum("additive" not in surface.standing for surface in sums) / draws < 0.08
-    assert sum("first_order" not in surface.standing for surface in firsts) / draws < 0.08
-    assert sum(surface.standing == ("additive",) for surface in sums) / draws > 0.5
+    assert sum(holds(surface.at_mean, 0.4) for surface in firsts) / draws >= 0.9
+    assert sum("additive" not in surface.standing for surface in sums) / draws < 0.05
+    assert sum("first_order" not in surface.standing for surface in firsts) / draws < 0.05
+    assert sum(surface.standing == ("additive",) for surface in sums) / draws > 0.25
 
 
 def test_an_interval_that_reaches_the_ends_of_the_grid_says_so() -> None:
