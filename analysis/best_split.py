@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from analysis.additive import AdditiveLaw
-from analysis.first_order import FirstOrder
+from analysis.fits.additive import AdditiveLaw
+from analysis.fits.first_order import FirstOrder
 
 METHOD = (
     "G's share of C_G + C_D = gflops where the law has its best value. share is that of the standing law that fits "

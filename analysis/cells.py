@@ -1,21 +1,20 @@
 """Cells of a split: a size of G with a size of D, and the training compute of each network."""
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.table import SAME_COMPUTE, Cell, Excluded, Trial, gflops
+from analysis.table import G_ITEMS, Cell, Excluded, Trial, gflops, replicates
 
 Array = NDArray[np.float64]
 MIN_CELLS = 4
 LINE = 0.05  # cells are on one line if they spread across it less than this share of their spread along it
 FORWARDS = {"G": 3, "D": 15}  # in an iteration, if the table has no items of it
-OWN = ("g_forward", "g_backward")  # prefixes of the items of G's compute
 CONVENTIONS = (
     "C_G and C_D are training compute in GFLOPs (multiply-adds / 1e9; the run table's flops count 2 per multiply-add), "
     "C = C_G + C_D. C_G is G's own forward and backward (items g_forward*, g_backward*); C_D is everything else: D's "
@@ -56,8 +55,8 @@ class CellMean:
 def cells_of(trials: list[Trial], excluded: Sequence[Excluded]) -> tuple[tuple[CellMean, ...], str]:
     """Return the cells of complete trials, by size of G, then of D, cheapest first; and what split their compute.
 
-    Raises ValueError, in one line, for several patches, fewer than four cells off one line in (ln C_G, ln C_D), trials
-    of one cell at different compute, or a table that does not say how compute splits.
+    Raises ValueError, in one line, for trials of a cell that are not replicates or differ in compute, several patches,
+    fewer than four cells off one line in (ln C_G, ln C_D), or a table that does not say how compute splits.
     """
     if len(patches := sorted({trial.cell.patch for trial in trials})) > 1:
         raise ValueError(
@@ -81,7 +80,7 @@ def _shares(trials: list[Trial]) -> tuple[Array, str]:
     facts = [trial.facts for trial in trials]
     if all(f.items for f in facts):
         counted = "flops_per_image"
-        g = [sum(flops for item, flops in f.items.items() if item.startswith(OWN)) for f in facts]
+        g = [sum(flops for item, flops in f.items.items() if item.startswith(G_ITEMS)) for f in facts]
         d = [sum(f.items.values()) - own for f, own in zip(facts, g, strict=True)]
     else:
         counted = "g_forward_flops and d_forward_flops"
@@ -103,24 +102,22 @@ def _shares(trials: list[Trial]) -> tuple[Array, str]:
 
 
 def _cell_means(trials: list[Trial], shares: Array) -> tuple[CellMean, ...]:
-    members: dict[Cell, list[int]] = defaultdict(list)
-    for i, trial in enumerate(trials):
-        members[trial.cell].append(i)
-    cells = []
-    for cell, found in members.items():
-        names = tuple(trials[i].name for i in found)
-        compute = np.array([gflops(trials[i].last.flops) for i in found])
-        if np.ptp(np.log(compute)) > SAME_COMPUTE:
+    share = dict(zip((trial.name for trial in trials), shares.tolist(), strict=True))
+    cells: dict[Cell, CellMean] = {}
+    for members in replicates(trials):
+        cell, names = members[0].cell, tuple(trial.name for trial in members)
+        if cell in cells:
             raise ValueError(
-                f"trials of one cell differ in training compute ({', '.join(names)}); "
+                f"trials of one cell differ in training compute ({', '.join(cells[cell].trials + names)}); "
                 "give a table with one length for each cell"
             )
-        g = float((compute * shares[found]).mean())
-        cells.append(CellMean(cell, g, float(compute.mean()) - g, names, tuple(trials[i].last.value for i in found)))
-    sizes_g, sizes_d = sizes_of(cells)
+        compute = [gflops(trial.last.flops) for trial in members]
+        g = fmean(share[name] * c for name, c in zip(names, compute, strict=True))
+        cells[cell] = CellMean(cell, g, fmean(compute) - g, names, tuple(trial.last.value for trial in members))
+    sizes_g, sizes_d = sizes_of(list(cells.values()))
     return tuple(
         sorted(
-            cells,
+            cells.values(),
             key=lambda mean: (sizes_g.index(mean.cell.generator_size), sizes_d.index(mean.cell.discriminator_size)),
         )
     )

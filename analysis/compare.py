@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from analysis.dunnett import Contrast, Differences, Noise, compare_arms
+from analysis.fits.dunnett import Contrast, Differences, PooledNoise, compare_arms
 from analysis.statistics import mean_interval
 from analysis.table import (
     SAME_COMPUTE,
@@ -79,7 +79,7 @@ class Comparison:
     measured: Protocol
     direction: int | None  # 1 if a higher value is better, -1 if a lower one is; None if that is not known
     arms: tuple[Arm, ...]  # with a complete trial; by rising compute
-    noise: Noise | None  # None if no arm has two seeds
+    noise: PooledNoise | None  # None if no arm has two seeds
     differences: tuple[Difference, ...]
     excluded: tuple[Excluded, ...]
     excluded_from: tuple[str, ...]  # the arm of each excluded trial

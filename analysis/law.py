@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from analysis.curve import Fits, Region, fit_floors, region, scan_floors
+from analysis.fits.curve import Fits, Region, fit_floors, region, scan_floors
 from analysis.noise import Noise, estimate_noise
 from analysis.points import MIN_SIZES, Point, find_points
-from analysis.statistics import CONFIDENCE
+from analysis.statistics import CONFIDENCE, ROUNDING
 from analysis.table import UNIT, Excluded, Protocol, Table, json_head
 
-ROUNDING = 1e-7  # of ln value: smaller residuals are rounding errors
 CHOICES = {
     "free": "a power law without a floor",
     "found": "a power law with a floor",
@@ -37,14 +36,14 @@ CONVENTIONS = (
 
 @dataclass(frozen=True)
 class FloorTest:
-    """One-sided F test of E = 0 against E > 0; half of the statistics are 0 if there is no floor (Self, Liang 1987)."""
+    """One-sided F test of E = 0 against E > 0. If E is 0, F is 0 in half of all tables (Self and Liang 1987)."""
 
     f: float | None
     degrees_of_freedom: int
     p: float | None
     floor: float | None  # the best one
     b: float | None  # with that floor
-    not_possible: str = ""  # why there is no test
+    not_possible: str = ""  # why the test cannot be made; empty if it was made
 
     @property
     def found(self) -> bool:
@@ -221,6 +220,7 @@ class Law:
             **{name: getattr(curve, name) for name in names},
             "floor_test": asdict(curve.test) | {"found": curve.test.found},
             "residual_std_log": curve.residual_std,
+            "converged": bool(curve.best.converged[0]),
             "points": [point.to_json() for point in self.points],
         }
 

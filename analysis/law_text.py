@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from analysis.statistics import CONFIDENCE
 from analysis.table import UNIT
 
 LISTED = 3  # trials left out that the short text names
@@ -71,8 +72,11 @@ def _law(metric: str, law: dict[str, Any]) -> Iterator[str]:
         f"{law_text(metric, law)}, b = {law['b']:.4f} {interval(law, 'b_low', 'b_high')}{floor}{rises} "
         f"({of}, 95 %, C in {UNIT})"
     )
+    if not law["converged"]:
+        yield "the fit of this law did NOT CONVERGE; do not use it"
     yield f"floor: {_floor(law)}"
-    yield f"lack of fit: {_lack_of_fit(law['lack_of_fit'])}"
+    equal = "; all sizes are taken as equally noisy" if law["noise"]["not_possible"] else ""
+    yield f"lack of fit: {_lack_of_fit(law['lack_of_fit'])}{equal}"
     yield _prediction(law["largest_size"])
     yield _correlation(metric, law["correlation"])
 
@@ -148,7 +152,7 @@ def _disagreements(law: dict[str, Any]) -> Iterator[str]:
     for row in law["without_run"]:
         if row["b"] is not None and _outside(law, row["b"]):
             yield f"b = {row['b']:.4f}, OUTSIDE its interval, without {row['trial']}"
-    if law["noise"]["p"] is not None and law["noise"]["p"] < 0.05:
+    if law["noise"]["p"] is not None and law["noise"]["p"] < 1 - CONFIDENCE:
         yield _noise(law["noise"])
     yield from _flags(law)
 

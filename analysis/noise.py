@@ -1,16 +1,14 @@
-"""How far seeds spread, whether that grows with compute, and whether sizes stray from a law by more than that."""
+"""How far seeds spread, whether that grows with compute, and how far sizes stray from a law beside it."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from analysis.points import Point
-from analysis.statistics import CONFIDENCE
 
 MIN_SPREADS, MIN_DEGREES = 3, 4  # points with several seeds, and their degrees of freedom, for a slope of the variance
 STEEPEST = 4.0  # slope of ln variance over ln C at which the search ends
@@ -105,22 +103,3 @@ def _effect(x: NDArray[np.float64], y: NDArray[np.float64], within: NDArray[np.f
     if excess(0.0) <= 0:
         return 0.0
     return math.sqrt(optimize.brentq(excess, 0.0, 1e3 * float(np.var(y)) + 1e-12))
-
-
-def lack_of_fit(points: Sequence[Point], fitted: NDArray[np.float64], parameters: int) -> dict[str, Any]:
-    """Test whether points stray from a law by more than their seeds do, for JSON: an F test against pure error.
-
-    fitted: the law's value at each point [n]. parameters: of the law.
-    """
-    degrees, spread = len(points) - parameters, seed_spread(points)
-    if spread is None:
-        return {"not_possible": "no size has two seeds"}
-    if degrees < 1:
-        return {"not_possible": "the law has as many parameters as there are points"}
-    std, pure = spread
-    if std == 0:
-        return {"not_possible": "the seeds have equal values"}
-    strays = np.log([p.value for p in points]) - np.log(fitted)
-    f = float((np.array([len(p.values) for p in points]) * strays**2).sum()) / degrees / std**2
-    p = float(stats.f.sf(f, degrees, pure))
-    return {"f": f, "degrees_of_freedom": [degrees, pure], "p": p, "found": p < 1 - CONFIDENCE}

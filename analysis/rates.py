@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.parabola import Curve, Curves, fit_curves
+from analysis.fits.parabola import Curve, Curves, fit_curves
 from analysis.statistics import CONFIDENCE, mean_interval
 from analysis.table import (
     Cell,
@@ -330,7 +330,7 @@ def verdict(report: dict[str, Any]) -> str:
         if found is not None:
             slope = "" if found["slope"] is None else f"slope {_interval(found, 'slope', '.2f')}, "
             parts.append(f"{network}: {slope}{found['verdict']}")
-    return "; ".join(parts) or "there is no rate grid, only a cross-check of the sizes' rates"
+    return "; ".join(parts) or "the table has a cross-check of the sizes' rates and lacks a rate grid"
 
 
 def summary(report: dict[str, Any]) -> str:

@@ -13,24 +13,23 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analysis.curve import fit_floors
+from analysis.fits.curve import fit_floors
 from analysis.law import Law
-from analysis.noise import lack_of_fit, seed_spread
+from analysis.noise import seed_spread
 from analysis.points import MIN_SIZES, Point, point
-from analysis.statistics import CONFIDENCE, pearson, spearman
-from analysis.table import Table, Trial, gflops
+from analysis.statistics import CONFIDENCE, lack_of_fit, pearson, spearman
+from analysis.table import G_ITEMS, Table, Trial, gflops
 
-# Prefixes of the run table's items that belong to one network, for other ways to count C.
-G_ITEMS = ("g_forward", "g_backward")
 SENSITIVITY = (0.0, 0.5, 0.9, 1.1)  # factors of the given floor
 
 
 def scrutinise(table: Table, law: Law) -> dict[str, Any]:
     """Run every check of a law, for JSON."""
-    fitted = law.curve.predict([p.gflops for p in law.points])
+    fitted = np.log(law.curve.predict([p.gflops for p in law.points]))
+    degrees = len(law.points) - (3 if law.curve.chosen == "found" else 2)
     spread = seed_spread(law.points)
     return {
-        "lack_of_fit": lack_of_fit(law.points, fitted, 3 if law.curve.chosen == "found" else 2),
+        "lack_of_fit": lack_of_fit([np.log(p.values) for p in law.points], fitted, degrees),
         "seed_spread_log": spread and spread[0],
         "noise": asdict(law.curve.noise),
         "given_floor": given_floor(law),

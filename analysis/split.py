@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
-from analysis.additive import AdditiveLaw, fit_additive
 from analysis.best_split import METHOD, BestSplit, best_splits
 from analysis.cells import CONVENTIONS, CellMean, cells_of, sizes_of
-from analysis.descent import NAMES, ROUNDING
-from analysis.first_order import FirstOrder, fit_first_order
-from analysis.statistics import CONFIDENCE
-from analysis.table import UNIT, Excluded, Protocol, Table, json_head, one_protocol, replicates, strict_json
+from analysis.fits.additive import AdditiveLaw, fit_additive
+from analysis.fits.descent import NAMES
+from analysis.fits.first_order import FirstOrder, fit_first_order
+from analysis.statistics import lack_of_fit
+from analysis.table import UNIT, Excluded, Protocol, Table, json_head, one_protocol, strict_json
 from analysis.table import better as direction_of
 from analysis.two_laws import DRAWS, LEVEL, Choice, choose
 
@@ -47,8 +46,8 @@ class Surface:
     additive: AdditiveLaw | None
     choice: Choice | None
     standing: tuple[str, ...]  # the laws that are not rejected, that which fits best first
-    remark: str  # why there is no additive law; empty if there is one
-    no_split: str  # why there is no best split; empty if there is one
+    remark: str  # why the additive law is not possible; empty if it is
+    no_split: str  # why a best split is not possible; empty if it is
     at_mean: BestSplit  # at the geometric mean compute of the cells
     curve: tuple[BestSplit, ...]  # from the smallest to the largest compute of the cells
 
@@ -72,7 +71,7 @@ class Surface:
     def pays_more(self) -> str:
         """Return the network in which one more FLOP pays more at the equal share, by the best split at mean compute."""
         if self.no_split:
-            return "not possible: there is no best split"
+            return "not possible without a best split"
         low, high = self.at_mean.low, self.at_mean.high
         if low is not None and self.equal_share < low:
             return "an added FLOP pays more in G"
@@ -138,19 +137,7 @@ class Surface:
     def _quality(self, fitted: Array, rss: float, dof: int) -> dict[str, Any]:
         """Return how far the cells are from a law, and whether that is more than the spread of their seeds explains."""
         out: dict[str, Any] = {"rss": rss, "residual_std_log": math.sqrt(rss / dof), "degrees_of_freedom": dof}
-        seeds = [np.log(mean.values) for mean in self.cells]
-        free = sum(len(values) - 1 for values in seeds)
-        if not free:
-            return out | {"lack_of_fit": None}
-        variance = sum(float(values.var() * len(values)) for values in seeds) / free
-        misses = sum(len(v) * (float(v.mean()) - at) ** 2 for v, at in zip(seeds, fitted, strict=True)) / dof
-        ratio = misses / variance if variance > 0 else math.inf
-        if misses < ROUNDING**2:
-            ratio = 0.0
-        p = float(special.fdtrc(dof, free, ratio))
-        verdict = "misses the cells by more than their seeds vary" if p < 1 - CONFIDENCE else "shows no lack of fit"
-        spread = {"seeds_std_log": math.sqrt(variance), "seeds_degrees_of_freedom": free}
-        return out | {"lack_of_fit": spread | {"f": ratio, "p": p, "verdict": verdict}}
+        return out | {"lack_of_fit": lack_of_fit([np.log(mean.values) for mean in self.cells], fitted, dof)}
 
 
 def analyse(table: Table, better: str | None = None) -> Surface:
@@ -163,7 +150,6 @@ def analyse(table: Table, better: str | None = None) -> Surface:
     """
     trials, excluded = table.complete(), table.excluded()
     measured = one_protocol(trials)
-    replicates(trials)
     cells, counted = cells_of(trials, excluded)
     assert measured is not None  # there are cells, so there are trials
     direction = direction_of(measured.metric, better)
@@ -226,8 +212,9 @@ def summary(report: dict[str, Any]) -> str:
             lines.append("  " + ", ".join(f"{key} = {estimate(law[key])}" for key in keys) + floor)
             if at_bound := law.get("at_bound"):
                 lines.append(f"  at a bound of what a law may be: {', '.join(at_bound)}")
-            if fit := law["lack_of_fit"]:
-                lines.append(f"  {fit['verdict']} (p = {fit['p']:.2g}, {fit['seeds_std_log']:.3g} between seeds)")
+            if "p" in (fit := law["lack_of_fit"]):
+                words = "misses the cells by more than their seeds vary" if fit["found"] else "shows no lack of fit"
+                lines.append(f"  {words} (p = {fit['p']:.2g}, {fit['seeds_std_log']:.3g} between seeds)")
     gap = first["difference"]
     lines.append(f"  b_d - b_g = {estimate(gap)}: {gap['verdict']}, per log unit of its compute (p = {gap['p']:.2g})")
     if best["remark"]:

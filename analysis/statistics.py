@@ -1,13 +1,16 @@
 """Intervals, correlations, and criteria that several analyses share."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-7  # of ln value: smaller residuals are rounding errors
 
 
 def slope_t_quantile(n: int) -> float:
@@ -73,10 +76,25 @@ def mean_interval(by_seed: ArrayLike) -> Interval:
     return Interval(mean, mean - half, mean + half, tuple(values.tolist()))
 
 
-def aicc(rss: float, n: int, parameters: int) -> float | None:
-    """Akaike's criterion for least squares, corrected for small n, sigma counted; None if n is too small."""
-    if n - parameters - 1 < 1:
-        return None
-    return (
-        n * math.log(max(rss, 1e-300) / n) + 2 * parameters + 2 * parameters * (parameters + 1) / (n - parameters - 1)
-    )
+def lack_of_fit(logs: Sequence[ArrayLike], fitted: ArrayLike, degrees: int) -> dict[str, Any]:
+    """Test whether points stray from a law by more than their seeds do, for JSON: an F test against pure error.
+
+    logs: ln value of each seed, by point. fitted: ln value of the law at each point [n]. degrees: those of freedom of
+    the fit. A test that cannot be made says why, as `not_possible`.
+    """
+    seeds = [np.asarray(values, dtype=np.float64) for values in logs]
+    pure = sum(len(values) - 1 for values in seeds)
+    if not pure:
+        return {"not_possible": "no size has two seeds"}
+    if degrees < 1:
+        return {"not_possible": "the law has as many parameters as there are points"}
+    error = sum(float(((values - values.mean()) ** 2).sum()) for values in seeds) / pure
+    if error < ROUNDING**2:
+        return {"not_possible": "the seeds have equal values"}
+    strays = np.array([values.mean() for values in seeds]) - np.asarray(fitted, dtype=np.float64)
+    f = float((np.array([len(values) for values in seeds]) * strays**2).sum()) / degrees / error
+    p = float(stats.f.sf(f, degrees, pure))
+    return {
+        "f": f, "degrees_of_freedom": [degrees, pure], "p": p, "found": p < 1 - CONFIDENCE,
+        "seeds_std_log": math.sqrt(error),
+    }  # fmt: skip

@@ -17,6 +17,7 @@ from analysis.statistics import CONFIDENCE
 
 STATUSES = ("running", "done", "diverged", "failed")
 BROKEN = ("diverged", "failed")  # ended early; the last row may have no value
+G_ITEMS = ("g_forward", "g_backward")  # prefixes of the items of an iteration that are G's own
 SAME_COMPUTE = 0.01  # trials of one size whose compute differs by more than this share are different points
 # How the names of metrics begin for which a lower, or a higher, value is better.
 DIRECTIONS = {

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.additive import ROUNDING, AdditiveLaw, residual_sums
-from analysis.first_order import FirstOrder
+from analysis.fits.additive import AdditiveLaw, residual_sums
+from analysis.fits.first_order import FirstOrder
+from analysis.statistics import ROUNDING
 
 Array = NDArray[np.float64]
 DRAWS = 199  # from each law

@@ -11,14 +11,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from analysis.curve import fit_floors, scan_floors
+from analysis.fits.curve import fit_floors, scan_floors
 from analysis.law import Curve, fit_curve, fit_points
 from analysis.points import Point
 from analysis.scrutiny import fit_clustered
-from analysis.statistics import aicc
-from analysis.table import Cell
+from analysis.selftest.law import A, B, point_of
 
-A, B = 3.5e3, 0.45
 Row = tuple[str, str, float, float]
 
 
@@ -42,6 +40,15 @@ def exponents(draws: int, sizes: int, floor: float, noise: float) -> Row:
     return f"interval of b holds it, {sizes} sizes", f"floor {floor:g}, noise {noise:g}", before / draws, now / draws
 
 
+def aicc(rss: float, n: int, parameters: int) -> float | None:
+    """Akaike's criterion for least squares, corrected for small n, sigma counted; None if n is too small."""
+    if n - parameters - 1 < 1:
+        return None
+    return (
+        n * math.log(max(rss, 1e-300) / n) + 2 * parameters + 2 * parameters * (parameters + 1) / (n - parameters - 1)
+    )
+
+
 def floors_found(draws: int, sizes: int, floor: float, noise: float) -> Row:
     """How often a floor is found: by AICc, and by today's F test."""
     random, compute = np.random.default_rng(0), np.geomspace(1e4, 1e7, sizes)
@@ -62,7 +69,7 @@ def next_size(draws: int, sizes: int, seeds: int = 3) -> Row:
     before = now = 0
     for _ in range(draws):
         points = [
-            _point(i, c, A * c**-B * np.exp(random.normal(0, s, seeds)))
+            point_of(i, c, A * c**-B * np.exp(random.normal(0, s, seeds)))
             for i, (c, s) in enumerate(zip(compute, spread, strict=True))
         ]
         last = points[-1]
@@ -70,12 +77,6 @@ def next_size(draws: int, sizes: int, seeds: int = 3) -> Row:
         before, now = (count + _covers(fit, last) for count, fit in ((before, plain), (now, fit_points(points[:-1]))))
     planted = f"noise grows from .03 to .3, {seeds} seeds"
     return f"interval of the next size holds it, {sizes} sizes", planted, before / draws, now / draws
-
-
-def _point(number: int, gflops: float, values: np.ndarray) -> Point:
-    name = f"S{number}"
-    mean = math.exp(float(np.log(values).mean()))
-    return Point(Cell(name, name, 2), float(gflops), None, mean, (), tuple(values.tolist()))
 
 
 def _covers(fit: Curve, point: Point) -> bool:

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from analysis.figures.style import COLOURS, LINES, MARKERS, STYLE, plain, save_figure, set_ticks
-from analysis.parabola import Curve, Slope
+from analysis.fits.parabola import Curve, Slope
 from analysis.rates import CrossCheck, Grid, Transfer, short_rate
 
 SEED: dict[str, Any] = {"linestyle": "none", "markersize": 3, "alpha": 0.55}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from analysis.dunnett import compare_arms
+from analysis.fits.dunnett import compare_arms
 from analysis.selftest.case import Case, Held
 from analysis.statistics import mean_interval
 

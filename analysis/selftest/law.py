@@ -72,7 +72,7 @@ def _case(sizes: int, asked: str, planted: str, noise: Noise, floor: float = 0.0
             (floor + A * c**-B) * np.exp(deviations)
             for c, deviations in zip(compute, noise(random, compute), strict=True)
         ]
-        points = [_point(i, c, each) for i, (c, each) in enumerate(zip(compute, values, strict=True))]
+        points = [point_of(i, c, each) for i, (c, each) in enumerate(zip(compute, values, strict=True))]
         fit = fit_points(points[:-1], floor if given else None)
         if asked == "exponent":
             return _within(B, fit.b_low, fit.b_high)
@@ -84,7 +84,7 @@ def _case(sizes: int, asked: str, planted: str, noise: Noise, floor: float = 0.0
     return Case(f"{asked}, {sizes} sizes", planted, draw, slow=True)
 
 
-def _point(number: int, gflops: float, values: np.ndarray) -> Point:
+def point_of(number: int, gflops: float, values: np.ndarray) -> Point:
     name = f"S{number}"
     mean = float(np.exp(np.log(values).mean()))
     return Point(Cell(name, name, 2), float(gflops), None, mean, (), tuple(values.tolist()))
@@ -117,7 +117,7 @@ def _next_after_break(sizes: int) -> Case:
 
     def draw(random: Random) -> Held:
         values = law * np.exp(random.normal(0, NOISE, sizes + 1))
-        points = [_point(i, c, np.array([value])) for i, (c, value) in enumerate(zip(compute, values, strict=True))]
+        points = [point_of(i, c, np.array([value])) for i, (c, value) in enumerate(zip(compute, values, strict=True))]
         low, high = fit_points(points[:-1]).new_size([points[-1].gflops], 1)
         return _within(points[-1].value, float(low[0]), float(high[0]))
 

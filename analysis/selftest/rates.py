@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.parabola import Curves, fit_curves
+from analysis.fits.parabola import Curves, fit_curves
 from analysis.selftest.case import Case, Held
 
 SIZES = {2: (384, 1536), 3: (384, 768, 1536), 4: (384, 768, 1280, 1536), 5: (384, 512, 768, 1024, 1536)}

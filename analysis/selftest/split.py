@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy import special
 
-from analysis.additive import fit_additive
 from analysis.best_split import best_splits
-from analysis.first_order import fit_first_order
+from analysis.fits.additive import fit_additive
+from analysis.fits.first_order import fit_first_order
 from analysis.selftest.case import Case, Held
 from analysis.two_laws import choose
 

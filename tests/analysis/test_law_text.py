@@ -45,7 +45,7 @@ def test_a_law_takes_five_lines() -> None:
         "fid = 3.824 + 2964 C^-0.4367, b = 0.4367 [0.3817, 0.4937], E = 3.824 [2.403, 5.006] (6 sizes"
     )
     assert floor == "floor: found, F(1, 3) = 52.1, p = 0.0027 (one-sided)"
-    assert lack == "lack of fit: no test is possible: no size has two seeds"
+    assert lack == "lack of fit: no test is possible: no size has two seeds; all sizes are taken as equally noisy"
     assert largest.startswith("S5/2 from the other sizes: 6.8") and largest.endswith("measured 6.323: inside")
     assert "Pearson" in correlation and "Spearman -1.000" in correlation
     assert verdict(report) == "fid = 3.824 + 2964 C^-0.4367, b [0.3817, 0.4937]"

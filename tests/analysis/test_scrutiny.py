@@ -12,10 +12,11 @@ import pytest
 import statsmodels.api as sm
 
 from analysis.law import Law, fit_curve, fit_laws
-from analysis.noise import estimate_noise, lack_of_fit
+from analysis.noise import estimate_noise
 from analysis.points import Point
 from analysis.reading import load_table
 from analysis.scrutiny import fit_clustered, scrutinise
+from analysis.statistics import lack_of_fit
 from analysis.table import Cell, Table
 
 DATA = Path(__file__).parents[1] / "data" / "law"
@@ -152,13 +153,7 @@ def test_lack_of_fit_is_that_of_an_anova() -> None:
     line = sm.OLS(y, sm.add_constant(x)).fit()
     means = sm.OLS(y, np.kron(np.eye(4), np.ones((2, 1)))).fit()
     f, p, _ = means.compare_f_test(line)
-    points = [
-        Point(
-            Cell(s, s, 2), c, None, float(np.exp(y[2 * i : 2 * i + 2].mean())), (), tuple(np.exp(y[2 * i : 2 * i + 2]))
-        )
-        for i, (s, c) in enumerate(SIZES.items())
-    ]
-    found = lack_of_fit(points, np.exp(line.fittedvalues[::2]), 2)
+    found = lack_of_fit(y.reshape(4, 2), line.fittedvalues[::2], 2)
     assert found["degrees_of_freedom"] == [2, 4] and found["found"]
     assert (found["f"], found["p"]) == pytest.approx((f, p))
 

@@ -5,7 +5,7 @@ import pytest
 import statsmodels.api as sm
 from scipy import optimize, stats
 
-from analysis.curve import fit_floors, region, scan_floors
+from analysis.fits.curve import fit_floors, region, scan_floors
 from analysis.law import fit_curve
 from analysis.noise import Noise
 

@@ -191,7 +191,8 @@ class Region:
     def _within(self, length: Array, step: Array) -> NDArray[np.bool_]:
         theta = self._best[:, None] + length[..., None] * step
         b = theta[..., 1]
-        bounded = (np.abs(b) <= self._steepest) & (_falls(self.fits.floors, b.swapaxes(-1, -2)).swapaxes(-1, -2))
+        falls = (self.fits.floors[:, None] == 0) | (b >= 0)
+        bounded = falls & (np.abs(b) <= self._steepest)
         # The tolerance keeps the ends of a linear fit, which lie on the limit.
         return bounded & (self._rss(theta) <= self.limit * (1 + 1e-12))
 
@@ -249,12 +250,8 @@ def region(
         [*np.linspace(inside.min(), inside.max(), FLOORS // 2), *scanned.floors[scanned.rss <= limit][::4]]
     )
     fits = fit_floors(c, v, grid, weights, scanned)
-    return Region(fits.some((fits.rss <= limit) & _falls(fits.floors, fits.b)), limit, *data, open_above)
-
-
-def _falls(floors: Array, b: Array) -> NDArray[np.bool_]:
-    """Whether a curve [..., F] falls towards its floor [F]; without a floor it may rise."""
-    return (floors == 0) | (b >= 0)
+    kept = (fits.rss <= limit) & ((fits.floors == 0) | (fits.b >= 0))
+    return Region(fits.some(kept), limit, *data, open_above)
 
 
 def _joined(fits: Fits, more: Fits) -> Fits:

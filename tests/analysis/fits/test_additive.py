@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from analysis.additive import AdditiveLaw, fit_additive, residual_sums
-from analysis.descent import EXPONENTS, Points
+from analysis.fits.additive import AdditiveLaw, fit_additive, residual_sums
+from analysis.fits.descent import EXPONENTS, Points
 
 X, Y = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e3, 3e4, 4), np.geomspace(5e3, 1.5e5, 4)))
 TRUTH = {"floor": 5.0, "a": 40.0, "alpha": 0.3, "b": 300.0, "beta": 0.4}

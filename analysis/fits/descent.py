@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.statistics import ROUNDING
+
 Array = NDArray[np.float64]
 Index = NDArray[np.intp]
 NAMES = ("floor", "a", "alpha", "b", "beta")  # in this order in every array of parameters
@@ -20,7 +22,6 @@ HIGH = np.array([np.inf, np.inf, EXPONENTS[1], np.inf, EXPONENTS[1]])
 START_EXPONENTS = (0.05, 0.15, 0.35, 0.8, 1.8)
 PRESENT = ((0, 1, 2), (1, 2), (0, 1), (0, 2))  # of floor, a and b, those that are not 0 at a start
 SMALL = 1e-3  # of the smallest value: where a part of the law starts at least, as at 0 it would hardly move
-ROUNDING = 1e-7  # of ln value: smaller residuals are rounding errors
 # Relative gains of the residual sum at which a fit has ended: of a law, of a profile, and of the draws of a test.
 FINE, MEDIUM, COARSE = 1e-13, 1e-8, 1e-6
 STEPS = 300  # a fit that needs more has not converged

@@ -27,7 +27,7 @@ Counts = tuple[tuple[int, ...], ...]  # seeds of each family's arms, the referen
 # choice is worth it: four arms of three seeds, the noise .15 in one and .03 in three, have 87 % without, 94 % with it.
 BY_SEED = 0.02  # differences are taken seed by seed if the seeds' effect has a smaller p
 NOISIER = 0.05  # an arm is compared by its own noise if that is larger than the others' with a smaller p
-ROUNDING = 1e-12  # logarithms that differ by less are equal
+EQUAL = 1e-12  # logarithms that differ by less are equal
 # Methods: with the pooled noise and with an arm's own, each without and with differences taken seed by seed.
 POOLED = ("Dunnett", "Dunnett, seed by seed")
 OWN = ("Welch", "paired t")
@@ -44,7 +44,7 @@ class FTest:
 
 
 @dataclass(frozen=True)
-class Noise:
+class PooledNoise:
     """Spread of ln value between the seeds of an arm, pooled over all arms."""
 
     std: float
@@ -78,7 +78,7 @@ class Contrast:
 class Differences:
     """A difference for each arm that is not a reference, and the noise that they are judged by."""
 
-    noise: Noise | None  # None if no arm has two seeds
+    noise: PooledNoise | None  # None if no arm has two seeds
     differences: tuple[Contrast, ...]
     counts: Counts
 
@@ -123,7 +123,7 @@ def compare_arms(arms: Sequence[Arm], families: Sequence[Family]) -> Differences
     return Differences(noise, tuple(found), counts)
 
 
-def measure_noise(arms: Sequence[Arm], families: Sequence[Family]) -> Noise | None:
+def measure_noise(arms: Sequence[Arm], families: Sequence[Family]) -> PooledNoise | None:
     """Return the noise of arms with two seeds or more; None without any."""
     residuals = [_rounded(_values(arm) - _values(arm).mean()) for arm in arms]
     squares, dofs = np.array([r @ r for r in residuals]), np.array([len(r) - 1.0 for r in residuals])
@@ -143,7 +143,7 @@ def measure_noise(arms: Sequence[Arm], families: Sequence[Family]) -> Noise | No
     }
     # A noisy arm stays in the pool: to leave it out after such a test makes the other intervals too narrow.
     noisier = {i: test for i, test in tests.items() if test.p < NOISIER}
-    return Noise(math.sqrt(total / dof), dof, by_seed, seeds, noisier)
+    return PooledNoise(math.sqrt(total / dof), dof, by_seed, seeds, noisier)
 
 
 def _replicated(arms: Sequence[Arm], family: Family) -> bool:
@@ -172,7 +172,7 @@ def _f_test(above: float, above_dof: float, below: float, below_dof: float) -> F
     return FTest(float(f), (above_dof, below_dof), float(special.fdtrc(above_dof, below_dof, f)))
 
 
-def _welch(ours: Arm, theirs: Arm, noise: Noise) -> tuple[float, float]:
+def _welch(ours: Arm, theirs: Arm, noise: PooledNoise) -> tuple[float, float]:
     """Standard error and degrees of freedom from the noise of both arms; an arm with one seed has the pooled noise."""
     parts, dofs = [], []
     for arm in (ours, theirs):
@@ -192,7 +192,7 @@ def _values(arm: Arm) -> Array:
 
 
 def _rounded(logs: Array) -> Array:
-    return np.where(np.abs(logs) < ROUNDING, 0.0, logs)
+    return np.where(np.abs(logs) < EQUAL, 0.0, logs)
 
 
 # ---------------------------------------------------------------- Dunnett's distribution

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
-from analysis.descent import (
+from analysis.fits.descent import (
     COARSE,
     EXPONENTS,
     FINE,
@@ -22,7 +22,6 @@ from analysis.descent import (
     LOW,
     MEDIUM,
     NAMES,
-    ROUNDING,
     SMALL,
     A,
     Array,
@@ -34,7 +33,7 @@ from analysis.descent import (
     descend,
     starts_of,
 )
-from analysis.statistics import CONFIDENCE
+from analysis.statistics import CONFIDENCE, ROUNDING
 
 SAME = 1e-6  # relative difference below which two residual sums are the same optimum
 WALK, REFINE = 8, 5  # steps of a profile from the optimum outwards, and then towards its end

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from analysis.parabola import Curves, fit_curves
+from analysis.fits.parabola import Curves, fit_curves
 
 WIDTHS = (384, 768, 1280, 1536)
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)

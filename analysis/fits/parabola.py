@@ -18,7 +18,7 @@ from analysis.statistics import CONFIDENCE, slope_t_quantile
 
 Array = NDArray[np.float64]
 SLOPES = np.linspace(-5, 5, 101)  # searched; an interval that leaves them has no end
-ROUNDING = 1e-5  # least noise of ln value; smaller residuals come from digits that were not written
+LEAST_NOISE = 1e-5  # least noise of ln value; smaller residuals come from digits that were not written
 REACH = math.log(2)  # how far outside the aligned rates tried a minimum still counts; the curve is not known farther
 STEPS = np.geomspace(1e-6, 20, 300)  # in ln rate from a vertex, at which the ends of its interval are searched
 MIN_SEED_RATES = 3  # for a seed to have a level of its own
@@ -124,7 +124,7 @@ class _Trials:
     @property
     def rounding(self) -> float:
         """What every residual sum of squares has at least."""
-        return len(self.rate) * ROUNDING**2
+        return len(self.rate) * LEAST_NOISE**2
 
     def rss(self, columns: Array) -> float:
         """Return the residual sum of squares of ln value on columns [terms, n] and the levels."""
@@ -333,7 +333,7 @@ def _slope(trials: _Trials, degree: int, best: float | None, vertices: list[floa
             return _unknown("optima scatter about a line by more than their noise, and not every width has one")
         line = stats.linregress(x, np.log(optima))
         half = slope_t_quantile(len(x)) * float(line.stderr)
-        t, spare = [(line.slope - at) / max(line.stderr, ROUNDING) for at in (-1, 0)], len(x) - 2
+        t, spare = [(line.slope - at) / max(line.stderr, LEAST_NOISE) for at in (-1, 0)], len(x) - 2
         best, low, high = float(line.slope), float(line.slope - half), float(line.slope + half)
         method = f"Student t over {len(x)} widths, because optima scatter about the line by more than their noise"
     else:

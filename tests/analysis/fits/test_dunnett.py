@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.regression.linear_model import OLS
 
-from analysis.dunnett import compare_arms, largest_t_p, largest_t_quantile, measure_noise
+from analysis.fits.dunnett import compare_arms, largest_t_p, largest_t_quantile, measure_noise
 from analysis.selftest.case import Case
 from analysis.selftest.compare import cases
 

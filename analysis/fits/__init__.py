@@ -1,0 +1,1 @@
+"""Fits of arrays, with intervals: they know neither tables nor trials."""
