@@ -7,6 +7,7 @@ studies that change the data (`variant: NAME`). A sweep file says what varies; `
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,7 +81,9 @@ class Teacher(_Section):
 class Train(_Section):
     """Optimisation and its schedule."""
 
-    steps: int = Field(gt=0)  # iterations: a D step and a G step each
+    # Iterations: a D step and a G step each. `{flops: 3e15}` stands for the steps that these FLOPs pay for,
+    # `{compute_of: XL}` for those that cost what the recipe's steps cost at that size.
+    steps: int = Field(gt=0)
     batch: int = Field(gt=1)  # images per step, over all workers
     base_lr: float = Field(gt=0)  # Eq. 4, at base_width (and at base_depth and base_batch, if a rule uses them)
     base_width: int = Field(gt=0)  # width for which base_lr is given
@@ -97,8 +100,21 @@ class Train(_Section):
     clip: float = Field(1.0, gt=0)  # largest gradient norm; the paper does not give one, the released code has 1
     ema_decay: float = Field(0.999, ge=0, lt=1)  # of the running average of G's weights, per step
     precision: Literal["float32", "bfloat16"] = "float32"  # of forward and backward; weights stay in float32
-    eval_every: int = Field(gt=0)  # steps
+    eval_every: int = Field(gt=0)  # steps between evaluations, where eval_at is empty
+    # Steps at which to evaluate, beside the last one. `{ratio: 2}` stands for the last step / 2, / 4, ..., as long as
+    # the running average has forgotten its beginning.
+    eval_at: tuple[int, ...] = ()
     log_every: int = Field(gt=0)  # steps
+
+    @property
+    def averaged(self) -> int:
+        """Steps after which less than 1 % of the running average is from the beginning: 5 time constants."""
+        return math.ceil(5 / (1 - self.ema_decay))
+
+    def evaluates(self, step: int) -> bool:
+        """Whether a trial is evaluated after this step."""
+        asked = step in self.eval_at if self.eval_at else step % self.eval_every == 0
+        return asked or step == self.steps
 
 
 def metric_name(extractor: str) -> str:
@@ -192,10 +208,13 @@ class TrialConfig(_Section):
     def digest(self) -> str:
         """Stable hash of the identity, 12 hex digits.
 
-        It excludes the number of steps: no step depends on it, so a trial can be trained for longer later.
+        It excludes the number of steps and those of the evaluations: no step depends on them, so a trial can be
+        trained for longer later. Of the ladder it includes the sizes in use: a recipe may get more sizes.
         """
         values = self.identity()
-        del values["train"]["steps"]
+        del values["train"]["steps"], values["train"]["eval_at"]
+        used = {self.model.generator, self.model.discriminator, self.train.rate_of}
+        values["ladder"] = {size: row for size, row in values["ladder"].items() if size in used}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     def placed(self) -> "TrialConfig":

@@ -4,13 +4,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from gat_sweep.compute import iteration_flops, step_flops
 from gat_sweep.config import TrialConfig
 from gat_sweep.gat import flops
 from gat_sweep.gat.memory import Job, Memory
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec
-
-# FLOPs of the recipes' teachers for one picture, as vision.teacher.forward_flops counts them.
-TEACHER_FLOPS = {"efficientnet_lite0": 767_815_104, "vit_base_patch14_dinov2.lvd142m": 46_322_454_528}
 
 
 def parameter_counts(config: TrialConfig) -> tuple[int, int]:
@@ -31,14 +29,6 @@ def _counted(g: GeneratorSpec, d: DiscriminatorSpec) -> tuple[int, int]:
     return g_params, d_params
 
 
-def _teacher_flops(name: str) -> int:
-    if name in TEACHER_FLOPS:
-        return TEACHER_FLOPS[name]
-    from gat_sweep.vision.teacher import forward_flops  # timm takes two seconds to import
-
-    return forward_flops(name)
-
-
 def memory_job(config: TrialConfig, batch: int, plain_attention: bool) -> Job:
     """Memory job of a worker with `batch` images per step (see gat/memory.py)."""
     specs = config.generator_spec, config.discriminator_spec
@@ -48,14 +38,6 @@ def memory_job(config: TrialConfig, batch: int, plain_attention: bool) -> Job:
 def memory_plan(config: TrialConfig, batch: int, plain_attention: bool, available: float) -> Memory:
     """Choices that fit `batch` images of a worker into `available` bytes. Raises ValueError when nothing fits."""
     return memory_job(config, batch, plain_attention).fit(available)
-
-
-def iteration_flops(config: TrialConfig) -> dict[str, int]:
-    """FLOPs per image of one training iteration, itemised; those of the teacher only if it runs in training."""
-    items = flops.iteration(config.generator_spec, config.discriminator_spec)
-    if config.teacher and config.discriminator_spec.teacher_width and not config.teacher.cached:
-        items["teacher_forward"] = _teacher_flops(config.teacher.name)
-    return items
 
 
 def model_info(config: TrialConfig) -> dict[str, Any]:
@@ -94,9 +76,8 @@ class Rate:
 
 def rate_at(config: TrialConfig, mfu: float, peak: float) -> Rate:
     """Estimated rate at `mfu`, a share of a worker's `peak` (FLOP/s). An evaluation counts only G's forward."""
-    images = config.train.batch / config.workers.count
     forward = flops.generator_forward(config.generator_spec)
-    return Rate(sum(iteration_flops(config).values()) * images / (mfu * peak), forward / (mfu * peak))
+    return Rate(step_flops(config) / config.workers.count / (mfu * peak), forward / (mfu * peak))
 
 
 def trial_plan(config: TrialConfig, rate: Rate | None = None, price: float | None = None) -> dict[str, Any]:
@@ -109,7 +90,6 @@ def trial_plan(config: TrialConfig, rate: Rate | None = None, price: float | Non
     info = model_info(config)
     train, workers = config.train, config.workers
     begin = config.start.step if config.start else 0
-    per_image = info["iteration_flops_total"]
     images = train.batch // workers.count
     job = memory_job(config, images, plain_attention=not workers.gpus)
     most, least = job.memory(images, 0).total, job.memory(1, config.generator_spec.depth).total
@@ -122,13 +102,12 @@ def trial_plan(config: TrialConfig, rate: Rate | None = None, price: float | Non
         "steps": train.steps - begin,
         "batch": train.batch,
         "workers": workers.count,
-        "total_flops": per_image * train.batch * (train.steps - begin),
+        "total_flops": step_flops(config) * (train.steps - begin),
         "memory_bytes": most if workers.memory_gib is None else job.fit(workers.memory_gib * 2**30).total,
         "memory_bytes_least": least,
     }
     if rate:
-        evaluations = train.steps // train.eval_every - begin // train.eval_every
-        evaluations += train.steps % train.eval_every > 0  # the one after the last step
+        evaluations = sum(map(train.evaluates, range(begin + 1, train.steps + 1)))
         samples = evaluations * config.eval.samples / workers.count
         hours = ((train.steps - begin) * rate.step + samples * rate.sample) / 3600
         found |= {"hours": hours, "worker_hours": hours * workers.count}

@@ -11,6 +11,7 @@ from typing import Any, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
+from gat_sweep.compute import step_flops
 from gat_sweep.config import Size, Teacher, TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_config
@@ -29,6 +30,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+# What train.steps may be beside a number.
+STEPS = "expected a number of steps, a factor such as x0.5, {flops: 3e15}, or {compute_of: XL}"
+SMALLEST = 1.05  # ratio of two evaluations
 FACTOR = re.compile(r"x(\d+\.?\d*|\.\d+)")
 
 
@@ -66,9 +70,29 @@ def resolve(recipe: Mapping[str, Any], *overrides: Mapping[str, Any]) -> TrialCo
             for key, new in given.items():
                 if is_factor(new):
                     new = _multiplied(values, key, new)
+                elif key == "train.steps" and is_relative(new):
+                    new = _relative_steps(values["train"]["steps"], new)
                 _assign(values, key, deepcopy(new))  # a later override may reach into it
     values.pop("variants", None)
     check_config(flatten(values))
+    asked, values = values["train"], _unsolved(values)
+    config = _checked(values)
+    if isinstance(asked["steps"], Mapping):
+        values["train"]["steps"] = _steps(asked["steps"], values, config)
+    if isinstance(asked.get("eval_at"), Mapping):
+        values["train"]["eval_at"] = _spread(asked["eval_at"], _checked(values))
+    return _checked(values)
+
+
+def _unsolved(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with any number in place of those that are yet to be computed."""
+    numbers = {"steps": 1, "eval_at": ()}
+    asked = {key for key in numbers if isinstance(values["train"].get(key), Mapping)}
+    return {**values, "train": values["train"] | {key: numbers[key] for key in asked}}
+
+
+def _checked(values: dict[str, Any]) -> TrialConfig:
+    """The config of a recipe's values. Raises UserError where they do not fit together."""
     config = _validated(values)
     for size in (config.model.generator, config.model.discriminator, config.train.rate_of):
         if size is not None and size not in config.ladder:
@@ -102,6 +126,11 @@ def check_continues(config: TrialConfig, before: TrialConfig, where: str) -> Non
         for key in old:
             if old[key] != new[key]:
                 raise UserError(f"{where}: {key} {old[key]} -> {new[key]}; a trial that continues keeps its networks")
+
+
+def is_relative(value: Any) -> bool:
+    """Whether an override depends on the present value, as "x0.5" and {compute_of: XL} do."""
+    return is_factor(value) or (isinstance(value, Mapping) and "compute_of" in value)
 
 
 def is_factor(value: Any) -> bool:
@@ -170,13 +199,58 @@ def _variant(values: Mapping[str, Any], name: Any) -> dict[str, Any]:
 
 def _multiplied(values: Mapping[str, Any], dotted: str, factor: str) -> Any:
     """A number of the config (or its default) times a factor; the factor itself if the value is not a number."""
-    current: Any = _validated(values).model_dump()
+    if dotted == "train.steps" and isinstance(asked := values["train"]["steps"], Mapping):
+        key = "steps" if "compute_of" in asked else "flops"
+        product = asked[key] * float(factor[1:])
+        return {**asked, key: max(1, round(product)) if key == "steps" else product}
+    current: Any = _validated(_unsolved(values)).model_dump()
     for part in dotted.split("."):
         current = current.get(part) if isinstance(current, dict) else None
     if isinstance(current, bool) or not isinstance(current, int | float):
         return factor
     product = current * float(factor[1:])
     return max(1, round(product)) if isinstance(current, int) else product
+
+
+def _relative_steps(present: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """{compute_of: SIZE} with the steps that it is about."""
+    steps = present.get("steps") if isinstance(present, Mapping) else present
+    if set(asked) != {"compute_of"} or steps is None:
+        raise UserError(f"train.steps: {STEPS}; got {dict(asked)} after {present}")
+    return {**asked, "steps": steps}
+
+
+def _steps(asked: Mapping[str, Any], values: dict[str, Any], config: TrialConfig) -> int:
+    """The steps of a trial that {flops: 3e15} or {compute_of: SIZE} asks for."""
+    budget = asked.get("flops")
+    if "compute_of" in asked:
+        size = asked["compute_of"]
+        model = values["model"] | {"generator": size, "discriminator": size}
+        other = _checked(values | {"model": model, "train": values["train"] | {"steps": asked["steps"]}})
+        budget = other.train.steps * step_flops(other)
+    elif set(asked) != {"flops"} or isinstance(budget, bool) or not isinstance(budget, int | float) or budget <= 0:
+        raise UserError(f"train.steps: {STEPS}; got {dict(asked)}")
+    assert budget is not None
+    steps = round(budget / step_flops(config))
+    if steps < 1:
+        raise UserError(
+            f"train.steps: {budget:.3g} FLOP do not pay for one step of {config.model.generator} and "
+            f"{config.model.discriminator}, which costs {step_flops(config):.3g}; give more"
+        )
+    return steps
+
+
+def _spread(asked: Mapping[str, Any], config: TrialConfig) -> tuple[int, ...]:
+    """The steps of {ratio: 2}: the last one divided by it, again and again."""
+    ratio = asked.get("ratio")
+    if set(asked) != {"ratio"} or isinstance(ratio, bool) or not isinstance(ratio, int | float) or ratio < SMALLEST:
+        raise UserError(
+            f"train.eval_at: expected a list of steps, or {{ratio: R}} with R at least {SMALLEST}; got {dict(asked)}"
+        )
+    found: list[int] = []
+    while (step := round(config.train.steps / ratio ** len(found))) >= config.train.averaged or not found:
+        found.append(step)
+    return tuple(sorted(found))
 
 
 def _known_keys() -> set[str]:

@@ -4,7 +4,8 @@ A sweep file says only what varies and how values are combined; all other values
 
     about: "Fig 3a, Table 3: model sizes"
     set: {train.steps: x0.5}                                  # for every trial; x0.5 halves the recipe's value
-    zip: {model.generator: [S, B], model.discriminator: [S, B]}  # pairs: first with first, second with second
+    sizes: [S, B]                                             # of both networks; `all`: every size of the recipe
+    zip: {train.batch: [32, 64], train.steps: [x2, x1]}       # pairs: first with first, second with second
     product: {model.patch: [2, 4]}                            # every combination
     points: [{...}, {...}]                                    # a list of overrides, one by one
     seeds: [0, 1, 2]
@@ -19,18 +20,20 @@ trial, with the changes that the part sets; its steps count from the beginning o
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gat_sweep.config import Start, TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.yamlfile import Lines, read_yaml
-from gat_sweep.recipe import PRESETS, check_continues, check_key, flatten, is_factor, load_recipe, locate, resolve
+from gat_sweep.recipe import PRESETS, check_continues, check_key, flatten, is_relative, load_recipe, locate, resolve
 from gat_sweep.text import nearest
+
+NETWORKS = ("model.generator", "model.discriminator")
 
 
 class Block(BaseModel):
@@ -39,22 +42,24 @@ class Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     set: dict[str, Any] = {}
+    sizes: list[str] | Literal["all"] = []  # of both networks alike; all: every size of the recipe's ladder
     zip: dict[str, list[Any]] = {}
     product: dict[str, list[Any]] = {}
     points: list[dict[str, Any]] = Field(default=[{}], min_length=1)
 
     def values(self) -> list[tuple[str, Any]]:
         """Every key that varies, with each of its values; `set` is not included."""
-        lists = [*self.zip.items(), *self.product.items()]
+        lists = [*self.zip.items(), *self.product.items(), *((key, list(self.sizes)) for key in NETWORKS)]
         return [(key, value) for key, values in lists for value in values] + [
             pair for point in self.points for pair in point.items()
         ]
 
-    def combinations(self) -> list[dict[str, Any]]:
-        """Every combination of points, pairs and products, as dotted overrides."""
+    def combinations(self, ladder: Iterable[str]) -> list[dict[str, Any]]:
+        """Every combination of points, sizes, pairs and products, as dotted overrides. ladder: sizes of the recipe."""
+        sizes = [dict.fromkeys(NETWORKS, size) for size in (ladder if self.sizes == "all" else self.sizes)] or [{}]
         zipped = [dict(zip(self.zip, values, strict=True)) for values in zip(*self.zip.values(), strict=True)] or [{}]
         product = [dict(zip(self.product, values, strict=True)) for values in itertools.product(*self.product.values())]
-        return [{**a, **b, **c} for a in self.points for b in zipped for c in product]
+        return [{**a, **b, **c, **d} for a in self.points for b in sizes for c in zipped for d in product]
 
 
 class Part(Block):
@@ -118,7 +123,7 @@ def load_sweep(
     if preset not in PRESETS:
         raise UserError(f"unknown preset '{preset}'; {nearest(preset, PRESETS)}")
     varied = [pair for part in file.parts.values() for pair in (*part.set.items(), *part.values())] + file.values()
-    fixed = {key for key, value in varied if not is_factor(value)} | {"seed"}
+    fixed = {key for key, value in varied if not is_relative(value)} | {"seed"}
     for key in overrides:
         check_key(key)
         if key in fixed:
@@ -127,13 +132,13 @@ def load_sweep(
     recipe = load_recipe(recipe_name)
     for name in dict.fromkeys(str(value) for key, value in varied if key == "variant"):
         for key, value in flatten(recipe.get("variants", {}).get(name, {})).items():
-            if key in overrides and not is_factor(value):
+            if key in overrides and not is_relative(value):
                 raise UserError(f"--set {key}: variant '{name}' sets this key; use --set variants.{name}.{key}=VALUE")
-    common = {key: value for key, value in file.set.items() if is_factor(value) or key not in overrides}
+    common = {key: value for key, value in file.set.items() if is_relative(value) or key not in overrides}
     # For each trial: the overrides on the recipe, in order, and the trial that it continues.
     roots: list[tuple[list[Mapping[str, Any]], TrialConfig | None]] = [
         ([PRESETS[preset], overrides, common, {"seed": seed}, point], None)
-        for point in file.combinations()
+        for point in file.combinations(recipe["ladder"])
         for seed in seeds or file.seeds
     ]
     trials: dict[str, TrialConfig] = {}
@@ -141,7 +146,7 @@ def load_sweep(
     for name, part in file.parts.items():
         found[name], own = [], set[str]()
         for before, parent in found[part.after] if part.after else roots:
-            for point in part.combinations():
+            for point in part.combinations(recipe["ladder"]):
                 stack = [*before, part.set, point]
                 config = resolve(recipe, *stack)
                 if parent:
@@ -160,9 +165,11 @@ def load_sweep(
 
 
 def differences(trials: Mapping[str, TrialConfig]) -> dict[str, dict[str, Any]]:
-    """Config values that differ between the trials, by trial; places of files and machines are left out."""
+    """Config values that differ between the trials, by trial; places of files, machines, and the
+    steps of evaluations are left out.
+    """
     flat = {trial: flatten(config.identity()) for trial, config in trials.items()}
-    keys = dict.fromkeys(key for values in flat.values() for key in values)
+    keys = dict.fromkeys(key for values in flat.values() for key in values if key != "train.eval_at")
     varied = [key for key in keys if len({json.dumps(values.get(key)) for values in flat.values()}) > 1]
     return {trial: {key: values.get(key) for key in varied} for trial, values in flat.items()}
 
@@ -214,6 +221,11 @@ def _check_block(path: Path, lines: Lines, above: tuple[str, ...], block: Block)
     for number, point in enumerate(block.points):
         for key in point:
             check_key(key, where=f"{path}:{line('points', str(number), key)}")
+    given = {"sizes": set(NETWORKS if block.sizes else ()), "zip": set(block.zip), "product": set(block.product)}
+    given["points"] = {key for point in block.points for key in point}
+    for (one, keys), (other, more) in itertools.combinations(given.items(), 2):
+        if twice := sorted(keys & more):
+            raise UserError(f"{path}:{line(other)}: {twice[0]} is given by '{one}' and by '{other}'; remove one")
     lengths = {key: len(values) for key, values in block.zip.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{path}:{line('zip')}: zipped lists differ in length: {lengths}")

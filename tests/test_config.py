@@ -16,7 +16,9 @@ from gat_sweep.recipe import check_key, load_recipe, recipe_names, resolve
 def test_every_recipe_resolves_at_every_size() -> None:
     for name in recipe_names():
         recipe = load_recipe(name)
-        assert list(recipe["ladder"]) == ["S", "B", "L", "XL"]
+        assert [size for size in recipe["ladder"] if not size.startswith("w")] == ["S", "B", "L", "XL"]
+        widths = [row["width"] for row in recipe["ladder"].values()]
+        assert widths == sorted(widths) and len(widths) >= 6
         for size in recipe["ladder"]:
             config = resolve(recipe, {"model.generator": size, "model.discriminator": size})
             assert config.lr_g * config.generator_spec.width == pytest.approx(

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"gat", "text", "version", "errors", "recipes"},
     {"config", "files", "cluster"},
+    {"compute"},
     {"data", "recipe"},
     {"vision", "sweep"},
     {"run", "plan", "metrics", "encode"},
@@ -42,7 +43,7 @@ MAY_IMPORT = {
 }
 # Modules that load neither torch nor Ray nor MLflow; every command and every analysis comes on top.
 LIGHT = [
-    *("cli", "errors", "text", "version", "config", "recipe", "sweep", "plan", "cluster"),
+    *("cli", "errors", "text", "version", "config", "compute", "recipe", "sweep", "plan", "cluster"),
     *("files.storage", "files.yamlfile", "files.npy", "files.credentials"),
     *("gat.spec", "gat.flops", "gat.memory", "gat.scaling"),
     *("run.record", "run.trial", "run.table", "run.journal", "run.saved", "run.alive", "run.stop"),
@@ -195,7 +196,7 @@ LIGHT_COMMANDS = {
     "ui without a store": "ui",
     "plan without a file": "plan nope.yaml",
     "plan with an unknown key": "plan widths --set train.stps=1",
-    "run with an unknown size": "run widths --recipe digits --set model.generator=M",
+    "run with an unknown size": "run widths --recipe digits --set train.rate_of=M",
     "fit-law": f"fit-law {STUDY / 'split.csv'} --out out",
     "correlate": f"correlate {STUDY / 'split.csv'} --out out",
     "split": f"split {STUDY / 'split.csv'} --out out",

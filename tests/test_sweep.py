@@ -5,13 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.mistakes import message
 from helpers.trials import tiny_config
 
+from gat_sweep.compute import step_flops
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
-from gat_sweep.recipe import recipe_names
+from gat_sweep.recipe import load_recipe, recipe_names, resolve
 from gat_sweep.run.record import open_run
 from gat_sweep.sweep import Sweep, differences, load_sweep, trial_id
 
@@ -204,7 +206,7 @@ def studies(recipe: str) -> dict[str, dict[str, TrialConfig]]:
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_study_of_the_paper_resolves(recipe: str) -> None:
     """At the scale of every recipe; as many trials, in as many of them nothing but what the paper varies."""
-    found = studies(recipe)
+    found, sizes = studies(recipe), len(load_recipe(recipe)["ladder"])
     assert {name: len(trials) for name, trials in found.items()} == {
         "widths": 4,
         "patch_sizes": 4,
@@ -218,23 +220,27 @@ def test_every_study_of_the_paper_resolves(recipe: str) -> None:
         "resolution": 2,
         "unconditional": 2,
         "depth_batch": 9,
+        "frontier": 2 * sizes,
+        "isoflop": sizes,
     }
-    sizes = ["model.generator", "model.discriminator"]
+    networks = ["model.generator", "model.discriminator"]
     start = ["train.steps", "start.trial", "start.step"]
     varied = {name: set(next(iter(differences(trials).values()))) for name, trials in found.items()}
     assert varied == {
-        "widths": {*sizes},
-        "patch_sizes": {*sizes, "model.patch"},
-        "decoupled": {*sizes},
-        "lr_transfer": {*sizes, "train.rate_of", "train.rate_g", "train.rate_d"},
+        "widths": {*networks},
+        "patch_sizes": {*networks, "model.patch"},
+        "decoupled": {*networks},
+        "lr_transfer": {*networks, "train.rate_of", "train.rate_g", "train.rate_d"},
         "mng": {"mng.schedule"},
-        "alignment": {*sizes, "objective.align_weight", *start},
+        "alignment": {*networks, "objective.align_weight", *start},
         "seeds": {"seed"},
         "penalty_schedule": {"objective.gp_weight", *start},
         "tokenizers": {"data.channels"},
         "resolution": {"data.side"} | ({"train.steps"} if recipe == "imagenet256" else set()),
         "unconditional": {"data.classes"},
         "depth_batch": {"ladder.B.depth", "train.batch", "train.steps", "train.depth_rule", "train.batch_rule"},
+        "frontier": {*networks, "seed", "train.steps"},
+        "isoflop": {*networks, "train.steps"},
     }
 
 
@@ -262,3 +268,74 @@ def test_the_readme_names_every_study() -> None:
     readme = (SWEEPS.parent / "README.md").read_text()
     named = {line.split("|")[1].strip() for line in readme.splitlines() if line.startswith("| ") and "|" in line[2:]}
     assert {path.stem for path in SWEEPS.iterdir()} <= named
+
+
+def steps_of(sweep: Sweep) -> dict[str, int]:
+    return {config.model.generator: config.train.steps for config in sweep.trials.values()}
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_the_frontier_gives_every_size_one_compute_and_evaluations_even_in_log_steps(recipe: str) -> None:
+    trials = list(load_sweep(SWEEPS / "frontier.yaml", recipe).trials.values())
+    widest = next(trial for trial in trials if trial.model.generator == "XL")
+    assert widest.train.steps == load_recipe(recipe)["train"]["steps"]
+    for trial in trials:
+        compute = step_flops(trial) * trial.train.steps
+        assert abs(compute / (step_flops(widest) * widest.train.steps) - 1) <= 0.5 / trial.train.steps
+        at = np.array(trial.train.eval_at)
+        assert at[-1] == trial.train.steps and at[0] >= trial.train.averaged > at[0] / 1.5
+        assert at[1:] / at[:-1] == pytest.approx(np.full(len(at) - 1, 1.5), rel=0.01)
+
+
+def test_steps_by_compute(tmp_path: Path) -> None:
+    """Absolute, or those of a size; with a batch of its own, factors, --set, and a part that goes on."""
+    sized = "sizes: [S, XL]\n"
+    recipe = steps_of(sweep_of(tmp_path, "set: {train.steps: {compute_of: XL}}\n" + sized))
+    assert recipe["XL"] == 2000 and recipe["S"] > 20_000
+    halved = steps_of(
+        sweep_of(tmp_path, "set: {train.steps: {compute_of: XL}}\n" + sized, overrides={"train.steps": 1000})
+    )
+    assert halved["XL"] == 1000 and halved["S"] == pytest.approx(recipe["S"] / 2, abs=1)
+    smaller = sweep_of(tmp_path, "set: {train.steps: {compute_of: XL}, train.batch: x0.5}\n" + sized)
+    assert steps_of(smaller) == recipe  # the recipe's steps at half the batch cost half
+    given = sweep_of(tmp_path, "set: {train.steps: {flops: 1e12}}\n" + sized).trials.values()
+    for config in given:
+        assert step_flops(config) * config.train.steps == pytest.approx(1e12, rel=0.5 / config.train.steps)
+    budgets = "product: {train.steps: [{flops: 1e12}], model.patch: [2, 4]}\n"
+    fine, coarse = sweep_of(tmp_path, budgets).trials.values()
+    assert step_flops(fine) * fine.train.steps == pytest.approx(step_flops(coarse) * coarse.train.steps, rel=1e-3)
+    parts = "parts:\n  a: {set: {train.steps: {compute_of: B}}}\n  b: {after: a, set: {train.steps: x1.5}}\n"
+    first, second = sweep_of(tmp_path, parts).trials.values()
+    assert second.train.steps == pytest.approx(1.5 * first.train.steps, abs=1) and second.start
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("set: {train.steps: {flops: 10}}\n", "do not pay for one step of S"),
+        ("set: {train.steps: {flops: many}}\n", "{flops: 3e15}"),
+        ("set: {train.steps: {flop: 1e12}}\n", "{flops: 3e15}"),
+        ("set: {train.steps: {flops: 1e12, compute_of: XL}}\n", "{flops: 3e15}"),
+        ("set: {train.steps: {compute_of: XXL}}\n", "no size 'XXL'"),
+        ("set: {train.eval_at: {ratio: 1}}\n", "at least 1.05"),
+        ("sizes: [S, B]\nproduct: {model.generator: [S]}\n", "given by 'sizes' and by 'product'"),
+        ("zip: {model.patch: [2, 4]}\nproduct: {model.patch: [2]}\n", "given by 'zip' and by 'product'"),
+        ("sizes: some\n", "sizes"),
+    ],
+)
+def test_steps_and_sizes_that_say_nothing_or_two_things(tmp_path: Path, text: str, words: str) -> None:
+    assert words in message(lambda: sweep_of(tmp_path, text))
+
+
+def test_what_a_trial_is_depends_on_neither_its_evaluations_nor_sizes_of_others() -> None:
+    config = resolve(load_recipe("digits"))
+    for other in ({"train.eval_at": (100, 200)}, {"train.steps": 7}, {"ladder.XL.width": 64}):
+        assert resolve(load_recipe("digits"), other).digest() == config.digest()
+    assert resolve(load_recipe("digits"), {"ladder.S.depth": 8}).digest() != config.digest()
+
+
+def test_a_trial_is_evaluated_at_its_steps_and_at_the_end() -> None:
+    config = resolve(load_recipe("digits"), {"train.eval_at": (100, 250), "train.steps": 900})
+    assert [step for step in range(1, 901) if config.train.evaluates(step)] == [100, 250, 900]
+    config = resolve(load_recipe("digits"), {"train.steps": 900})
+    assert [step for step in range(1, 901) if config.train.evaluates(step)] == [400, 800, 900]

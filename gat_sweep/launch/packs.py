@@ -2,8 +2,8 @@
 
 import json
 
+from gat_sweep.compute import step_flops
 from gat_sweep.config import TrialConfig, Workers
-from gat_sweep.plan import iteration_flops
 from gat_sweep.run.trial import Trial
 
 # Launching small operations dominates a step of a small network: on one CPU core, width 8 has a twelfth of the FLOPs
@@ -87,5 +87,4 @@ def one_per_reference(trials: list[Trial]) -> list[Trial]:
 
 def _cost(config: TrialConfig) -> float:
     """Training time in FLOPs: those of the networks, plus STEP_FLOPS per step."""
-    per_image = sum(iteration_flops(config).values())
-    return config.train.steps * (per_image * config.train.batch + STEP_FLOPS)
+    return config.train.steps * (step_flops(config) + STEP_FLOPS)

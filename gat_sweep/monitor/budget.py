@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gat_sweep.compute import step_flops
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, write
-from gat_sweep.plan import iteration_flops
 from gat_sweep.run.alive import signs
 from gat_sweep.run.journal import read_records
 from gat_sweep.run.saved import saved_step
@@ -48,15 +48,11 @@ class Budget:
         return ""
 
 
-def step_flops(trial: Trial) -> float:
-    return float(sum(iteration_flops(trial.config).values()) * trial.config.train.batch)
-
-
 class Meter:
     """Sum of what all attempts of a trial have spent, up to date while it trains."""
 
     def __init__(self, trial: Trial):
-        self.trial, self.flops_per_step = trial, step_flops(trial)
+        self.trial, self.flops_per_step = trial, step_flops(trial.config)
         self.offset = self.steps = 0
         self.hours = 0.0
         self.begin: dict[str, Any] | None = None  # of the latest attempt
@@ -94,7 +90,7 @@ def needed(trial: Trial, rate: float | None) -> Amount:
     """
     begin = trial.config.start.step if trial.config.start else 0
     steps = trial.config.train.steps - max(begin, saved_step(trial.folder / "checkpoints"))
-    flops = steps * step_flops(trial)
+    flops = steps * step_flops(trial.config)
     return Amount(flops, flops / rate / 3600 if rate and trial.config.workers.gpus else 0.0)
 
 

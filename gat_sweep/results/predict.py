@@ -18,10 +18,10 @@ from analysis.noise import Noise
 from analysis.points import Point
 from analysis.statistics import CONFIDENCE
 from analysis.table import Cell, gflops, strict_json
+from gat_sweep.compute import step_flops
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
-from gat_sweep.plan import iteration_flops
 from gat_sweep.results.study import Study
 from gat_sweep.run.journal import read_records
 from gat_sweep.run.record import run_trials
@@ -93,9 +93,7 @@ def predict_cell(law: Law, laws: Laws, cell: Cell, configs: list[TrialConfig]) -
     Raises UserError if the cell's trials differ in length, since each length would be another prediction.
     """
     steps = {config.train.steps for config in configs}
-    per_trial = [
-        gflops(sum(iteration_flops(config).values()) * config.train.batch * config.train.steps) for config in configs
-    ]
+    per_trial = [gflops(step_flops(config) * config.train.steps) for config in configs]
     compute = sum(per_trial) / len(per_trial)
     if len(steps) > 1:
         lengths = ", ".join(map(str, sorted(steps)))

@@ -29,6 +29,7 @@ SCHEMA = pa.schema(
         ("step", pa.int64()),
         ("steps", pa.int64()),  # planned
         ("images", pa.int64()),  # real images seen
+        ("data_images", pa.int64()),  # images of the data set; null if the trial failed before it opened it
         ("flops", pa.float64()),  # of training so far, 2 per multiply-add
         ("g_forward_flops", pa.float64()),  # one sample
         ("d_forward_flops", pa.float64()),

@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import torch
 
+from gat_sweep.compute import iteration_flops
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import dataset_decoder, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluator import CHUNK
-from gat_sweep.plan import Rate, iteration_flops
+from gat_sweep.plan import Rate
 from gat_sweep.speed.clock import make_batch, timed
 from gat_sweep.train.engine import Engine
 from gat_sweep.vision.extractors import make_extractor

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from gat_sweep.compute import step_flops
 from gat_sweep.config import Start
 from gat_sweep.data.dataset import check_teacher, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluator import Evaluator
-from gat_sweep.plan import iteration_flops
 from gat_sweep.run.alive import take_over
 from gat_sweep.run.checkpoint import Checkpoint, check_data, resume, step_checkpoint
 from gat_sweep.run.saved import Damaged
@@ -70,12 +70,11 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
     found = _resumed(trial, engine.parts(), rank, world)
     if found:
         check_data(found, dataset, f"trial {trial.id}")
-    step_flops = sum(iteration_flops(config).values()) * config.train.batch
     begun = (found.step, found.facts) if found else (0, {})
-    counters = Counters.restored(config.train.batch, step_flops, *begun, device)
+    counters = Counters.restored(config.train.batch, step_flops(config), *begun, device)
     began = saved_at = counters.step
 
-    recorder = Recorder(trial, counters) if rank == 0 else None
+    recorder = Recorder(trial, counters, len(dataset)) if rank == 0 else None
     report = recorder.note if recorder else (lambda text: leave_note(trial, text))
     saved_when = time.perf_counter()
     agreement = Agreement(world)
@@ -113,7 +112,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
             step = counters.step
             watch.at(step, "agree")
             last = step == config.train.steps
-            evaluates = (last or step % config.train.eval_every == 0) and step > counters.evaluated
+            evaluates = config.train.evaluates(step) and step > counters.evaluated
             logs = last or step % config.train.log_every == 0
             late = time.perf_counter() - saved_when > config.workers.save_minutes * 60
             stops, saves = agreement.reached(bool(why_stop()), rank == 0 and late)

@@ -26,11 +26,15 @@ GRID = 8  # sample grids are GRID x GRID
 class Recorder:
     """Writes a trial's files; rank 0 only."""
 
-    def __init__(self, trial: Trial, counters: Counters):
-        """Opens the trial's files. counters: the loop's own; every line and row gets their current step."""
+    def __init__(self, trial: Trial, counters: Counters, data_images: int):
+        """Opens the trial's files.
+
+        counters: the loop's own; every line and row gets their current step. data_images: those of the data set.
+        """
         self.folder, self.counters = trial.folder, counters
         write_config(trial)
-        self.table = RunTable(trial.table, trial_constants(trial.run, trial.sweep, trial.id, trial.config))
+        constants = trial_constants(trial.run, trial.sweep, trial.id, trial.config)
+        self.table = RunTable(trial.table, {**constants, "data_images": data_images})
         self.table.truncate(counters.step)
         workers = trial.config.workers
         line: dict[str, Any] = {"status": "running", "gpus": workers.count * workers.gpus}

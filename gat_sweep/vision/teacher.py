@@ -1,15 +1,13 @@
 """The vision foundation model that D is aligned with (paper section 2.5, Eq. 9); it maps pictures to tokens."""
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from gat_sweep.compute import EFFICIENTNET, TEACHER_SIDE, check_teacher_name
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Dataset, Digits, Rows
 from gat_sweep.data.shards import CachedTeacher
@@ -17,9 +15,6 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.weights import weights_digest
 from gat_sweep.gat.augment import AugmentDraws, move, move_tokens
 from gat_sweep.vision.extractors import EfficientNetLite0, vision_transformer
-
-SIDE = 224  # side of the pictures that every teacher gets
-EFFICIENTNET = "efficientnet_lite0"
 
 
 class Teacher:
@@ -42,7 +37,7 @@ class Teacher:
 
         For a network without a [cls] token it is the mean of the map. A map with another grid is resized (bicubic).
         """
-        x = F.interpolate(pictures.float() / 255, size=(SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 1)
+        x = F.interpolate(pictures.float() / 255, size=(TEACHER_SIDE,) * 2, mode="bicubic", antialias=True).clamp(0, 1)
         features = self.network.forward_features((x - self.mean) / self.std).float()
         if features.ndim == 4:  # [N, W, y, x]
             grid, first = features, features.mean(dim=(2, 3))
@@ -63,11 +58,11 @@ def load_teacher(name: str, checkpoint: str | None, grid: int, device: torch.dev
     Raises UserError for an unknown name, and when the weights are not available.
     """
     if name == EFFICIENTNET:
-        network: Any = EfficientNetLite0(SIDE).network
+        network: Any = EfficientNetLite0(TEACHER_SIDE).network
         half = torch.full((3, 1, 1), 0.5, device=device)
         return Teacher(network.to(device), network.num_features, 0, half, half, grid)
-    _check_name(name)
-    network = vision_transformer(name, checkpoint, SIDE, "teacher.checkpoint")
+    check_teacher_name(name)
+    network = vision_transformer(name, checkpoint, TEACHER_SIDE, "teacher.checkpoint")
     mean, std = (torch.tensor(network.pretrained_cfg[key], device=device).view(3, 1, 1) for key in ("mean", "std"))
     return Teacher(network.to(device), network.num_features, network.num_prefix_tokens, mean, std, grid)
 
@@ -118,27 +113,3 @@ def teacher_tokens(teacher: Teacher | None, config: TrialConfig, rows: Rows, dra
     # A shift fills latents with zeros; in a picture zero is middle grey.
     centred = rows.pictures.float() - 127.5
     return teacher.tokens(move(centred, real, centred.shape[-1] // config.data.side) + 127.5)
-
-
-@lru_cache
-def forward_flops(name: str) -> int:
-    """FLOPs of the teacher on one picture, counted by torch on the meta device."""
-    with torch.device("meta"):
-        if name == EFFICIENTNET:
-            network = timm.create_model("tf_efficientnet_lite0", num_classes=0)
-        else:
-            _check_name(name)
-            network = timm.create_model(name, img_size=SIDE, num_classes=0)
-        teacher: Any = network.eval()
-        counter = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
-            teacher.forward_features(torch.empty(1, 3, SIDE, SIDE))
-    return counter.get_total_flops()
-
-
-def _check_name(name: str) -> None:
-    if not name.startswith("vit_") or not timm.is_model(name):
-        raise UserError(
-            f"unknown teacher '{name}'; use {EFFICIENTNET}, or a vision transformer of timm such as "
-            "vit_base_patch14_dinov2.lvd142m"
-        )

@@ -7,9 +7,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from analysis.table import gflops
+from gat_sweep.compute import step_flops
 from gat_sweep.monitor.tracking import Tracker
 from gat_sweep.monitor.ui import default_uri
-from gat_sweep.plan import iteration_flops
 from gat_sweep.run.journal import add_record
 from gat_sweep.run.table import RunTable
 from gat_sweep.run.trial import Trial
@@ -24,7 +24,7 @@ SIZES_SWEEP = (
 
 def compute(trial: Trial) -> float:
     config = trial.config
-    return float(sum(iteration_flops(config).values()) * config.train.batch * config.train.steps)
+    return float(step_flops(config) * config.train.steps)
 
 
 def value_of(trial: Trial) -> float:

@@ -11,10 +11,11 @@ import pytest
 from helpers.processes import Gat
 from helpers.trials import CPU, TINY, tiny_config
 
+from gat_sweep.compute import step_flops
 from gat_sweep.config import Start
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import append, write
-from gat_sweep.monitor.budget import Amount, Budget, Meter, admitted, check_caps, enforce, kept, step_flops
+from gat_sweep.monitor.budget import Amount, Budget, Meter, admitted, check_caps, enforce, kept
 from gat_sweep.run.journal import add_record
 from gat_sweep.run.record import open_run
 from gat_sweep.run.stop import request_stop, stop_reason
@@ -59,7 +60,7 @@ def test_a_trial_is_what_its_files_say(
     done, stopped = found["trials"]
     assert (done["status"], done["step"], done["saved"], done["value"] > 0) == ("done", 4, 4, True)
     assert (stopped["status"], stopped["reason"], stopped["step"]) == ("stopped", "enough", stopped["saved"])
-    assert done["flops"] == 4 * step_flops(small) and found["spent"]["flops"] == done["flops"] + stopped["flops"]
+    assert done["flops"] == 4 * step_flops(small.config) and found["spent"]["flops"] == done["flops"] + stopped["flops"]
 
     # Signs of life, as a worker on another machine writes them, and then no more.
     sign = middle.folder / "alive" / "rank-000.json"
@@ -157,7 +158,7 @@ def test_what_crashes_cost_is_counted(trials: list[Trial], figures: Any) -> None
         ],
     )
     spent = Meter(trial).read()
-    assert spent.flops == (10 + 5) * step_flops(trial)
+    assert spent.flops == (10 + 5) * step_flops(trial.config)
     assert spent.gpu_hours == pytest.approx(1800 * 8 / 3600 + 900 * 4 / 3600)
     figures(attempts=2, steps_counted=15, of_them_lost=6)
 
@@ -167,7 +168,7 @@ def test_a_trial_that_cannot_finish_inside_the_cap_is_not_begun(trials: list[Tri
     """Caps on FLOP and on GPU hours: trials are taken in order while they fit with all that was spent before."""
     small, _ = trials
     meters = [Meter(trial) for trial in trials]
-    whole = [4 * step_flops(trial) for trial in trials]
+    whole = [4 * step_flops(trial.config) for trial in trials]
 
     tried = []
 
@@ -185,8 +186,8 @@ def test_a_trial_that_cannot_finish_inside_the_cap_is_not_begun(trials: list[Tri
         check_caps(trials, Budget(max_gpu_hours=1))
     # A restart is dearer: what is spent stays spent, and the newest checkpoint spares the steps before it.
     journal(small, [(0, {"step": 0, "status": "running", "gpus": 0}), (1, {"step": 3, "metrics": {}})])
-    assert begun(max_flops=sum(whole) + 3 * step_flops(small) - 1) == ["S"]
-    assert begun(max_flops=sum(whole) + 3 * step_flops(small)) == ["S", "B"]
+    assert begun(max_flops=sum(whole) + 3 * step_flops(small.config) - 1) == ["S"]
+    assert begun(max_flops=sum(whole) + 3 * step_flops(small.config)) == ["S", "B"]
     figures(caps_tried=len(tried), wrongly_begun=0, wrongly_refused=0)
 
 
@@ -197,10 +198,10 @@ def test_a_trial_is_refused_with_the_one_it_starts_from(trials: list[Trial]) -> 
     longer = first.config.train.model_copy(update={"steps": 6})
     second = replace(first, id="second", config=first.config.model_copy(update={"start": start, "train": longer}))
     both, meters = [first, second], [Meter(first), Meter(second)]
-    whole = 6 * step_flops(first)
+    whole = 6 * step_flops(first.config)
     assert admitted(both, meters, Budget(max_flops=whole)) == (both, {})
     assert admitted(both, meters, Budget(max_flops=whole - 1))[0] == [first]
-    chosen, refused = admitted(both, meters, Budget(max_flops=3 * step_flops(first)))
+    chosen, refused = admitted(both, meters, Budget(max_flops=3 * step_flops(first.config)))
     assert chosen == [] and refused["second"] == f"starts from {first.id}, which is skipped"
 
 
@@ -217,7 +218,7 @@ def test_hours_are_estimated_from_the_rate_measured(home: Path) -> None:
     assert [t.id for t in admitted([second], meters, Budget(max_gpu_hours=2.0))[0]] == ["second"]
     chosen, refused = admitted([second], meters, Budget(max_gpu_hours=1.9))
     assert not chosen and "would bring the run to 2 GPU hours, above --max-gpu-hours 1.9" in refused["second"]
-    hours = 1 + step_flops(other) / step_flops(first)
+    hours = 1 + step_flops(other.config) / step_flops(first.config)
     assert admitted([other], meters, Budget(max_gpu_hours=hours * 1.01))[0] == [other]
     assert not admitted([other], meters, Budget(max_gpu_hours=hours * 0.99))[0]
 
@@ -227,7 +228,7 @@ def test_a_run_is_stopped_at_its_cap(trials: list[Trial], figures: Any) -> None:
     """Trials that together come to a cap while they train, as crashes can make them, are asked to stop, and do."""
     small, middle = trials
     meters, run = [Meter(trial) for trial in trials], small.run_folder
-    budget = Budget(max_flops=5 * step_flops(small))
+    budget = Budget(max_flops=5 * step_flops(small.config))
     journal(small, [(0, {"step": 0, "status": "running", "gpus": 0}), (1, {"step": 5, "metrics": {}})])
     request_stop(run, "only this one", (small.id,))
     enforce(run, meters, budget)

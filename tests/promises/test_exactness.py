@@ -13,9 +13,10 @@ import torch
 from helpers.processes import stopping_at, together
 from helpers.trials import CPU, TINY, assert_same_state, rows, tensors, tiny_config, tiny_trial
 
+from gat_sweep.compute import step_flops
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.data.loader import Loader
-from gat_sweep.monitor.budget import Meter, step_flops
+from gat_sweep.monitor.budget import Meter
 from gat_sweep.run.saved import saved_step
 from gat_sweep.run.trial import Trial
 from gat_sweep.train.loop import train
@@ -148,7 +149,7 @@ def test_kills_at_random_moments(home: Path, figures: Figures) -> None:
         killed = trial(f"killed-{runs}")
         assert_same_state(straight, killed, steps)
         assert [r["value"] for r in rows(straight)] == [r["value"] for r in rows(killed)]
-        trained = round(Meter(killed).read().flops / step_flops(killed))
+        trained = round(Meter(killed).read().flops / step_flops(killed.config))
         assert trained >= steps
         lost, runs = lost + trained - steps, runs + 1
     figures(kills=kills, runs_until_done=runs, runs_equal=runs, steps_trained_twice=lost, of_steps=runs * steps)

@@ -15,7 +15,8 @@ import pytest
 from helpers.processes import command, left_behind, start
 from helpers.trials import CPU, TINY, assert_same_state, rows
 
-from gat_sweep.monitor.budget import Meter, step_flops
+from gat_sweep.compute import step_flops
+from gat_sweep.monitor.budget import Meter
 from gat_sweep.run.alive import signs
 from gat_sweep.run.journal import read_records
 from gat_sweep.run.saved import saved_step
@@ -115,6 +116,6 @@ def test_through_every_way_to_end(home: Path, tmp_path: Path, figures: Figures) 
     assert_same_state(ordeal.straight, ordeal.trial, STEPS)
     assert [r["value"] for r in rows(ordeal.straight)] == [r["value"] for r in rows(ordeal.trial)]
     attempts = [r for _, r in read_records(ordeal.trial.folder) if r.get("status") == "running"]
-    trained = round(Meter(ordeal.trial).read().flops / step_flops(ordeal.trial))
+    trained = round(Meter(ordeal.trial).read().flops / step_flops(ordeal.trial.config))
     assert trained >= STEPS and len(attempts) == 8
     figures(ends=7, recovered=7, steps_trained_twice=trained - STEPS, of_steps=STEPS, differences=0)

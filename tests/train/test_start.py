@@ -7,10 +7,10 @@ import pytest
 import torch
 from helpers.trials import CPU, assert_same_state, rows, tensors, tiny_config, tiny_trial
 
+from gat_sweep.compute import iteration_flops
 from gat_sweep.config import Start
 from gat_sweep.errors import UserError
 from gat_sweep.launch.packs import Queue, generations
-from gat_sweep.plan import iteration_flops
 from gat_sweep.run.journal import read_records
 from gat_sweep.run.saved import saved_step
 from gat_sweep.run.trial import Trial

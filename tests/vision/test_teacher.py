@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from helpers.pictures import photographs
 from helpers.trials import tiny_config
 
+from gat_sweep.compute import TEACHER_FLOPS, iteration_flops, teacher_flops
 from gat_sweep.data.dataset import Digits, Rows
 from gat_sweep.data.shards import CachedTeacher
 from gat_sweep.errors import UserError
 from gat_sweep.gat.augment import draw_augmentation, move, move_tokens
 from gat_sweep.gat.spec import Augmentation
-from gat_sweep.plan import TEACHER_FLOPS, iteration_flops
 from gat_sweep.vision.extractors import EfficientNetLite0
-from gat_sweep.vision.teacher import forward_flops, load_teacher, taught, teacher_tokens, trial_teacher
+from gat_sweep.vision.teacher import load_teacher, taught, teacher_tokens, trial_teacher
 
 EFFICIENTNET = {"teacher": {"name": "efficientnet_lite0", "width": 1280}, "objective__align_weight": 1.0}
 CACHED = {**EFFICIENTNET, "teacher__cached": True}
@@ -92,9 +92,9 @@ def test_its_flops_are_counted_where_it_runs() -> None:
     """DINOv2-B on 224x224: 16x16 patches of 14x14, 12 blocks of width 768 on 257 tokens."""
     tokens, width = 257, 768
     blocks = 12 * (2 * 12 * tokens * width**2 + 4 * tokens**2 * width)
-    assert forward_flops("vit_base_patch14_dinov2.lvd142m") == blocks + 2 * 256 * 3 * 14**2 * width
+    assert teacher_flops("vit_base_patch14_dinov2.lvd142m") == blocks + 2 * 256 * 3 * 14**2 * width
     online = iteration_flops(tiny_config(**EFFICIENTNET))
-    assert online["teacher_forward"] == forward_flops("efficientnet_lite0") > 7e8
+    assert online["teacher_forward"] == teacher_flops("efficientnet_lite0") > 7e8
     assert "teacher_forward" not in iteration_flops(tiny_config(**CACHED))
     assert "teacher_forward" not in iteration_flops(tiny_config(**{**EFFICIENTNET, "objective__align_weight": 0}))
 
@@ -119,4 +119,4 @@ def test_digits_are_asked_about_once() -> None:
 
 @pytest.mark.parametrize("name", TEACHER_FLOPS)
 def test_the_teachers_of_our_recipes_cost_what_is_written_down(name: str) -> None:
-    assert TEACHER_FLOPS[name] == forward_flops(name)
+    assert TEACHER_FLOPS[name] == teacher_flops(name)
