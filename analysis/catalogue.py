@@ -18,6 +18,11 @@ class Analysis:
 
 
 ANALYSES = {
+    "allocate": Analysis(
+        "Size and length",
+        "Which size for how long has the least value at a training compute?",
+        "Find the size and the length for a compute.",
+    ),
     "correlate": Analysis(
         "Correlation with GFLOPs",
         "Does the metric correlate with the generator's GFLOPs?",

@@ -62,7 +62,7 @@ def cells_of(trials: list[Trial], excluded: Sequence[Excluded]) -> tuple[tuple[C
         raise ValueError(
             f"a split needs one patch size, this table has {', '.join(map(str, patches))}; fit them separately"
         )
-    shares, counted = _shares(trials)
+    shares, counted = shares_of(trials)
     cells = _cell_means(trials, shares)
     points = np.log([[mean.gflops_g, mean.gflops_d] for mean in cells]).reshape(-1, 2)
     if len(cells) < MIN_CELLS or _on_one_line(points):
@@ -75,7 +75,7 @@ def cells_of(trials: list[Trial], excluded: Sequence[Excluded]) -> tuple[tuple[C
     return cells, counted
 
 
-def _shares(trials: list[Trial]) -> tuple[Array, str]:
+def shares_of(trials: list[Trial]) -> tuple[Array, str]:
     """Return G's share of each trial's compute [n], and the columns that give it, the same for all trials."""
     facts = [trial.facts for trial in trials]
     if all(f.items for f in facts):

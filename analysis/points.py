@@ -50,7 +50,7 @@ def find_points(table: Table) -> Points:
     if measured is None:
         listed = "; ".join(f"{e.trial} ({e.cell.label}): {e.reason}" for e in excluded)
         raise ValueError(f"no trial is complete; left out: {listed}")
-    if _is_grid([trial.cell for trial in trials]):
+    if is_grid([trial.cell for trial in trials]):
         unpaired = [trial for trial in trials if trial.cell.generator_size != trial.cell.discriminator_size]
         excluded += [Excluded(trial.name, trial.cell, trial.last.status, UNPAIRED) for trial in unpaired]
         trials = [trial for trial in trials if trial not in unpaired]
@@ -64,7 +64,7 @@ def find_points(table: Table) -> Points:
     return Points(measured, ordered, tuple(excluded))
 
 
-def _is_grid(cells: list[Cell]) -> bool:
+def is_grid(cells: list[Cell]) -> bool:
     """Whether a size of one network was trained with several sizes of the other, at one patch size."""
     partners: dict[tuple[str, str, int], set[str]] = defaultdict(set)
     for cell in cells:

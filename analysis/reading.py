@@ -24,7 +24,10 @@ CSV_OPTIONAL = (
 PARQUET_REQUIRED = CSV_REQUIRED + CSV_OPTIONAL
 
 # Columns with one value per trial; each may be absent. Other columns of a CSV are read as config values.
-CONSTANTS = ("lr_g", "lr_d", "g_width", "d_width", "d_forward_flops", "flops_per_image", "config")
+CONSTANTS = ("lr_g", "lr_d", "g_width", "d_width", "d_forward_flops", "data_images", "flops_per_image", "config")
+
+# Columns that vary within a trial and may be absent.
+MORE = ("images", "flags", "split_half")
 
 # Columns that can be analysed; all but `value` are measured at a trial's end only.
 VALUES = ("value", "fd_infinity", "kernel_distance")
@@ -120,7 +123,7 @@ def _read_csv(path: Path, column: str) -> Iterator[tuple[Row, Facts]]:
                 if len(fields) != len(header):
                     raise ValueError(f"{where}: {len(fields)} fields, but the header has {len(header)}")
                 values = dict(zip(header, (f.strip() for f in fields), strict=True))
-                known = {*CSV_REQUIRED, *CSV_OPTIONAL, *CONSTANTS, *VALUES, "flags", "split_half"}
+                known = {*CSV_REQUIRED, *CSV_OPTIONAL, *CONSTANTS, *VALUES, *MORE}
                 others = tuple((name, value) for name, value in values.items() if name not in known)
                 yield _check(values, where, column), _facts(values, where, others)
     except (csv.Error, UnicodeDecodeError) as error:
@@ -134,7 +137,7 @@ def _read_parquet(path: Path, column: str) -> Iterator[tuple[Row, Facts]]:
         raise ValueError(f"{path}: cannot be read as parquet: {_one_line(str(error))}") from error
     wanted = (*PARQUET_REQUIRED, *_extra(column))
     _require(path, table.column_names, wanted)
-    constants = [name for name in (*CONSTANTS, "flags", "split_half") if name in table.column_names]
+    constants = [name for name in (*CONSTANTS, *MORE) if name in table.column_names]
     for number, row in enumerate(table.select([*wanted, *constants]).to_pylist(), start=1):
         where = f"{path}, row {number}"
         yield _check(row, where, column), _facts(row, where)
@@ -192,6 +195,7 @@ def _check(row: Mapping[str, Any], where: str, column: str) -> Row:
         measured=measured,
         status=status,
         reason=_one_line(_text(row, "reason", where, "")),
+        images=_integer(row, "images", where, low=0, default=0) or None,
         flags=_one_line(_text(row, "flags", where, "")),
         split_half=None
         if column != "value" or _is_absent(row.get("split_half"))
@@ -226,6 +230,7 @@ def _constants(values: tuple[Any, ...], size: str, others: tuple[tuple[str, str]
         g_width=None if widths["g"] is None else int(widths["g"]),
         d_width=None if widths["d"] is None else int(widths["d"]),
         d_forward_flops=number("d_forward_flops"),
+        data_images=None if named["data_images"] == "" else int(float(named["data_images"])),
     )
 
 

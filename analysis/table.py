@@ -66,6 +66,7 @@ class Row:
     status: str
     reason: str
     flags: str = ""  # problems of a trial that continued nevertheless
+    images: int | None = None  # real images seen; None in a table without that column
     split_half: float | None = None  # the same distance between two random halves of the real pictures
     where: str = field(default="", compare=False)  # file and number of the row, for messages
 
@@ -81,6 +82,7 @@ class Facts:
     g_width: int | None = None
     d_width: int | None = None
     d_forward_flops: float | None = None  # of one sample
+    data_images: int | None = None  # images of the data set
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import sys
 import click
 
 from gat_sweep.commands import (
+    allocate,
     analyse,
     bench,
     coord_check,
@@ -35,7 +36,7 @@ from gat_sweep.errors import UserError
 GROUPS: dict[str, list[click.Command]] = {
     "Sweep": [plan.plan, doctor.doctor, run.run, train.train],
     "Watch": [status.status, logs.logs, stop.stop, ui.ui],
-    "Results": [fit_law.fit_law, predict.predict, *analyse.COMMANDS, report.report],
+    "Results": [fit_law.fit_law, predict.predict, allocate.allocate, *analyse.COMMANDS, report.report],
     "Networks": [
         evaluate.evaluate,
         sample.sample,

@@ -6,7 +6,6 @@ law makes up for another.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,10 +32,10 @@ from analysis.fits.descent import (
     descend,
     starts_of,
 )
+from analysis.fits.profile import intervals
 from analysis.statistics import CONFIDENCE, ROUNDING
 
 SAME = 1e-6  # relative difference below which two residual sums are the same optimum
-WALK, REFINE = 8, 5  # steps of a profile from the optimum outwards, and then towards its end
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ class AdditiveLaw:
         def fit(log_ratio: Array, walks: Index, p: Array) -> tuple[Array, Array]:
             return self._fit(p, self.along(budget[walks % len(budget)], log_ratio))
 
-        return self._profile(fit, best, low, high)
+        return intervals(fit, best, low, high, self.parameters, self.rss, self.limit)
 
     def interval(self, name: str) -> tuple[float | None, float | None]:
         """Return the 95 % interval of floor, alpha or beta; an end is None where the points do not bound it.
@@ -129,7 +128,8 @@ class AdditiveLaw:
             p[:, i] = value
             return self._fit(p, held=(i,))
 
-        lower, upper = self._profile(fit, self.parameters[[i]], low, high)[0]
+        best = self.parameters[[i]]
+        lower, upper = intervals(fit, best, low, high, self.parameters, self.rss, self.limit)[0]
         return 0.0 if i == FLOOR and lower is None else lower, upper
 
     def _fit(self, p: Array, balance: Balance | None = None, held: tuple[int, ...] = ()) -> tuple[Array, Array]:
@@ -139,52 +139,6 @@ class AdditiveLaw:
         p[:, free] = np.maximum(p[:, free], SMALL * np.exp(self.log_value.min()))
         logs = np.broadcast_to(self.log_value, (len(p), self.n))
         return descend(self.points, logs, p, MEDIUM, balance, held)[:2]
-
-    def _profile(
-        self, fit: Callable[[Array, Index, Array], tuple[Array, Array]], best: Array, low: float, high: float
-    ) -> list[tuple[float | None, float | None]]:
-        """Return the interval within [low, high] of each of the values that the law has at `best` [m].
-
-        Each has two walks from the optimum, walk i down and walk m + i up, in steps that start at the law of the step
-        before. fit(values, walks, p): laws and residual sums with the values held, from starts p.
-        """
-        m, bar = len(best), math.sqrt(self.limit - self.rss)
-        walks, goal = np.arange(2 * m), np.repeat([low, high], m)
-        start = np.tile(np.clip(best, low, high), 2)
-
-        def excess(values: Array, live: Index) -> Array:
-            p[live], rss = fit(values, live, p[live])
-            return np.sqrt(np.maximum(rss - self.rss, 0)) - bar  # nearly linear in the value
-
-        p = np.repeat(self.parameters[None], 2 * m, axis=0)
-        inside, inner = start.copy(), excess(start, walks)
-        beyond = inner > 0  # the whole interval is beyond the end from which the walks start
-        outside, outer = np.full(2 * m, np.nan), np.full(2 * m, np.nan)
-        live = walks[~beyond & (start != goal)]
-        for step in range(1, WALK + 1):
-            at = start[live] + (goal - start)[live] * step / WALK
-            found = excess(at, live)
-            out = found > 0
-            outside[live[out]], outer[live[out]] = at[out], found[out]
-            inside[live[~out]], inner[live[~out]] = at[~out], found[~out]
-            live = live[~out]
-            if not len(live):
-                break
-        live, ends, before = walks[np.isfinite(outside)], np.full(2 * m, np.nan), np.zeros(2 * m)
-        for _ in range(REFINE if len(live) else 0):
-            at = ends[live] = (inside + (outside - inside) * inner / (inner - outer))[live]
-            found = excess(at, live)
-            # By the Illinois rule an end that stays twice counts half.
-            twice = before[live] * found > 0
-            before[live], out = found, found > 0
-            outside[live[out]], outer[live[out]] = at[out], found[out]
-            inside[live[~out]], inner[live[~out]] = at[~out], found[~out]
-            inner[live[out & twice]] /= 2
-            outer[live[~out & twice]] /= 2
-        lower, upper = ([None if math.isnan(end) else end for end in half] for half in ends.reshape(2, m).tolist())
-        for i in np.flatnonzero(beyond[:m]):
-            lower[i], upper[i] = (None, low) if best[i] < low else (high, None)
-        return list(zip(lower, upper, strict=True))
 
 
 def fit_additive(x: ArrayLike, y: ArrayLike, value: ArrayLike, weights: ArrayLike | None = None) -> AdditiveLaw:

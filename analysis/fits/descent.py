@@ -5,6 +5,7 @@ exponents gives the starts this way, and Levenberg-Marquardt steps finish them. 
 draws of a test and the profiles of intervals are hundreds of small fits, and scipy makes one at a time.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,8 +125,6 @@ def curve(p: Array, x: Array, y: Array) -> tuple[Array, Array]:
     return value, np.stack([np.ones_like(value), one, -x * first, two, -y * second], axis=2)
 
 
-# A step that overflows does not lower the residual sum and is not taken.
-@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def descend(
     points: Points,
     log_values: Array,
@@ -134,14 +133,12 @@ def descend(
     balance: Balance | None = None,
     held: tuple[int, ...] = (),
 ) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """Levenberg-Marquardt within the bounds, for fits [m] at once: parameters [m, 5], residual sums, ended [m].
+    """Fit laws [m] at once, from their starts [m, 5]: parameters [m, 5], residual sums, ended [m].
 
     log_values: [m, n]. A fit ends when its residual sum gains less than this share. held: parameters that stay.
     """
-    p, damping, live = starts.copy(), np.full(len(starts), 1e-2), np.arange(len(starts))
-    held = held if balance is None else (*held, B)
 
-    def evaluate(p: Array, fits: Index) -> tuple[Array, Array, Array]:
+    def evaluate(p: Array, fits: Index) -> tuple[Array, Array]:
         at = balance and balance.take(fits)
         if at is not None:
             p[:, B] = at.b(p)
@@ -149,16 +146,38 @@ def descend(
         if at is not None:
             slopes = slopes + slopes[:, :, [B]] * at.gradient(p)[:, None]
         error = (np.log(value) - log_values[fits]) * points.root
-        slopes = slopes * (points.root / value)[:, :, None]
-        return error, slopes, (error * error).sum(axis=1)
+        return error, slopes * (points.root / value)[:, :, None]
 
-    error, slopes, rss = evaluate(p, live)
+    held = held if balance is None else (*held, B)
+    return minimise(evaluate, starts, LOW, HIGH, gain, held, enough=1e-2 * points.x.size * ROUNDING**2)
+
+
+# A step that overflows does not lower the sum of squares and is not taken.
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+def minimise(
+    evaluate: Callable[[Array, Index], tuple[Array, Array]],
+    starts: Array,
+    low: Array,
+    high: Array,
+    gain: float,
+    held: tuple[int, ...] = (),
+    enough: float = 0.0,
+) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Minimise sums of squares [m] at once, from starts [m, k], by Levenberg and Marquardt: minima, sums, ended [m].
+
+    evaluate(parameters [l, k], which of the m [l]): residuals [l, r] and their derivatives [l, r, k]; it may change
+    held parameters. low, high: bounds [k]. A search ends when its sum gains less than the share `gain`, or is at most
+    `enough`. held: parameters that no step changes.
+    """
+    p, damping, live = starts.copy(), np.full(len(starts), 1e-2), np.arange(len(starts))
+    error, slopes = evaluate(p, live)
+    rss = (error * error).sum(axis=1)
     rss = np.where(np.isfinite(rss), rss, np.inf)
-    diagonal = range(len(NAMES))
+    diagonal = range(starts.shape[1])
     for _ in range(STEPS):
         now = p[live]
         gradient = np.einsum("mnk,mn->mk", slopes, error)
-        fixed = ((now <= LOW) & (gradient > 0)) | ((now >= HIGH) & (gradient < 0))
+        fixed = ((now <= low) & (gradient > 0)) | ((now >= high) & (gradient < 0))
         fixed[:, held] = True
         normal = np.einsum("mnk,mnj->mkj", slopes, slopes)
         normal[fixed[:, :, None] | fixed[:, None]] = 0
@@ -166,15 +185,15 @@ def descend(
         scale = scale * (1 + damping[live])[:, None] + 1e-14 * scale.max(axis=1, keepdims=True) + 1e-300
         normal[:, diagonal, diagonal] = np.where(fixed, 1, scale)
         step = np.linalg.solve(normal, np.where(fixed, 0, gradient)[:, :, None])[:, :, 0]
-        new = np.clip(now - step, LOW, HIGH)
-        new_error, new_slopes, new_rss = evaluate(new, live)
+        new = np.clip(now - step, low, high)
+        new_error, new_slopes = evaluate(new, live)
+        new_rss = (new_error * new_error).sum(axis=1)
         lower, old = new_rss < rss[live], rss[live]
         p[live[lower]], rss[live[lower]] = new[lower], new_rss[lower]
         error, slopes = np.where(lower[:, None], new_error, error), np.where(lower[:, None, None], new_slopes, slopes)
         damping[live] *= np.where(lower, 0.2, 5)
         still = (np.abs(new - now) <= 1e-10 * np.abs(now)).all(axis=1)
-        on_law = rss[live] <= 1e-2 * points.x.size * ROUNDING**2
-        ended = (lower & (old - new_rss <= gain * old)) | still | on_law | (damping[live] > 1e12)
+        ended = (lower & (old - new_rss <= gain * old)) | still | (rss[live] <= enough) | (damping[live] > 1e12)
         error, slopes, live = error[~ended], slopes[~ended], live[~ended]
         if not len(live):
             break

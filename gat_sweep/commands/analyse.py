@@ -1,4 +1,4 @@
-"""correlate, split, rates, compare: one command per entry of ANALYSES."""
+"""correlate, split, rates, compare: one command per entry of ANALYSES, but `allocate`, which has its own file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analysis.catalogue import ANALYSES
-from gat_sweep.commands.options import folder_option, home_option, json_option, metric_option, print_report
+from gat_sweep.commands.options import (
+    better_option,
+    folder_option,
+    home_option,
+    json_option,
+    metric_option,
+    print_report,
+)
 
 if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
@@ -46,14 +53,9 @@ def _command(name: str) -> click.Command:
     return command
 
 
-_commands = {name: _command(name) for name in ANALYSES}
+_commands = {name: _command(name) for name in ANALYSES if name != "allocate"}
 _against = click.option("--against", "reference", help="Label of the arm to compare with; default: the cheapest.")
 _against(_commands["compare"])
-_better = click.option(
-    "--better",
-    type=click.Choice(["lower", "higher"]),
-    help="Which value of the metric is better, if its name does not say it.",
-)
 for _name in ("split", "rates", "compare"):
-    _better(_commands[_name])
+    better_option(_commands[_name])
 COMMANDS = list(_commands.values())

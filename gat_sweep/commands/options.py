@@ -147,6 +147,11 @@ def console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=int(os.environ.get("COLUMNS", "200")))
 
 
+better_option = click.option(
+    "--better",
+    type=click.Choice(["lower", "higher"]),
+    help="Which value of the metric is better, if its name does not say it.",
+)
 floor_option = click.option(
     "--floor",
     type=click.FloatRange(min=0),

@@ -162,7 +162,7 @@ def scored(run: Place, laws: Laws) -> list[dict[str, Any]]:
     """
     found = []
     for file in children(run / FOLDER):
-        if not file.name.endswith(".json"):
+        if not file.name.endswith(".json") or file.name.startswith("budget-"):  # those are scored by `allocate`
             continue
         try:
             prediction = json.loads(file.read_bytes())

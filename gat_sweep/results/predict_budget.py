@@ -1,0 +1,177 @@
+"""Predictions of the best run at a budget, written before it begins, and their scores.
+
+    <run>/predictions/budget-<digest>.json
+
+`predict --budget` writes down the best size and length at a compute by the joint law, and what a run of the recommended
+size reaches there. `allocate` scores it when trials of that size and length are complete, in whichever run of the home
+they are. Like every prediction it is no proof by itself (results/predict.py).
+"""
+
+import json
+from datetime import UTC, datetime
+from statistics import geometric_mean
+from typing import Any
+
+from analysis.allocate import Allocation, analyse
+from analysis.allocate_text import verdict
+from analysis.table import strict_json
+from gat_sweep.config import TrialConfig
+from gat_sweep.errors import UserError
+from gat_sweep.files.storage import Place, children, write
+from gat_sweep.recipe import flatten, load_recipe, resolve
+from gat_sweep.results.predict import FOLDER, began, digest
+from gat_sweep.results.study import Study
+from gat_sweep.run.record import run_trials
+from gat_sweep.run.table import read_rows
+from gat_sweep.sweep import trial_id
+from gat_sweep.version import source_commit
+
+PREFIX = "budget-"  # of the files
+ONE = "one"  # the sweep file of one size
+# Config values that the sweep file and the options of the command line give.
+GIVEN = {"seed", "model.generator", "model.discriminator", "train.steps", "train.eval_at"}
+SHOWN = ("size", "steps", "gflops", "seeds", "predicted", "low", "high", "written", "digest")  # beside a score
+SAME = ("metric", "n", "reference", "protocol")  # how a value was measured
+
+
+def predict_budget(study: Study, budget: float, home: Place, far: bool = False) -> tuple[dict[str, Any], Place]:
+    """Write the prediction of the best run at a budget (GFLOPs) with seeds that the run does not have; return its file.
+
+    Raises UserError if the run gives no answer at the budget, or a trial of the prediction has begun somewhere.
+    """
+    assert study.run is not None
+    configs = {trial.id: trial.config for trial in run_trials(home, study.name)}
+    try:
+        found = analyse(study.table, budget, far)
+    except ValueError as error:
+        raise UserError(f"nothing to predict: {error}") from None
+    report, row = found.to_json(), recommended(found)
+    steps, trials = round(row["steps"]), [trial_id(config) for config in new_trials(found, configs)]
+    for trial in trials:
+        if any(began(run, trial) is not None for run in _runs(home)):
+            raise UserError(f"trial {trial} has already started; a prediction must be written before")
+    prediction = strict_json(
+        {
+            "run": study.name,
+            "size": row["size"],
+            "steps": steps,
+            "gflops": budget,
+            "seeds": len(trials),
+            "trials": trials,
+            "predicted": row["predicted"],
+            "low": row["low"],
+            "high": row["high"],
+            **{key: report[key] for key in (*SAME, "confidence", "budget", "at_budget", "law", "approaches", "apart")},
+            "left_out": report["excluded"],
+            "command": command_text(found, configs),
+            "commit": source_commit(),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+    )
+    prediction["digest"] = digest(prediction)
+    place = study.run / FOLDER / f"{PREFIX}{prediction['digest'][:12]}.json"
+    write(place, json.dumps(prediction, indent=1, allow_nan=False).encode())
+    return prediction, place
+
+
+def budget_text(prediction: dict[str, Any]) -> str:
+    """A prediction in words."""
+    low, high = ("none" if end is None else f"{end:.4g}" for end in (prediction["low"], prediction["high"]))
+    return "\n".join(
+        [
+            verdict(prediction | {"unit_of_length": "images"}),
+            f"{prediction['metric']} of {prediction['size']} after {prediction['steps']:,} steps, mean of "
+            f"{prediction['seeds']} seeds: {prediction['predicted']:.4g}, 95 % interval [{low}, {high}]",
+            f"to train it: {prediction['command']}",
+            f"written {prediction['written']}, sha256 {prediction['digest']}",
+        ]
+    )
+
+
+def scored(run: Place, home: Place) -> list[dict[str, Any]]:
+    """Compare a run's predictions at budgets with what was trained since; return them in the order of writing.
+
+    intact: whether the digest matches. before: whether it was written before any of its trials began, in any run of
+    the home. value: geometric mean over the seeds, None until all are measured at the predicted step in the same way.
+    """
+    found = []
+    for file in children(run / FOLDER):
+        if not (file.name.startswith(PREFIX) and file.name.endswith(".json")):
+            continue
+        try:
+            prediction = json.loads(file.read_bytes())
+            intact = digest(prediction) == prediction["digest"]
+            row = {key: prediction[key] for key in SHOWN}
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{file} is not a prediction; delete it, or copy it again") from None
+        values = [_value(prediction, trial, home) for trial in prediction["trials"]]
+        complete = [value for value in values if value is not None]
+        value = geometric_mean(complete) if intact and len(complete) == len(values) else None
+        starts = [began(other, trial) for other in _runs(home) for trial in prediction["trials"]]
+        started = [time for time in starts if time is not None]
+        low, high = prediction["low"], prediction["high"]
+        found.append(
+            row
+            | {
+                "file": file.name,
+                "intact": intact,
+                "before": not started or datetime.fromisoformat(prediction["written"]).timestamp() <= min(started),
+                "value": value,
+                "ratio": value and value / prediction["predicted"],
+                "inside": value and (low is None or low <= value) and (high is None or value <= high),
+            }
+        )
+    return sorted(found, key=lambda row: (row["written"], row["file"]))
+
+
+def recommended(found: Allocation) -> dict[str, Any]:
+    """Return the size of the table that is predicted the least value at the budget, as a row of `at_budget`."""
+    return min(found.at_budget, key=lambda row: float(row["predicted"]))
+
+
+def new_trials(found: Allocation, configs: dict[str, TrialConfig]) -> list[TrialConfig]:
+    """The trials of the recommended size at the budget, as many as the run has of a size, with seeds it does not have."""
+    row = recommended(found)
+    cell = next(size.cell for size in found.found.sizes if size.cell.label == row["size"])
+    like = next(
+        config
+        for config in configs.values()
+        if (config.model.generator, config.model.discriminator) == (cell.generator_size, cell.discriminator_size)
+    )
+    first, train = 1 + max(config.seed for config in configs.values()), like.train
+    longer = train.model_copy(update={"steps": round(row["steps"]), "eval_at": ()})
+    return [like.model_copy(update={"seed": first + i, "train": longer}) for i in range(found.runs)]
+
+
+def command_text(found: Allocation, configs: dict[str, TrialConfig]) -> str:
+    """The command that trains the recommended size for the budget."""
+    trials = new_trials(found, configs)
+    config = trials[0]
+    usual, own = (
+        flatten(resolve(load_recipe(config.recipe)).model_dump(mode="json")),
+        flatten(config.model_dump(mode="json")),
+    )
+    keys = [
+        key
+        for key in own
+        if key not in GIVEN and not key.startswith(("ladder.", "start")) and usual.get(key) != own[key]
+    ]
+    settings = {key: own[key] for key in ("model.generator", "model.discriminator", "train.steps", *keys)}
+    seeds = ",".join(str(trial.seed) for trial in trials)
+    words = ["gat-sweep run", ONE, "--recipe", config.recipe, "--seeds", seeds]
+    return " ".join([*words, *(f"--set {key}={value}" for key, value in settings.items())])
+
+
+def _runs(home: Place) -> list[Place]:
+    return [run for run in children(home) if (run / "run.json").exists()]
+
+
+def _value(prediction: dict[str, Any], trial: str, home: Place) -> float | None:
+    """Return a trial's value at the predicted step, from any run of the home; None if it has none yet."""
+    for run in _runs(home):
+        table = run / "table" / f"{trial}.parquet"
+        for row in read_rows(table) if table.exists() else []:
+            alike = all((row[key] or None) == (prediction[key] or None) for key in SAME)
+            if alike and row["step"] == prediction["steps"] and row["value"] is not None:
+                return float(row["value"])
+    return None
