@@ -17,14 +17,14 @@ from scipy import special
 from analysis.allocate_text import summary as summary
 from analysis.allocate_text import verdict as verdict
 from analysis.checkpoints import Size, Trajectories, epochs_of, find_checkpoints
-from analysis.fits.joint import FEW, JointLaw, fit_joint
+from analysis.fits.joint import EXACT, JointLaw, fit_joint
 from analysis.isoflop import Approach, Parabola, envelope, parabolas, vertices
 from analysis.table import UNIT, Table, better, json_head
 
 Array = NDArray[np.float64]
 Ends = tuple[float | None, float | None]
 FAR = 10.0  # times the largest compute of the table: the farthest answer without `far`
-CURVE = 12  # computes at which the frontier is given
+CURVE = 8  # computes at which the frontier is given
 CONVENTIONS = (
     "c is the training compute of an image and C that of a run, in GFLOPs (multiply-adds / 1e9; the run table's flops "
     "count 2 per multiply-add); D is the images seen (steps, if the table does not say how many images a step has), so "
@@ -71,6 +71,11 @@ class Allocation:
     approaches: tuple[Approach, ...]  # 1 and 2
     isoflops: tuple[Parabola, ...]
 
+    @property
+    def recommended(self) -> dict[str, Any]:
+        """Return the size of the table that is predicted the least value at the budget, as a row of `at_budget`."""
+        return min(self.at_budget, key=lambda row: float(row["predicted"]))
+
     def to_json(self) -> dict[str, Any]:
         found, budget = self.found, self.budget
         costs = {"joint law": budget.cost} | {a.name: a.cost(budget.gflops) for a in self.approaches}
@@ -83,6 +88,7 @@ class Allocation:
             "sizes": [_size_json(size) for size in found.sizes],
             "law": self._law_json(),
             "budget": _best_json(budget, found),
+            "recommended": self.recommended["size"],
             "at_budget": list(self.at_budget),
             "frontier": [_best_json(best, found) for best in self.frontier],
             "approaches": [
@@ -168,11 +174,17 @@ def analyse(table: Table, budget: float | None = None, far: bool = False, better
 
 
 def _check_falls(law: JointLaw, found: Trajectories) -> None:
-    """Raise ValueError if a term of the law is 0."""
-    heights = law.parameters[1 : 1 + 2 * law.terms : 2]
-    if (heights == 0).any():
-        what = "images seen" if heights[-1] == 0 else "size"
-        raise ValueError(f"{found.measured.metric} does not fall with {what} in this table, so no size is the best one")
+    """Raise ValueError if the value hardly falls over the sizes, or over the lengths, of the table."""
+    costs, images, least = law.data.costs, law.data.images, float(np.exp(law.data.log_value).min())
+    ends = np.array([[images.min(), images.max()], [images.mean(), images.mean()]])
+    falls = {
+        "images seen": np.ptp(law.predict(np.repeat(costs[:, :1], 2, axis=1), ends[0])),
+        "size": np.ptp(law.predict(np.stack([costs.min(axis=1), costs.max(axis=1)], axis=1), ends[1])),
+    }
+    for what, fall in falls.items():
+        if fall < EXACT * least:
+            metric = found.measured.metric
+            raise ValueError(f"{metric} does not fall with {what} in this table, so no size is the best one")
 
 
 def _largest_within(law: JointLaw, found: Trajectories) -> float:
@@ -262,7 +274,7 @@ def _best_json(best: Best, found: Trajectories) -> dict[str, Any]:
         "cost": best.cost, "cost_low": best.cost_ends[0], "cost_high": best.cost_ends[1],
         "width": width_at(sizes, best.cost),
         "width_low": width_at(sizes, best.cost_ends[0]), "width_high": width_at(sizes, best.cost_ends[1]),
-        "between": list(between(sizes, best.cost)), "within": best.within,
+        "between": [None, None] if found.grid else list(between(sizes, best.cost)), "within": best.within,
         "images": best.images, "images_low": best.images_ends[0], "images_high": best.images_ends[1],
         "steps": best.images / (found.batch or 1), "epochs": epochs_of(found, best.images),
         "value": best.value, "low": best.value_ends[0], "high": best.value_ends[1],
@@ -277,6 +289,3 @@ def _size_json(size: Size) -> dict[str, Any]:
         "size": size.cell.label, **size.cell._asdict(), "cost": size.cost, "width": size.width, "runs": size.runs,
         "checkpoints": size.checkpoints, "images_from": size.images[0], "images_to": size.images[1],
     }  # fmt: skip
-
-
-__all__ = ["FEW", "Allocation", "Best", "analyse", "summary", "verdict"]

@@ -15,7 +15,9 @@ def verdict(report: dict[str, Any]) -> str:
     if best["width"] is not None:
         size = f"width {best['width']:.0f} {_ends(best, 'width_low', 'width_high', '.0f')}"
     below, above = best["between"]
-    if below == above:
+    if below is None and above is None:
+        where = ""
+    elif below == above:
         where = f" ({below})"
     elif below and above:
         where = f" (between {below} and {above})"
@@ -60,9 +62,9 @@ def prediction_line(row: dict[str, Any]) -> str:
 
 
 def _sizes(report: dict[str, Any]) -> Iterator[str]:
-    """The sizes of the table on both sides of the best one, and the largest, at the same compute."""
+    """Sizes of the table at the same compute: those on both sides of the best one, the best of them, the largest."""
     rows, best = report["at_budget"], report["budget"]
-    chosen = {name for name in best["between"] if name} | {rows[-1]["size"]}
+    chosen = {*best["between"], report["recommended"], rows[-1]["size"]}
     for row in rows:
         if row["size"] not in chosen:
             continue

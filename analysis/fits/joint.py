@@ -23,10 +23,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from analysis.fits.descent import (
+    COARSE,
     EXPONENTS,
     FINE,
     FLOOR,
-    MEDIUM,
     SMALL,
     START_EXPONENTS,
     Array,
@@ -43,7 +43,7 @@ SAME = 1e-6  # relative difference below which two residual sums are the same op
 HEAVY, OUTLIER = 20, 5.0  # rounds of a fit with heavy tails; robust standard deviations
 ROUNDS = 2  # of estimating the variances and fitting again
 NEWTON, FARTHEST = 60, 20.0  # steps to an optimum; ln of the farthest one from the middle of the points
-STIFF = 1e6  # weight of a held value's distance, in units of its variance
+STIFF = 1e4  # weight of a held value's distance, in units of its variance
 REACH = 5.0  # standard errors, times the quantile, within which the end of an interval is searched
 
 Ends = tuple[float | None, float | None]
@@ -396,7 +396,7 @@ class JointLaw:
         p = starts.copy()
         heights = [FLOOR, *range(1, 1 + 2 * self.terms, 2)]
         p[:, heights] = np.maximum(p[:, heights], SMALL * np.exp(self.data.log_value.min()))  # 0 would hardly move
-        p, _, _ = minimise(evaluate, p, *self.bounds, MEDIUM)
+        p, _, _ = minimise(evaluate, p, *self.bounds, COARSE)
         return p, (errors(p)[0] ** 2).sum(axis=1)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from scipy import optimize
 
 from analysis.fits.descent import Array, Index
+from analysis.statistics import ROUNDING
 
 FAR = (-9.0, 9.0)  # bounds of ln variance of an effect, in units of the variance of the rest
 
@@ -26,6 +27,7 @@ def effects_of(residual: Array, slopes: Array, groups: Sequence[Index]) -> tuple
 
     residual [n], slopes [n, k]: of a fit of k parameters, which is taken as linear.
     """
+    slopes = slopes[:, np.abs(slopes).max(axis=0, initial=0) > 0]  # the exponent of a part that is 0 has none
     spare = len(residual) - slopes.shape[1]
     same = [(labels[:, None] == labels).astype(np.float64) for labels in groups]
 
@@ -37,7 +39,7 @@ def effects_of(residual: Array, slopes: Array, groups: Sequence[Index]) -> tuple
         q, r = np.linalg.qr(np.linalg.solve(root, slopes))
         left = np.linalg.solve(root, residual)
         left = left - q @ (q.T @ left)
-        rest = float(left @ left) / spare
+        rest = max(float(left @ left) / spare, ROUNDING**2)
         logs = np.log(np.diag(root)).sum() + np.log(np.abs(np.diag(r))).sum()
         return float(2 * logs + spare * np.log(rest)), rest
 

@@ -45,7 +45,7 @@ def predict_budget(study: Study, budget: float, home: Place, far: bool = False) 
         found = analyse(study.table, budget, far)
     except ValueError as error:
         raise UserError(f"nothing to predict: {error}") from None
-    report, row = found.to_json(), recommended(found)
+    report, row = found.to_json(), found.recommended
     steps, trials = round(row["steps"]), [trial_id(config) for config in new_trials(found, configs)]
     for trial in trials:
         if any(began(run, trial) is not None for run in _runs(home)):
@@ -124,14 +124,9 @@ def scored(run: Place, home: Place) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: (row["written"], row["file"]))
 
 
-def recommended(found: Allocation) -> dict[str, Any]:
-    """Return the size of the table that is predicted the least value at the budget, as a row of `at_budget`."""
-    return min(found.at_budget, key=lambda row: float(row["predicted"]))
-
-
 def new_trials(found: Allocation, configs: dict[str, TrialConfig]) -> list[TrialConfig]:
-    """The trials of the recommended size at the budget, as many as the run has of a size, with seeds it does not have."""
-    row = recommended(found)
+    """The trials of the recommended size at the budget, as many as the run has of a size, with new seeds."""
+    row = found.recommended
     cell = next(size.cell for size in found.found.sizes if size.cell.label == row["size"])
     like = next(
         config
@@ -147,15 +142,10 @@ def command_text(found: Allocation, configs: dict[str, TrialConfig]) -> str:
     """The command that trains the recommended size for the budget."""
     trials = new_trials(found, configs)
     config = trials[0]
-    usual, own = (
-        flatten(resolve(load_recipe(config.recipe)).model_dump(mode="json")),
-        flatten(config.model_dump(mode="json")),
-    )
-    keys = [
-        key
-        for key in own
-        if key not in GIVEN and not key.startswith(("ladder.", "start")) and usual.get(key) != own[key]
-    ]
+    usual = flatten(resolve(load_recipe(config.recipe)).model_dump(mode="json"))
+    own = flatten(config.model_dump(mode="json"))
+    changed = [key for key in own if usual.get(key) != own[key] and key not in GIVEN]
+    keys = [key for key in changed if not key.startswith(("ladder.", "start"))]
     settings = {key: own[key] for key in ("model.generator", "model.discriminator", "train.steps", *keys)}
     seeds = ",".join(str(trial.seed) for trial in trials)
     words = ["gat-sweep run", ONE, "--recipe", config.recipe, "--seeds", seeds]
