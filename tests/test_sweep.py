@@ -222,6 +222,7 @@ def test_every_study_of_the_paper_resolves(recipe: str) -> None:
         "depth_batch": 9,
         "frontier": 2 * sizes,
         "isoflop": sizes,
+        "one": 1,
     }
     networks = ["model.generator", "model.discriminator"]
     start = ["train.steps", "start.trial", "start.step"]
@@ -241,6 +242,7 @@ def test_every_study_of_the_paper_resolves(recipe: str) -> None:
         "depth_batch": {"ladder.B.depth", "train.batch", "train.steps", "train.depth_rule", "train.batch_rule"},
         "frontier": {*networks, "seed", "train.steps"},
         "isoflop": {*networks, "train.steps"},
+        "one": set(),
     }
 
 

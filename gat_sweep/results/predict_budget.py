@@ -31,6 +31,7 @@ ONE = "one"  # the sweep file of one size
 # Config values that the sweep file and the options of the command line give.
 GIVEN = {"seed", "model.generator", "model.discriminator", "train.steps", "train.eval_at"}
 SHOWN = ("size", "steps", "gflops", "seeds", "predicted", "low", "high", "written", "digest")  # beside a score
+REPORTED = ("unit_of_length", "confidence", "budget", "at_budget", "law", "approaches", "apart")  # of the answer
 SAME = ("metric", "n", "reference", "protocol")  # how a value was measured
 
 
@@ -61,7 +62,8 @@ def predict_budget(study: Study, budget: float, home: Place, far: bool = False) 
             "predicted": row["predicted"],
             "low": row["low"],
             "high": row["high"],
-            **{key: report[key] for key in (*SAME, "confidence", "budget", "at_budget", "law", "approaches", "apart")},
+            **found.found.measured._asdict(),
+            **{key: report[key] for key in REPORTED},
             "left_out": report["excluded"],
             "command": command_text(found, configs),
             "commit": source_commit(),
@@ -79,7 +81,7 @@ def budget_text(prediction: dict[str, Any]) -> str:
     low, high = ("none" if end is None else f"{end:.4g}" for end in (prediction["low"], prediction["high"]))
     return "\n".join(
         [
-            verdict(prediction | {"unit_of_length": "images"}),
+            verdict(prediction),
             f"{prediction['metric']} of {prediction['size']} after {prediction['steps']:,} steps, mean of "
             f"{prediction['seeds']} seeds: {prediction['predicted']:.4g}, 95 % interval [{low}, {high}]",
             f"to train it: {prediction['command']}",
