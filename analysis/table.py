@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from analysis.statistics import CONFIDENCE
 
-STATUSES = ("running", "done", "diverged", "failed")
+STATUSES = ("running", "done", "diverged", "failed", "raced")  # raced: dropped by a race, with its last value
+RACED = "raced"
 BROKEN = ("diverged", "failed")  # ended early; the last row may have no value
 G_ITEMS = ("g_forward", "g_backward")  # prefixes of the items of an iteration that are G's own
 SAME_COMPUTE = 0.01  # trials of one size whose compute differs by more than this share are different points
@@ -278,7 +279,7 @@ def _keys(measured: Protocol) -> dict[str, Any]:
 
 def _why_excluded(trial: Trial, column: str) -> str:
     last = trial.last
-    if last.status in BROKEN:
+    if last.status in (*BROKEN, RACED):
         return last.reason or f"{last.status} at step {last.step} of {trial.steps}"
     if last.status == "done" and last.step == trial.steps:
         return f"{column} was not measured at its last evaluation"
