@@ -10,8 +10,9 @@ largest of their ratios to the best of them is a studentized range of k means (T
 allows both for the number of arms and for the leader having been chosen by its values; Dunnett's does not allow for the
 choice. It also covers races with worse arms: of arms equal to the best one, none is farther from the leader than the
 range of the noise of all arms.
-The noise is that of the look and of the arms that still race. To add that of arms dropped earlier would save 2 to 4
-points more of the compute, but drops equal arms wrongly in 16 to 33 % of races where noise grows from look to look.
+The noise is that of the look and of the arms that still race. To add that of arms dropped earlier would save 2 to 5
+points more of the compute, but drops equal arms wrongly in 16 to 32 % of races where the noise grows by half or twofold
+from look to look.
 
 The looks. Each look spends a share of ALPHA (Lan and DeMets 1983), so the shares add up whatever the correlation of the
 looks. The spending is Pocock-like, with the number of looks as the fraction of information: it spends most at the first
