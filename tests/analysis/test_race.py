@@ -1,17 +1,20 @@
-"""Decisions of a race: against Tukey's test, wrong drops over planted nulls, compute saved, and what survivors' values say."""
+"""Decisions of a race: against Tukey's test, wrong drops, compute saved; what the analyses make of a raced table."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import race_bias
-from analysis.race import ALPHA, Group, Race, decide, dropped, look_steps, read_race, spent
+from analysis import compare, race_bias, rates
+from analysis.law import fit_laws
+from analysis.race import ALPHA, Decision, Group, Race, decide, dropped, look_steps, read_race, spent
 from analysis.race_bias import adjust
-from analysis.table import Protocol
+from analysis.race_rates import extrapolate
+from analysis.table import Cell, Facts, Protocol, Row, Table, Trial
 
 FID = Protocol("fid", 50_000, "r", "p")
 AT = np.array([1 / 8, 1 / 4, 1 / 2, 1.0])  # of the steps: the looks, and the end
@@ -76,7 +79,7 @@ def saved(planted: Planted, races: int = 300) -> float:
 def test_the_test_is_tukeys() -> None:
     """Three arms without what their seeds share: p of the pairs with the leader, from scipy's test of all pairs."""
     random = np.random.default_rng(1)
-    logs = random.normal(size=(3, 4)) + [[0.0], [0.5], [2.0]]
+    logs = random.normal(size=(3, 4)) + np.array([[0.0], [0.5], [2.0]])
     logs -= logs.mean(axis=0)  # a two-way layout without seed effects has as many residuals, but fewer degrees
     found = decide({str(i): dict(enumerate(row.tolist())) for i, row in enumerate(logs)}, 10, 0.05)
     leader = int(logs.mean(axis=1).argmin())
@@ -92,9 +95,9 @@ def test_the_test_is_tukeys() -> None:
 def test_seeds_pair_the_arms() -> None:
     """What a seed does to all arms changes neither ratios nor noise; neither does the unit of the metric."""
     random = np.random.default_rng(2)
-    logs = random.normal(size=(4, 3))
+    logs, shift = random.normal(size=(4, 3)), np.array([5, -3, 2])
     plain = decide({str(i): dict(enumerate(row.tolist())) for i, row in enumerate(logs)}, 1, 0.05)
-    moved = decide({str(i): dict(enumerate((row + [5, -3, 2]).tolist())) for i, row in enumerate(logs)}, 1, 0.05)
+    moved = decide({str(i): dict(enumerate((row + shift).tolist())) for i, row in enumerate(logs)}, 1, 0.05)
     assert moved.noise == pytest.approx(plain.noise)
     for label, arm in plain.arms.items():
         assert (moved.arms[label].log_ratio, moved.arms[label].p) == pytest.approx((arm.log_ratio, arm.p))
@@ -202,3 +205,96 @@ def test_the_adjustment_takes_away_bias(monkeypatch: pytest.MonkeyPatch) -> None
     naive, adjusted = np.mean(errors, axis=0)
     print(len(errors), naive, adjusted)
     assert naive < -0.01 and naive < adjusted and abs(adjusted) < 0.8 * abs(naive)
+
+
+# ---------------------------------------------------------------- analyses of a raced table
+
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+WIDTHS = {"S": 384, "B": 768, "L": 1024}
+
+
+def rate_table(random: np.random.Generator, drops: dict[tuple[str, float], int], fall: float = 0.8) -> Table:
+    """Rate grids of G: the best rate goes as 1 / width. Trials end at step 80 and fall by so much per ln step.
+
+    drops: by size and factor, the step at which a race dropped the arm.
+    """
+    trials = []
+    for size, width in WIDTHS.items():
+        for factor in FACTORS:
+            for seed in (0, 1, 2):
+                steps, rows = (10, 20, 40, 80), list[Row]()
+                noise, dropped_at = random.normal(0, 0.03), drops.get((size, factor), 99)
+                for step in [step for step in steps if step <= dropped_at]:
+                    log = 0.3 * math.log(factor) ** 2 - fall * math.log(step / 80) + noise + random.normal(0, 0.01)
+                    status = "raced" if step == dropped_at else "done" if step == 80 else "running"
+                    name = f"{size}-{factor}-{seed}"
+                    rows.append(
+                        Row(
+                            name, Cell(size, size, 2), seed, step, 80, 1e12 * step * width, 1e9 * width,
+                            20 * math.exp(log), FID, status, "dropped at look 1" if status == "raced" else "",
+                        )
+                    )  # fmt: skip
+                lr = 1 / width
+                config = {"train.rate_g": factor, "seed": seed}
+                trials.append(Trial(name, tuple(rows), Facts(config, {}, lr * factor, lr, width, width)))
+    return Table(Path("runs"), tuple(trials))
+
+
+DROPS = {("S", 4.0): 10, ("S", 0.25): 10, ("B", 4.0): 20, ("L", 0.25): 10, ("L", 4.0): 20}
+
+
+def test_rates_takes_dropped_arms_extrapolated() -> None:
+    """All arms are in the fit, the planted fall and slope are found, and the interval is wider than of all values."""
+    whole = rates.analyse(rate_table(np.random.default_rng(0), {}))
+    raced = rates.analyse(rate_table(np.random.default_rng(0), DROPS))
+    assert len(raced.extrapolated) == 15 and not raced.excluded and not whole.extrapolated
+    assert all(0.75 < one.exponent < 0.85 for one in raced.extrapolated)
+    of = {grid.size: grid for grid in raced.grids}
+    assert [seeds.rate * WIDTHS["S"] for seeds in of["S/2"].rates] == pytest.approx(FACTORS)
+    for one in raced.extrapolated:
+        planted = 20 * math.exp(0.3 * math.log(float(one.trial.split("-")[1])) ** 2)
+        assert abs(math.log(one.value / planted)) < 0.12
+    a, b = whole.fits["G"].slope, raced.fits["G"].slope
+    assert a.low and a.high and b.low and b.high and b.low <= -1 <= b.high
+    assert b.high - b.low > a.high - a.low and "20 draws" in str(b.method)
+    text = rates.summary(raced.to_json())
+    assert "extrapolated: S-4.0-0 (S/2), dropped by a race at step 10:" in text and "from 9 trials" in text
+
+
+def test_an_arm_without_references_is_left_out() -> None:
+    """Two trials that have both values say too little about the spread of a third."""
+    full = rate_table(np.random.default_rng(0), DROPS)
+    kept = tuple(t for t in full.trials if t.cell.generator_size == "S" and (not t.complete or t.name[-5:] == "1.0-0"))
+    table, moved, _ = extrapolate(replace(full, trials=kept))
+    assert moved == [] and {one.reason for one in table.excluded()} == {"dropped at look 1"}
+
+
+def test_the_law_refuses_survivors() -> None:
+    table = rate_table(np.random.default_rng(0), {("S", 4.0): 10})
+    with pytest.raises(ValueError, match=r"3 of 45 trials; the survivors were chosen by their values.*fit-law --raced"):
+        fit_laws(table)
+    at_one = replace(
+        table, trials=tuple(t for t in table.trials if t.facts.config["train.rate_g"] == 1 or t in table.raced())
+    )
+    assert fit_laws(at_one, raced=True).laws[0].curve.sizes == 3
+
+
+def test_compare_shows_survivors_naive_and_adjusted() -> None:
+    table = rate_table(np.random.default_rng(0), {("S", 4.0): 10, ("S", 0.25): 10})
+    trials = tuple(t for t in table.trials if t.cell.generator_size == "S")
+    arms = {f"rate_g={f}": {s: f"S-{f}-{s}" for s in (0, 1, 2)} for f in FACTORS}
+    values = {t.name: {row.step: math.log(row.value) for row in t.rows} for t in trials}
+    group, decisions = Group("S/2", (10, 20, 40), arms), list[Decision]()
+    for look, step in enumerate(group.looks):
+        at = {label: {s: values[name][step] for s, name in arms[label].items()} for label in group.racing}
+        if look == 0:
+            decisions.append(decide(at, step, spent()[look]))
+            group = replace(group, decisions=tuple(decisions))
+    found = compare.analyse(replace(table, trials=trials, race=Race((group,))))
+    report = found.to_json()
+    text = compare.summary(report)
+    assert "survivors of the race, geometric mean over seeds" in text
+    by_arm = {one["arm"]: one for one in report["survivors"]}
+    assert "rate_g=4.0" not in by_arm and by_arm["rate_g=1.0"]["naive"] == pytest.approx(20, rel=0.1)
+    assert by_arm["rate_g=1.0"]["adjusted"] == pytest.approx(by_arm["rate_g=1.0"]["naive"], rel=0.02)
+    assert compare.analyse(replace(table, trials=trials)).survivors == ()
