@@ -171,11 +171,12 @@ def analyse(table: Table, reference: str | None = None, better: str | None = Non
 
 
 def _survivors(table: Table, measured: Protocol) -> tuple[Survivor, ...]:
-    """Adjust the survivors of the run's race, if it had one; its looks are known for the column `value` alone."""
+    """Adjust the survivors of the groups that lost arms in a race, whose looks are known for the column `value` alone."""
     if table.race is None or table.column != "value":
         return ()
     values = {t.name: {row.step: row.value for row in t.rows if row.measured == measured} for t in table.trials}
-    return tuple(one for group in table.race.groups for one in adjust(group, values))
+    chosen = [group for group in table.race.groups if any(decision.dropped for decision in group.decisions)]
+    return tuple(one for group in chosen for one in adjust(group, values))
 
 
 def _direction(metric: str, asked: str | None) -> int | None:
