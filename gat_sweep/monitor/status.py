@@ -128,7 +128,8 @@ def results_table(trials: list[Trial]) -> Table:
         table.add_row(
             trial.id,
             varied_text(varied[trial.id]),
-            f"{last['status']} {last['reason']}".strip(),
+            # Why a race dropped a trial is long, and `status` has it.
+            last["status"] if last["status"] == "raced" else f"{last['status']} {last['reason']}".strip(),
             f"{last['step']}/{last['steps']}",
             f"{last['params_g']:,}",
             f"{last['lr_g']:.3g}",
