@@ -171,7 +171,7 @@ def analyse(table: Table, reference: str | None = None, better: str | None = Non
 
 
 def _survivors(table: Table, measured: Protocol) -> tuple[Survivor, ...]:
-    """Adjust the survivors of the groups that lost arms in a race, whose looks are known for the column `value` alone."""
+    """Adjust the survivors of groups that lost arms in a race; looks have values in the column `value` alone."""
     if table.race is None or table.column != "value":
         return ()
     values = {t.name: {row.step: row.value for row in t.rows if row.measured == measured} for t in table.trials}

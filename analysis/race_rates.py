@@ -122,7 +122,7 @@ def _slope(slope: Slope, others: Sequence[Slope]) -> Slope:
 def lines(moved: Sequence[Mapping[str, Any]]) -> list[str]:
     """What was extrapolated, in words, for a terminal."""
     return [
-        f"extrapolated: {one['trial']} ({one['size']}), dropped by a race at step {one['step']}: {one['value']:.4g} at "
-        f"the end, as images^{-one['exponent']:.2g}, +- {one['spread']:.2g} in ln value, from {one['references']} trials"
+        f"extrapolated: {one['trial']} ({one['size']}), dropped by a race at step {one['step']}: {one['value']:.4g} "
+        f"at the end, as images^{-one['exponent']:.2g}, +- {one['spread']:.2g} of ln value, {one['references']} trials"
         for one in moved
     ]

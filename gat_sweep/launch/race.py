@@ -41,9 +41,10 @@ def with_looks(sweep: Sweep) -> Sweep:
 
 
 def _evaluated_at_looks(config: TrialConfig) -> TrialConfig:
-    steps = {step for step in range(1, config.train.steps) if config.train.evaluates(step)}
-    at = tuple(sorted(steps | set(look_steps(config.train.steps))))
-    return config.model_copy(update={"train": config.train.model_copy(update={"eval_at": at})})
+    train = config.train
+    usual = train.eval_at or range(train.eval_every, train.steps, train.eval_every)
+    at = tuple(sorted({*usual, *look_steps(train.steps)}))
+    return config.model_copy(update={"train": train.model_copy(update={"eval_at": at})})
 
 
 def _by_size(trials: dict[str, TrialConfig]) -> dict[str, dict[str, TrialConfig]]:

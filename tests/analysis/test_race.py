@@ -258,7 +258,7 @@ def test_rates_takes_dropped_arms_extrapolated() -> None:
     assert a.low and a.high and b.low and b.high and b.low <= -1 <= b.high
     assert b.high - b.low > a.high - a.low and "20 draws" in str(b.method)
     text = rates.summary(raced.to_json())
-    assert "extrapolated: S-4.0-0 (S/2), dropped by a race at step 10:" in text and "from 9 trials" in text
+    assert "extrapolated: S-4.0-0 (S/2), dropped by a race at step 10:" in text and "of ln value, 9 trials" in text
 
 
 def test_an_arm_without_references_is_left_out() -> None:
