@@ -13,8 +13,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from analysis.fits.dunnett import Contrast, Differences, PooledNoise, compare_arms
+from analysis.race_bias import Survivor, adjust, survivors_json
+from analysis.race_bias import lines as survivor_lines
 from analysis.statistics import mean_interval
 from analysis.table import (
+    EVALUATED,
     SAME_COMPUTE,
     Cell,
     Excluded,
@@ -31,7 +34,8 @@ from analysis.table import better as best_direction
 
 # Keys that do not distinguish arms: the seed, what the cell names, and where a trial starts (`after` has that).
 NAMED = (
-    "seed", "recipe", "model.generator", "model.discriminator", "model.patch", "start", "start.trial", "start.step",
+    "seed", EVALUATED, "recipe", "model.generator", "model.discriminator", "model.patch", "start",
+    "start.trial", "start.step",
 )  # fmt: skip
 COLUMNS = ("lr_g", "lr_d", "g_width", "d_width")  # settings in a table without a config
 NUMBERS = ("mean", "std", "low", "high", "gflops")
@@ -83,6 +87,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     excluded: tuple[Excluded, ...]
     excluded_from: tuple[str, ...]  # the arm of each excluded trial
+    survivors: tuple[Survivor, ...] = ()  # of a race
 
     @property
     def better(self) -> str | None:
@@ -112,6 +117,7 @@ class Comparison:
             "noise": self._noise(),
             "differences": [strict_json(asdict(difference)) for difference in self.differences],
             "excluded": [{"arm": label, **trial.to_json()} for label, trial in lost],
+            "survivors": survivors_json(list(self.survivors)),
         }
 
     def _noise(self) -> dict[str, Any] | None:
@@ -160,7 +166,17 @@ def analyse(table: Table, reference: str | None = None, better: str | None = Non
     differences = tuple(_difference(arms, found, one, direction) for one in found.differences)
     excluded = tuple(table.excluded())
     excluded_from = tuple(labels[e.trial] for e in excluded)
-    return Comparison(measured, direction, tuple(arms), found.noise, differences, excluded, excluded_from)
+    survivors = _survivors(table, measured)
+    return Comparison(measured, direction, tuple(arms), found.noise, differences, excluded, excluded_from, survivors)
+
+
+def _survivors(table: Table, measured: Protocol) -> tuple[Survivor, ...]:
+    """Adjust the survivors of groups that lost arms in a race; looks have values in the column `value` alone."""
+    if table.race is None or table.column != "value":
+        return ()
+    values = {t.name: {row.step: row.value for row in t.rows if row.measured == measured} for t in table.trials}
+    chosen = [group for group in table.race.groups if any(decision.dropped for decision in group.decisions)]
+    return tuple(one for group in chosen for one in adjust(group, values))
 
 
 def _direction(metric: str, asked: str | None) -> int | None:
@@ -315,6 +331,7 @@ def summary(report: dict[str, Any]) -> str:
         lines.append(line)
     if report["differences"] and report["noise"]:
         lines += _noise_lines(report["noise"])
+    lines += survivor_lines(report["survivors"]) if report["survivors"] else []
     lines += [f"left out: {e['trial']} ({e['size']}): {e['reason']}" for e in report["excluded"]]
     return "\n".join(lines)
 

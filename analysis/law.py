@@ -262,13 +262,19 @@ class Laws:
         }
 
 
-def fit_laws(table: Table, floor: float | None = None) -> Laws:
+def fit_laws(table: Table, floor: float | None = None, raced: bool = False) -> Laws:
     """Fit a law through the sizes of each patch size in a table (the paper's Fig. 21).
 
     A patch size changes the number of tokens at nearly equal parameters, so it is not another size: each has a law.
-    floor: E, if it is known from elsewhere.
-    Raises ValueError, in one line, as find_points and fit_curve do, or if no patch size has three complete sizes.
+    floor: E, if it is known from elsewhere. raced: fit the survivors of a race all the same.
+    Raises ValueError, in one line, as find_points and fit_curve do, if no patch size has three complete sizes, or if a
+    race has dropped trials and `raced` was not given.
     """
+    if (dropped := table.raced()) and not raced:
+        raise ValueError(
+            f"a race dropped {len(dropped)} of {len(table.trials)} trials; the survivors were chosen by their values, "
+            "so their values are biased downward, and the law with them; fit-law --raced fits them all the same"
+        )
     found = find_points(table)
     laws, without = [], {}
     for patch, points in found.by_patch.items():

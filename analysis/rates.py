@@ -17,8 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analysis.fits.parabola import Curve, Curves, fit_curves
+from analysis.race_rates import Extrapolated, extrapolate, widened
+from analysis.race_rates import lines as extrapolated_lines
 from analysis.statistics import CONFIDENCE, mean_interval
 from analysis.table import (
+    EVALUATED,
     Cell,
     Excluded,
     Protocol,
@@ -98,6 +101,7 @@ class Transfer:
     fits: dict[str, Curves]  # of the networks with a grid
     cross_check: tuple[CrossCheck, ...]
     excluded: tuple[Excluded, ...]
+    extrapolated: tuple[Extrapolated, ...] = ()  # trials that a race dropped
 
     def of(self, network: str) -> list[Grid]:
         return [grid for grid in self.grids if grid.network == network]
@@ -122,6 +126,7 @@ class Transfer:
                 "networks": networks,
                 "cross_check": [asdict(row) for row in self.cross_check],
                 "excluded": [trial.to_json() for trial in self.excluded],
+                "extrapolated": [asdict(one) for one in self.extrapolated],
             }
         )
 
@@ -139,13 +144,15 @@ def analyse(table: Table, better: str | None = None) -> Transfer:
     """Find the optimum per width, its slope over width, and Table 4, in the trials of a learning-rate sweep.
 
     A grid holds trials of one size in both networks, equal in all but the rate of one network and the seed. A diverged
-    trial has no value to fit; it is a remark beside the optimum.
+    trial has no value to fit; it is a remark beside the optimum. A trial that a race dropped has an extrapolated one
+    (race_rates.py).
     better: `lower` or `higher`, for a metric whose name does not say which.
     Raises ValueError, in one line, for mixed protocols, for a metric whose better direction is not known, for grids of
     one network under several configs or patch sizes, for a grid without a width, for a seed that is twice at one rate,
     and for a table with neither a grid nor a cross-check.
     """
     measured = one_protocol(table.complete())
+    table, moved, draws = extrapolate(table)
     series = {network: _grids(table, network) for network in NETWORKS}
     compared = _series(table, lambda trial: (_whose_rate(trial), None), "the rates of sizes")
     if measured is None or not (any(series.values()) or compared):
@@ -158,13 +165,13 @@ def analyse(table: Table, better: str | None = None) -> Transfer:
     fits = {}
     for network, own in series.items():
         if own:
-            fits[network], of_network = _fit(network, own, sign)
+            fits[network], of_network = _fit(network, own, sign, draws)
             grids += of_network
     rows = _cross_check(compared, sign)
     groups = [seeds for grid in grids for seeds in grid.rates] + [seeds for row in rows for seeds in row.columns]
     used = {name for seeds in groups for name in seeds.trials}
     unused = [Excluded(t.name, t.cell, t.last.status, UNUSED) for t in table.complete() if t.name not in used]
-    return Transfer(measured, sign, tuple(grids), fits, rows, (*table.excluded(), *unused))
+    return Transfer(measured, sign, tuple(grids), fits, rows, (*table.excluded(), *unused), tuple(moved))
 
 
 def _cross_check(compared: dict[Cell, dict[Any, list[Trial]]], sign: int) -> tuple[CrossCheck, ...]:
@@ -223,7 +230,7 @@ def _series(table: Table, read: Callable[[Trial], tuple[Any, Any]], what: str) -
         if setting is None or not ended or trial.cell.generator_size != trial.cell.discriminator_size:
             continue
         # Keys without a dot are remarks in a user's CSV, and recipe and seed in a config.
-        config = {key: v for key, v in trial.facts.config.items() if "." in key and key not in VARIED}
+        config = {key: v for key, v in trial.facts.config.items() if "." in key and key not in (*VARIED, EVALUATED)}
         rest = json.dumps({**config, "steps": trial.last.steps, "the other rate": held}, sort_keys=True)
         found[trial.cell][rest][setting].append(trial)
     series = {}
@@ -284,17 +291,27 @@ def _grids(table: Table, network: str) -> dict[tuple[str, int], dict[float, list
     return dict(sorted(grids.items(), key=lambda grid: grid[0][::-1]))
 
 
-def _fit(network: str, own: dict[tuple[str, int], dict[float, list[Trial]]], sign: int) -> tuple[Curves, list[Grid]]:
-    """Fit the common curve to a network's grids, trials by rate, by size and width; return it with the grids."""
+def _fit(
+    network: str, own: dict[tuple[str, int], dict[float, list[Trial]]], sign: int, draws: list[dict[str, float]]
+) -> tuple[Curves, list[Grid]]:
+    """Fit the common curve to a network's grids, trials by rate, by size and width; return it with the grids.
+
+    draws: errors of ln value, by trial, of extrapolated values.
+    """
     points = [
-        (i, rate, trial.last.value**-sign, trial.last.seed)
+        (i, rate, trial.last.value**-sign, trial.last.seed, trial.name)
         for i, by_rate in enumerate(own.values())
         for rate, trials in by_rate.items()
         for trial in trials
         if trial.complete
     ]
-    index, rates, values, seeds = zip(*points, strict=True) if points else [()] * 4
-    fit = fit_curves([width for _, width in own], index, rates, values, seeds)
+    index, rates, values, seeds, names = zip(*points, strict=True) if points else [()] * 5
+    widths = [width for _, width in own]
+    fit = fit_curves(widths, index, rates, values, seeds)
+    if any(name in errors for errors in draws for name in names):
+        errors = np.array([[draw.get(name, 0.0) for name in names] for draw in draws])  # [draws, n]
+        others = [fit_curves(widths, index, rates, np.array(values) * np.exp(-sign * e), seeds) for e in errors]
+        fit = widened(fit, others)
     grids = []
     for (size, width), by_rate, curve in zip(own, own.values(), fit.of, strict=True):
         columns = tuple(_seeds(rate, trials) for rate, trials in by_rate.items())
@@ -364,6 +381,7 @@ def summary(report: dict[str, Any]) -> str:
             text += f", diverged: {', '.join(seeds['diverged'])}" if seeds["diverged"] else ""
             columns.append(f"{seeds['rate']}: {text}")
         lines.append(f"{row['size']} by rate: {'; '.join(columns)}; best: {row['best'] or 'none'}")
+    lines += extrapolated_lines(report["extrapolated"])
     lines += [f"left out: {e['trial']} ({e['size']}): {e['reason']}" for e in report["excluded"]]
     return "\n".join(lines)
 

@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.race import Race
 from analysis.statistics import CONFIDENCE
 
-STATUSES = ("running", "done", "diverged", "failed")
+STATUSES = ("running", "done", "diverged", "failed", "raced")  # raced: dropped by a race, with its last value
+RACED = "raced"
 BROKEN = ("diverged", "failed")  # ended early; the last row may have no value
 G_ITEMS = ("g_forward", "g_backward")  # prefixes of the items of an iteration that are G's own
+EVALUATED = "train.eval_at"  # the config value on which no step of training depends
 SAME_COMPUTE = 0.01  # trials of one size whose compute differs by more than this share are different points
 # How the names of metrics begin for which a lower, or a higher, value is better.
 DIRECTIONS = {
@@ -144,6 +147,11 @@ class Table:
     path: Path
     trials: tuple[Trial, ...]
     column: str = "value"  # from which the rows' values were read
+    race: Race | None = None  # of the run, if it was one
+
+    def raced(self) -> list[Trial]:
+        """The trials that a race dropped."""
+        return [trial for trial in self.trials if trial.last.status == RACED]
 
     def complete(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.complete]
@@ -203,7 +211,7 @@ def replicates(trials: Sequence[Trial]) -> list[list[Trial]]:
         by_cell.setdefault(trial.cell, []).append(trial)
     groups = []
     for members in by_cell.values():
-        _check_config(members, {"start.trial", "start.step", "train.steps"})
+        _check_config(members, {"start.trial", "start.step", "train.steps", EVALUATED})
         start = 0
         members = sorted(members, key=lambda trial: trial.last.flops)
         for end in range(1, len(members) + 1):
@@ -211,7 +219,7 @@ def replicates(trials: Sequence[Trial]) -> list[list[Trial]]:
                 groups.append([trial for trial in by_cell[members[0].cell] if trial in members[start:end]])
                 start = end
     for group in groups:
-        _check_config(group, {"start.trial"})
+        _check_config(group, {"start.trial", EVALUATED})
         check_seeds(group)
     return groups
 
@@ -280,7 +288,7 @@ def _keys(measured: Protocol) -> dict[str, Any]:
 
 def _why_excluded(trial: Trial, column: str) -> str:
     last = trial.last
-    if last.status in BROKEN:
+    if last.status in (*BROKEN, RACED):
         return last.reason or f"{last.status} at step {last.step} of {trial.steps}"
     if last.status == "done" and last.step == trial.steps:
         return f"{column} was not measured at its last evaluation"

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "rich": ["commands/", "launch/", "monitor/", "encode/job.py", "inspection/inspect.py"],
     "ray": ["cluster.py", "launch/driver.py", "encode/on_ray.py"],
     "mlflow": ["monitor/tracking.py"],
-    "analysis": ["results/", "inspection/", "commands/"],
+    "analysis": ["results/", "inspection/", "commands/", "launch/race.py"],
     "benchmarks": [],
 }
 # Modules that load neither torch nor Ray nor MLflow; every command and every analysis comes on top.

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Fit laws with known answers, and print how often the intervals hold them (minutes).",
 )
+@click.option("--raced", is_flag=True, help="Fit the survivors of a race, although their values are biased downward.")
 @click.option("--verbose", is_flag=True, help="Print everything that law.json holds, such as the law without each run.")
 @home_option
 @folder_option
@@ -44,6 +45,7 @@ def fit_law(
     paper: bool,
     floor: float | None,
     selftest: bool,
+    raced: bool,
     verbose: bool,
     home: "Place",
     out: Path | None,
@@ -74,7 +76,7 @@ def fit_law(
         else:
             console().print(selftest_table(found))
         sys.exit(int(not all(row["passes"] for row in found)))
-    report, text, files = fit_law_command(source, metric, home, out, floor, verbose)
+    report, text, files = fit_law_command(source, metric, home, out, floor, verbose, raced)
     print_report(report, text, files, as_json)
 
 

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 @click.option("--name", help="Name of the run; default: <sweep>-<recipe>.")
 @address_option
 @tracking_option
-@click.option("--retry", type=click.Choice(["failed"]), help="Also retry the trials that failed before.")
+@click.option(
+    "--race", is_flag=True, help="Drop arms that are significantly worse than the best one, at looks on the way."
+)
+@click.option(
+    "--retry",
+    multiple=True,
+    type=click.Choice(["failed", "raced"]),
+    help="Also go on with the trials that failed before, or that a race dropped.",
+)
 @click.option("--hold", multiple=True, metavar="SIZE", help="Skip trials of this size for now, so as to predict them.")
 @click.option("--extend", is_flag=True, help="Train trials further that were recorded with fewer steps.")
 @click.option("--max-gpu-hours", type=click.FloatRange(min=0), help="Cap on GPU hours of the run, over all launches.")
@@ -40,7 +48,8 @@ def run(
     name: str | None,
     address: str | None,
     tracking_uri: str | None,
-    retry: str | None,
+    race: bool,
+    retry: tuple[str, ...],
     hold: tuple[str, ...],
     extend: bool,
     max_gpu_hours: float | None,
@@ -53,7 +62,7 @@ def run(
 
     \b
     Exit codes:
-      0   every trial is done or diverged
+      0   every trial is done, diverged or raced (dropped by --race)
       1   some trials are not
       75  stopped on request, with everything saved
 
@@ -61,6 +70,7 @@ def run(
     Example:
       gat-sweep run widths --recipe digits
       gat-sweep run widths --recipe digits --seeds 0,1,2 --name widths-3 --set train.steps=500
+      gat-sweep run lr_transfer --recipe digits --seeds 0,1,2 --race
     """
     spec = make_sweep(sweep, recipe, preset, settings, seeds)
     name = name or f"{spec.name}-{spec.recipe}"
@@ -68,5 +78,5 @@ def run(
     from gat_sweep.launch.run import Launch, run_command  # torch, which a refusal does not wait for
     from gat_sweep.monitor.budget import Budget
 
-    how = Launch(address, tracking_uri, retry is not None, extend, Budget(max_flops, max_gpu_hours), hold)
+    how = Launch(address, tracking_uri, retry, extend, Budget(max_flops, max_gpu_hours), hold, race)
     sys.exit(run_command(spec, home, name, how, console()))

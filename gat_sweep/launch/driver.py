@@ -24,7 +24,6 @@ from gat_sweep.launch.packs import Queue
 from gat_sweep.metrics.reference import load_reference
 from gat_sweep.run.saved import saved_step
 from gat_sweep.run.stop import request_stop, stop_reason
-from gat_sweep.run.table import FINISHED
 from gat_sweep.run.trial import Trial
 from gat_sweep.train.loop import train
 from gat_sweep.train.recorder import leave_note, record_failure
@@ -38,7 +37,7 @@ DRIVER_RESTARTS = 3  # of a Tune trial, which only waits for workers
 
 
 def run_sweep(trials: list[Trial], there: Cluster) -> None:
-    """Runs the trials to their end on the connected Ray, as many at once as fit.
+    """Runs the trials to their end, or to their pause, on the connected Ray, as many at once as fit.
 
     A trial that fails leaves its reason in the run table and does not stop the others.
     """
@@ -95,7 +94,7 @@ def _drive_pack(config: dict[str, Any]) -> None:
 
     left: list[Trial] = config["pack"]
     fruitless = 0
-    while left := [trial for trial in left if trial.status() not in FINISHED and not _asked_to_stop(trial)]:
+    while left := [trial for trial in left if not trial.at_goal() and not _asked_to_stop(trial)]:
         # Workers train the pack in order, so the trial that fails is the first unfinished one.
         trial, before = left[0], saved_step(left[0].folder / "checkpoints")
         if (start := trial.config.start) and trial.start_status() != "done":
@@ -109,7 +108,7 @@ def _drive_pack(config: dict[str, Any]) -> None:
             _trainer(_train_pack, left, f"{trial.id}-{time.time_ns()}").fit()
             return
         except TrainingFailedError as error:
-            if _asked_to_stop(trial) or trial.status() in FINISHED:
+            if _asked_to_stop(trial) or trial.at_goal():
                 continue
             further = saved_step(trial.folder / "checkpoints") > before
             fruitless = 0 if further or _is_preemption(error) else fruitless + 1
@@ -248,7 +247,7 @@ def _worker_device(trial: Trial) -> torch.device:
 def train_pack(pack: list[Trial], device: torch.device, asked_to_stop: Callable[[], str] = lambda: "") -> None:
     """Trains the unfinished trials one after the other, so a restarted worker continues where the last one ended."""
     for trial in pack:
-        if not asked_to_stop() and not _asked_to_stop(trial) and trial.status() not in FINISHED:
+        if not asked_to_stop() and not _asked_to_stop(trial) and not trial.at_goal():
             train(trial, device, asked_to_stop)
 
 

@@ -1,6 +1,7 @@
 """The work of `gat-sweep run`, from its options to the last line that it prints."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_no_credentials
 from gat_sweep.files.storage import Place, write
 from gat_sweep.launch.probe import check_writable, probe_nodes
+from gat_sweep.launch.race import open_race, reopen, with_looks, write_race
 from gat_sweep.metrics.reference import reference_name
 from gat_sweep.monitor.budget import Budget, Meter, admitted, check_caps, enforce, kept
 from gat_sweep.monitor.progress import Monitor
@@ -34,19 +36,21 @@ class Launch:
 
     address: str | None = None  # of a running Ray cluster
     tracking_uri: str | None = None
-    retry_failed: bool = False
+    retry: tuple[str, ...] = ()  # statuses of trials to go on with: failed, raced
     extend: bool = False
     budget: Budget = field(default_factory=Budget)
     hold: tuple[str, ...] = ()  # sizes to skip
+    race: bool = False  # drop arms that are significantly worse than the best one
 
 
 def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Console) -> int:
-    """Runs the unfinished trials of a sweep; returns the exit code, 0 when every trial is done or diverged.
+    """Runs the unfinished trials of a sweep; returns the exit code, 0 when every trial is done, diverged or raced.
 
     Raises UserError before anything is written when the sweep cannot run.
     """
     from gat_sweep.launch import driver, prepare
 
+    sweep = with_looks(sweep) if how.race else sweep
     trials = sweep_trials(sweep, home, name)
     for size in how.hold:
         if not any(size in _sizes(trial) for trial in trials):
@@ -64,21 +68,38 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
             check_drives_sweeps(there)
             probe_nodes(home)
         check_writable(home)
-        open_run(home, name, sweep, how.extend)
         run = home / name
+        racing = open_race(run, trials) if how.race else None
+        open_run(home, name, sweep, how.extend)
         clear_stop(run)
+        if racing:
+            write_race(run, racing.race)
         todo, held = _to_do(trials, how, console)
         meters, budget = [Meter(trial) for trial in trials], kept(run, how.budget)
-        todo, refused = admitted(todo, meters, budget) if todo else ([], {})
-        for refusal, text in refused.items():
-            console.print(f"{refusal} skipped: it {text}", soft_wrap=True, highlight=False, markup=False)
+        say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+
+        def affordable(trials: list[Trial]) -> list[Trial]:
+            chosen, refused = admitted(trials, meters, budget)
+            for refusal, text in refused.items():
+                say(f"{refusal} skipped: it {text}")
+            return chosen
+
+        # Trials that race may end at the next look, so each stage asks for what it needs itself.
+        todo = todo if racing else affordable(todo)
         launch = _Launched(run, trials, todo, meters, budget)
 
         def work() -> None:
-            say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
             with session(None) if how.address is None else nullcontext(there) as here:
                 prepare.measure_references(todo, datasets, how.address, say)
-                driver.run_sweep(todo, here)
+
+                def drive(stage: list[Trial]) -> None:
+                    if chosen := affordable(stage):
+                        driver.run_sweep(chosen, here)
+
+                if racing:
+                    racing.run_stages(todo, drive, say)
+                else:
+                    driver.run_sweep(todo, here)
 
         tags = {"gat_sweep.commit": source_commit(), "gat_sweep.reference": reference_name(trials[0].config, opened[0])}
         stopped = launch.followed(work, uri, sweep.name, tags, console)
@@ -130,7 +151,7 @@ class _Launched:
             with Monitor(self.todo, console, ship_and_count):
                 if self.todo:
                     work()
-            status = "done" if all(trial.status() == "done" for trial in self.trials) else "failed"
+            status = "done" if all(trial.status() in ("done", "raced") for trial in self.trials) else "failed"
             stopped = any(stop_reason(self.run, t.id) and t.status() not in FINISHED for t in self.todo)
         except KeyboardInterrupt:
             console.print(
@@ -153,20 +174,25 @@ def check_drives_sweeps(there: Cluster) -> None:
 
 
 def _to_do(trials: list[Trial], how: Launch, console: Console) -> tuple[list[Trial], list[Trial]]:
-    """The trials left to run, and those held back; prints how many are finished, failed or held back."""
+    """The trials left to run, and those held back; prints how many are finished, failed, raced or held back."""
     status = {trial.id: trial.status() for trial in trials}
-    finished = sum(found in FINISHED for found in status.values())
-    failed = sum(found == "failed" for found in status.values())
-    if finished:
+    count = Counter(status.values())
+    if finished := sum(count[ended] for ended in FINISHED):
         console.print(f"{finished} of {len(trials)} trials are finished already")
-    if failed and not how.retry_failed:
-        console.print(f"{failed} of {len(trials)} trials failed before; --retry failed runs them again")
-    wanted = {"waiting", "running"} | ({"failed"} if how.retry_failed else set())
-    left = [trial for trial in trials if status[trial.id] in wanted]
+    if count["failed"] and "failed" not in how.retry:
+        console.print(f"{count['failed']} of {len(trials)} trials failed before; --retry failed runs them again")
+    if count["raced"] and "raced" not in how.retry:
+        console.print(
+            f"{count['raced']} of {len(trials)} trials were dropped by a race; --retry raced goes on with them"
+        )
+    left = [trial for trial in trials if status[trial.id] in ("waiting", "running", *how.retry)]
     held = [trial for trial in left if not _sizes(trial).isdisjoint(how.hold)]
     if held:
         console.print(f"{len(held)} of {len(trials)} trials are held back: {', '.join(how.hold)}", highlight=False)
-    return [trial for trial in left if trial not in held], held
+    todo = [trial for trial in left if trial not in held]
+    if dropped := [trial for trial in todo if status[trial.id] == "raced"]:
+        reopen(trials[0].run_folder, dropped)
+    return todo, held
 
 
 def _sizes(trial: Trial) -> set[str]:

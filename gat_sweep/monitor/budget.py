@@ -84,12 +84,12 @@ class Meter:
 
 
 def needed(trial: Trial, rate: float | None) -> Amount:
-    """Amount that finishes a trial from its newest checkpoint, or from the one that it starts from.
+    """Amount that brings a trial to its goal from its newest checkpoint, or from the one that it starts from.
 
     rate: FLOP/s of a GPU; None: unknown, then GPU hours are 0.
     """
     begin = trial.config.start.step if trial.config.start else 0
-    steps = trial.config.train.steps - max(begin, saved_step(trial.folder / "checkpoints"))
+    steps = max(0, trial.goal - max(begin, saved_step(trial.folder / "checkpoints")))
     flops = steps * step_flops(trial.config)
     return Amount(flops, flops / rate / 3600 if rate and trial.config.workers.gpus else 0.0)
 

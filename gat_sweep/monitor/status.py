@@ -40,8 +40,8 @@ def run_status(home: Place, name: str) -> dict[str, Any]:
 def trial_status(trial: Trial) -> dict[str, Any]:
     """The state of a trial, from its rows; of an unfinished trial, from its workers and journal.
 
-    "running": a worker gave a sign of life recently; "stopped": saved and ended on request; "cut off": ended without
-    a record, or its machine does not answer.
+    "running": a worker gave a sign of life recently; "stopped": saved and ended on request; "paused": saved, and waits
+    for a look of a race; "cut off": ended without a record, or its machine does not answer.
     """
     now = time.time()
     rows = read_rows(trial.table) if trial.table.exists() else []
@@ -55,8 +55,8 @@ def trial_status(trial: Trial) -> dict[str, Any]:
         if alive:
             status = "running"
         elif last is not None:
-            ended = last["status"] == "stopped"
-            status, reason = ("stopped", last["reason"]) if ended else ("cut off", "no sign of life; run it again")
+            ended = last["status"] in ("stopped", "paused")
+            status, reason = (last["status"], last["reason"]) if ended else ("cut off", "no sign of life; run it again")
     spent = Meter(trial).read()
     return {
         "trial": trial.id,
@@ -128,7 +128,8 @@ def results_table(trials: list[Trial]) -> Table:
         table.add_row(
             trial.id,
             varied_text(varied[trial.id]),
-            f"{last['status']} {last['reason']}".strip(),
+            # Why a race dropped a trial is long, and `status` has it.
+            last["status"] if last["status"] == "raced" else f"{last['status']} {last['reason']}".strip(),
             f"{last['step']}/{last['steps']}",
             f"{last['params_g']:,}",
             f"{last['lr_g']:.3g}",

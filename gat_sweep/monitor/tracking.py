@@ -46,7 +46,7 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 
 PATIENCE_S = 10.0  # after this long a pass ends with its current request, and the next pass continues there
 OUTAGE = (MlflowException, RequestException, OSError)  # of MLflow, of the disk or bucket where the trials lie
-END = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED"}
+END = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED", "raced": "KILLED"}
 
 
 @dataclass

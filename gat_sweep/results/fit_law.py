@@ -27,12 +27,18 @@ class _LawReport:
 
 
 def fit_law_command(
-    source: str | None, metric: str, home: Place, out: Path | None, floor: float | None, verbose: bool
+    source: str | None,
+    metric: str,
+    home: Place,
+    out: Path | None,
+    floor: float | None,
+    verbose: bool,
+    raced: bool = False,
 ) -> tuple[dict[str, Any], str, list[Path]]:
     """Fit, check and draw the laws, and score the run's predictions; return (the JSON, a summary to print, the files).
 
     source: as for open_study; None is the paper's own points. floor: that of the law, if it is known. verbose: of the
-    summary.
+    summary. raced: fit the survivors of a race.
     Raises UserError if there is nothing to fit, or the table has an error.
     """
     from analysis.figures.law import plot_laws
@@ -47,7 +53,7 @@ def fit_law_command(
         opened = open_study(source, home, out, metric)
 
     def scrutinised(table: Table) -> _LawReport:
-        laws = fit_laws(table, floor)
+        laws = fit_laws(table, floor, raced)
         more = paper.remarks(table) if source is None else {}
         if opened.run is not None and metric == "value":
             more["predictions"] = scored(opened.run, laws)

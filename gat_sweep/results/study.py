@@ -7,12 +7,13 @@ go, and MLflow.
 import json
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from analysis.race import read_race
 from analysis.reading import load_table
 from analysis.table import Table
 from gat_sweep.errors import UserError
@@ -47,7 +48,9 @@ def open_study(source: str, home: Place, out: Path | None, metric: str = "value"
     read_run(home, source)
     run = home / source
     here = run / FOLDER if isinstance(run, Path) else Path(f"{source}-{FOLDER}")
-    return Study(loaded_table(_table(run), metric), out or here, run)
+    record = run / "race.json"
+    race = read_race(json.loads(record.read_bytes())) if record.exists() else None
+    return Study(replace(loaded_table(_table(run), metric), race=race), out or here, run)
 
 
 def analyse(

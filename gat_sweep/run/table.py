@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from gat_sweep.files.storage import Place, write
 
-FINISHED = ("done", "diverged")  # a divergence is a result: running it again would only repeat it
+# A divergence is a result: running it again would only repeat it. `raced`: a race dropped it (launch/race.py).
+FINISHED = ("done", "diverged", "raced")
 SCHEMA = pa.schema(
     [
         ("run", pa.string()),
@@ -51,7 +52,7 @@ SCHEMA = pa.schema(
         ("fd_infinity", pa.float64()),  # the value extrapolated to infinitely many samples
         ("fd_infinity_se", pa.float64()),  # its standard error
         ("split_half", pa.float64()),  # distance between two random halves of the real pictures
-        ("status", pa.string()),  # running, done, diverged, failed
+        ("status", pa.string()),  # running, done, diverged, failed, raced
         ("reason", pa.string()),
         ("flags", pa.string()),  # a problem that does not end the trial; null or empty: none
         ("seconds", pa.float64()),  # of training so far, evaluation included

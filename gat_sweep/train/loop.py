@@ -38,7 +38,7 @@ from gat_sweep.train.watch import Watch
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of training: status "done", "diverged", "failed", or "stopped" with everything saved."""
+    """Result of training: status "done", "diverged", "failed", or "stopped" or "paused" with everything saved."""
 
     status: str
     step: int
@@ -50,7 +50,7 @@ class Stopped(Exception):
 
 
 def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] = lambda: "") -> Outcome:
-    """Trains up to the config's number of steps, from the newest checkpoint if there is one.
+    """Trains up to the config's number of steps, or the trial's pause, from the newest checkpoint if there is one.
 
     asked_to_stop: returns why this process must end soon, or "" if it need not; called before every step.
     Under an initialised torch.distributed process group, each rank works on its share of every batch.
@@ -173,6 +173,14 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
                         recorder.close(status, reason)
                     return Outcome(status, step, reason)
                 window_start, window_step = time.perf_counter(), step
+
+            # -------------------------------------------------------- pause?
+            if step == trial.pause:
+                if recorder:
+                    if evaluates:  # the checkpoint above does not know of the evaluation, and would repeat it
+                        recorder.checkpoint(engine.parts(), {"data": dataset.digest, "world": world})
+                    recorder.status("paused", f"waits for the other trials at step {step}, a look of the race")
+                return Outcome("paused", step)
 
             # -------------------------------------------------------- step
             watch.at(step, "data")

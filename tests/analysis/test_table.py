@@ -166,7 +166,7 @@ def test_a_bad_csv_cell_is_named_in_one_line(tmp_path: Path, line: str, message:
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        ("12.5,finished", "status must be one of running, done, diverged, failed, got 'finished'"),
+        ("12.5,finished", "status must be one of running, done, diverged, failed, raced, got 'finished'"),
         ("abc,failed", "value must be a positive number, got 'abc'"),
         (",running", "value must be a positive number, got ''"),
     ],
