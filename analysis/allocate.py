@@ -118,8 +118,10 @@ class Allocation:
             **{name.upper(): value for name, value in coefficients.items() if name.rstrip("12") in ("a", "b")},
             "E": {"estimate": coefficients["floor"], "low": floor[0], "high": floor[1]},
             **{
-                name: {"estimate": coefficients[name], "low": low, "high": high}
-                for name, (low, high) in exponents.items()
+                name: {
+                    "estimate": coefficients[name], "low": low, "high": high, "at_bound": bool(law.at_bound[2 + 2 * j])
+                }
+                for j, (name, (low, high)) in enumerate(exponents.items())
             },
             "size_exponent": growth,
             "epochs_worth": coefficients["epochs_worth"] if law.repeats else None,

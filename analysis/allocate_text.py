@@ -82,7 +82,11 @@ def _law(report: dict[str, Any]) -> Iterator[str]:
     floor = law["E"]
     exponents = [name for name in law if name.startswith(("alpha", "beta"))]
     parts = [f"E = {floor['estimate']:.4g} {_ends(floor, form='.4g')}"]
-    parts += [f"{name} = {law[name]['estimate']:.3f} {_ends(law[name], form='.3f')}" for name in exponents]
+    parts += [
+        f"{name} = {law[name]['estimate']:.3f} {_ends(law[name], form='.3f')}"
+        + (" (at its bound)" if law[name]["at_bound"] else "")
+        for name in exponents
+    ]
     yield f"joint law: {law['law']}, {', '.join(parts)}"
     yield (
         f"  {law['checkpoints']} checkpoints of {law['runs']} runs of {len(report['sizes'])} sizes, 95 %; "
