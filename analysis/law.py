@@ -118,7 +118,9 @@ def fit_curve(
     if count < MIN_SIZES:
         raise ValueError(f"a power law needs at least {MIN_SIZES} sizes, got {count}")
     if np.ptp(np.log(c)) < 1e-9:
-        raise ValueError("a power law needs points at different compute, and all points have the same")
+        raise ValueError(
+            "a power law needs points at different compute, and all points have the same; `allocate` is for such a table"
+        )
     if floor is not None and not 0 <= floor < v.min():
         raise ValueError(f"a floor of {floor:g} is not below the smallest value, {v.min():g}; give a lower one")
     noise = noise or Noise(float(np.log(c).mean()))
