@@ -119,7 +119,7 @@ def fit_curve(
         raise ValueError(f"a power law needs at least {MIN_SIZES} sizes, got {count}")
     if np.ptp(np.log(c)) < 1e-9:
         raise ValueError(
-            "a power law needs points at different compute, and all points have the same; such a table is for `allocate`"
+            "a power law needs points at different compute, and all points have the same; `allocate` is for that"
         )
     if floor is not None and not 0 <= floor < v.min():
         raise ValueError(f"a floor of {floor:g} is not below the smallest value, {v.min():g}; give a lower one")
