@@ -17,12 +17,13 @@ from scipy import special
 from analysis.allocate_text import summary as summary
 from analysis.allocate_text import verdict as verdict
 from analysis.checkpoints import Size, Trajectories, epochs_of, find_checkpoints
-from analysis.fits.joint import EXACT, JointLaw, fit_joint
+from analysis.fits.joint import Ends, JointLaw
+from analysis.fits.joint_fit import EXACT, fit_joint
 from analysis.isoflop import Approach, Parabola, envelope, parabolas, vertices
-from analysis.table import UNIT, Table, better, json_head
+from analysis.table import UNIT, Table, json_head
+from analysis.table import better as best_direction
 
 Array = NDArray[np.float64]
-Ends = tuple[float | None, float | None]
 FAR = 10.0  # times the largest compute of the table: the farthest answer without `far`
 CURVE = 8  # computes at which the frontier is given
 CONVENTIONS = (
@@ -109,8 +110,11 @@ class Allocation:
         law, found = self.law, self.found
         exponents, coefficients = law.exponent_intervals(), law.coefficients()
         floor = law.floor_interval()
-        effects = dict(zip(_effect_names(law), law.effects, strict=True))
         growth = None if found.grid else dict(zip(("estimate", "low", "high"), law.size_exponent(), strict=True))
+        worth = None
+        if law.repeats:
+            ends = law.worth_interval()
+            worth = {"estimate": coefficients["epochs_worth"], "low": ends[0], "high": ends[1]}
         over_law = np.exp(found.data.log_value) / law.predict(found.data.costs, found.data.images)
         sizes = "A1 c_G^-alpha1 + A2 c_D^-alpha2" if found.grid else "A c^-alpha"
         return {
@@ -124,11 +128,11 @@ class Allocation:
                 for j, (name, (low, high)) in enumerate(exponents.items())
             },
             "size_exponent": growth,
-            "epochs_worth": coefficients["epochs_worth"] if law.repeats else None,
+            "epochs_worth": worth,
             "epochs": epochs_of(found, float(found.data.images.max())),
             "repeats": law.repeats,
-            "spread_between_sizes": effects.get("sizes"),
-            "spread_between_runs": effects.get("runs"),
+            "spread_between_sizes": law.size_effect,
+            "spread_between_runs": law.run_effect,
             "spread_of_checkpoints": law.rest,
             "checkpoints": int(self.kept.sum()),
             "runs": len(np.unique(found.data.run)),
@@ -141,16 +145,16 @@ class Allocation:
         }  # fmt: skip
 
 
-def analyse(table: Table, budget: float | None = None, far: bool = False, better_is: str | None = None) -> Allocation:
+def analyse(table: Table, budget: float | None = None, far: bool = False, better: str | None = None) -> Allocation:
     """Find the best size and length at a training compute, from all checkpoints of a table.
 
     budget: GFLOPs; default: the largest compute of the table. far: allow a budget farther than FAR times the largest
-    compute, and a best size beyond those of the table. better_is: `lower`, for a metric whose name does not say it.
+    compute, and a best size beyond those of the table. better: `lower`, for a metric whose name does not say it.
     Raises ValueError, in one line, as find_checkpoints does; for a metric of which a higher value is better; if the
     value does not fall with size or with length; and for an answer that is too far, unless `far`.
     """
     found = find_checkpoints(table)
-    if better(found.measured.metric, better_is) > 0:
+    if best_direction(found.measured.metric, better) > 0:
         raise ValueError(f"the law falls to a floor, and of {found.measured.metric} a higher value is better")
     compute = found.compute
     most = float(compute.max())
@@ -232,7 +236,7 @@ def _at_budget(law: JointLaw, found: Trajectories, budget: float, runs: int) -> 
     return tuple(
         {
             "size": size.cell.label, "width": size.width, "cost": size.cost, "images": float(images[i]),
-            "steps": None if found.unit == "images" and found.batch is None else float(images[i] / (found.batch or 1)),
+            "steps": float(images[i] / (found.batch or 1)),
             "epochs": epochs_of(found, float(images[i])),
             "predicted": float(values[i]), "low": _exp(ends[i])[0], "high": _exp(ends[i])[1],
             "trained": bool(images[i] <= size.images[1] * 1.01),
@@ -262,11 +266,6 @@ def between(sizes: Sequence[Size], cost: float) -> tuple[str | None, str | None]
 def _exp(ends: Ends) -> Ends:
     low, high = (None if end is None else math.exp(end) for end in ends)
     return low, high
-
-
-def _effect_names(law: JointLaw) -> list[str]:
-    names = {id(law.data.size): "sizes", id(law.data.run): "runs"}
-    return [names[id(labels)] for labels in law.data.groups]
 
 
 def _best_json(best: Best, found: Trajectories) -> dict[str, Any]:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from analysis.law_text import prediction_line
+
 LISTED = 3  # checkpoints and trials left out that the text names
 MILLION = 1e6
 
@@ -43,22 +45,13 @@ def summary(report: dict[str, Any]) -> str:
         *_repeats(report),
         *_left_out(report),
     ]
-    lines += [prediction_line(row) for row in report.get("predictions", [])]
+    lines += [
+        prediction_line(row | {"size": f"{row['size']} for {row['steps']:,} steps"})
+        for row in report.get("predictions", [])
+    ]
     if command := report.get("command"):
         lines.append(f"to train it: {command}")
     return "\n".join(lines)
-
-
-def prediction_line(row: dict[str, Any]) -> str:
-    """A prediction at a budget and its score, as one line."""
-    what = f"predicted for {row['size']} at {row['steps']} steps: {row['predicted']:.4g} {_ends(row, form='.4g')}"
-    if not row["intact"]:
-        return f"{what}: the file was changed after it was written; it does not count"
-    if row["value"] is None:
-        return f"{what}, not measured yet"
-    where = "inside" if row["inside"] else "OUTSIDE"
-    when = "" if row["before"] else "; written AFTER the trial began, so it does not count"
-    return f"{what}, measured {row['value']:.4g}: {where}{when}"
 
 
 def _sizes(report: dict[str, Any]) -> Iterator[str]:
@@ -131,18 +124,19 @@ def _repeats(report: dict[str, Any]) -> Iterator[str]:
     yield f"epochs: {best['epochs']:.3g} at the best length, {law['epochs']:.3g} at most in the table"
     if not law["repeats"]:
         yield "  no image is seen often enough to lose worth"
-    elif law["epochs_worth"] is None:
-        yield "  no loss from images seen again was found; the intervals allow for one"
     else:
-        worth = f"{law['epochs_worth']:.3g} more epochs are worth 63 % of as many with new images"
-        yield f"  images seen again lose worth: {worth}"
+        worth = law["epochs_worth"]
+        low, high = (("no loss" if end is None else _number(end)) for end in (worth["low"], worth["high"]))
+        estimate = _number(worth["estimate"]) if math.isfinite(worth["estimate"] or math.inf) else "no loss"
+        yield f"  worth of images seen again: R = {estimate} [{low}, {high}] epochs (Muennighoff et al. 2023)"
 
 
 def _left_out(report: dict[str, Any]) -> Iterator[str]:
     if report["averaged"] is None:
         yield "the table does not say how weights are averaged (train.ema_decay), so no checkpoint counts as too young"
     elif report["young"]:
-        yield f"left out: {report['young']} checkpoints before step {report['averaged']}, too young for the average"
+        before = f"{report['young']} checkpoints before step {report['averaged']}"
+        yield f"left out: {before}, because the running average still holds the beginning"
     for name, rows in (("checkpoint", report["law"]["left_out"]), ("trial", report["excluded"])):
         for row in rows[:LISTED]:
             reason = row.get("reason") or f"{row['over_law']:.2f} times the law of the others"

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from analysis.table import BROKEN, SAME_COMPUTE, Cell, Excluded, Protocol, Row, 
 
 Array = NDArray[np.float64]
 MIN_SIZES, MIN_EACH, MIN_LENGTHS = 5, 3, 3  # sizes of both networks alike, of each network in a grid, and lengths
-ON_A_LINE = 0.95  # correlation of ln c and ln D above which their effects cannot be told apart
+ON_A_LINE = 0.95  # correlation of ln c and ln D above which their effects cannot be separated
 TIME_CONSTANTS = 5  # of the running average, after which less than 1 % of it is from the beginning
 # Config values in which the trials may differ: how long they train, how they are watched, which size and seed.
 APART = {
@@ -70,7 +69,7 @@ def find_checkpoints(table: Table) -> Trajectories:
 
     A trial that is still running, or was stopped, counts as far as it came. One that diverged or failed does not.
     Raises ValueError, in one line, for trials that differ in more or continue others, several protocols or patch
-    sizes, a checkpoint that occurs twice, too few sizes or lengths, and sizes and lengths that go together.
+    sizes, a checkpoint that occurs twice, too few sizes or lengths, and lengths that follow from the sizes.
     """
     excluded = [
         Excluded(t.name, t.cell, t.last.status, t.last.reason or t.last.status)
@@ -122,7 +121,7 @@ def _gathered(
     known = {trial.facts.data_images for trial in by_name.values()}
     if len(known) > 1:
         raise ValueError(f"the trials were trained on data sets of several sizes ({', '.join(map(str, known))} images)")
-    data = Checkpoints(costs, images, np.log([row.value for _, row in kept]), size, run, known.pop())
+    data = Checkpoints(costs, images, np.log([row.value for _, row in kept]), size, run, known.pop() if batch else None)
     sizes = tuple(
         Size(
             cell, tuple(costs[:, size == i].mean(axis=1).tolist()), _width(by_name, kept, cell),
@@ -224,7 +223,7 @@ def _check_spread(found: Trajectories) -> None:
         if abs(r := float(np.corrcoef(np.log(cost), np.log(data.images))[0, 1])) > ON_A_LINE:
             which = "larger sizes were trained for longer" if r > 0 else "larger sizes were trained for less"
             raise ValueError(
-                f"{which} throughout (correlation of ln c and ln D {r:.2f}), so size and length cannot be told apart; "
+                f"{which} throughout (correlation of ln c and ln D {r:.2f}), so their effects cannot be separated; "
                 "train the small ones longer, and evaluate all on the way"
             )
 
@@ -232,7 +231,3 @@ def _check_spread(found: Trajectories) -> None:
 def epochs_of(found: Trajectories, images: float) -> float | None:
     """Return how often the data set was gone through after so many images; None if the table does not say."""
     return images / found.data.data_images if found.data.data_images and found.unit == "images" else None
-
-
-def all_trials(found: Trajectories) -> list[str]:
-    return list(dict.fromkeys(chain(row.trial for row in found.rows)))

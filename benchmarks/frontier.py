@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from analysis.fits.joint import Checkpoints, fit_joint
+from analysis.fits.joint import Checkpoints
+from analysis.fits.joint_fit import fit_joint
 
 MOST = 1e5  # compute to which every size is trained, in units of the smallest size's cost
 SPAN = 30.0  # of costs

@@ -5,43 +5,34 @@ images seen. C = (sum of c_j) D is the training compute, so the law says which s
 how many images (Hoffmann et al. 2022, approach 3; for their c and D, C = 6 N D).
 
 Images seen again are worth less. With U images in the data set, D is replaced by U (1 + R (1 - exp(-(D / U - 1) / R)))
-where D > U (Muennighoff et al. 2023, Eq. 5); 1 / R = 0 is no loss. 1 / R is a parameter of the law if training went
-beyond FEW epochs.
+where D > U (Muennighoff et al. 2023, Eq. 5); 1 / R = 0 means that nothing is lost. 1 / R is a parameter of the law if
+training went beyond FEW epochs.
 
 Checkpoints are not independent: those of a run share its seed, and runs of a size share what the size strays from the
-law. So the law is fitted by generalised least squares of ln value, with the variances of both effects by restricted
-maximum likelihood.
+law. joint_fit.py fits the law with both effects.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import stats
 
 from analysis.fits.descent import (
     COARSE,
     EXPONENTS,
-    FINE,
     FLOOR,
     SMALL,
-    START_EXPONENTS,
     Array,
     Index,
     minimise,
 )
 from analysis.fits.profile import intervals
-from analysis.fits.reml import covariance, effects_of
 from analysis.statistics import CONFIDENCE, ROUNDING
 
 FEW = 4.0  # epochs up to which an image seen again is worth a new one (Muennighoff et al. 2023)
-EXACT = 1e-3  # of ln value: closer to the law than that, a checkpoint is not an outlier
-SAME = 1e-6  # relative difference below which two residual sums are the same optimum
-HEAVY, OUTLIER = 20, 5.0  # rounds of a fit with heavy tails; robust standard deviations
-ROUNDS = 2  # of estimating the variances and fitting again
 NEWTON, FARTHEST = 60, 20.0  # steps to an optimum; ln of the farthest one from the middle of the points
 STIFF = 1e4  # weight of a held value's distance, in units of its variance
 REACH = 5.0  # standard errors, times the quantile, within which the end of an interval is searched
@@ -74,7 +65,7 @@ class Checkpoints:
 
     @property
     def groups(self) -> list[Index]:
-        """Labels of the effects that can be told from the rest: of sizes, and of runs."""
+        """Labels of the effects that can be estimated beside the rest: first of sizes, then of runs."""
         sizes, runs, n = len(np.unique(self.size)), len(np.unique(self.run)), len(self.run)
         return ([self.size] if sizes < n else []) + ([self.run] if sizes < runs < n else [])
 
@@ -294,11 +285,25 @@ class JointLaw:
         value, slopes = self._curve(p, log_costs[:, :, None], log_images[:, None])
         return np.log(value[:, 0]), slopes[:, 0] / value
 
+    @property
+    def size_effect(self) -> float | None:
+        """Standard deviation between sizes; None where no size has two checkpoints."""
+        return self.effects[0] if self.effects else None
+
+    @property
+    def run_effect(self) -> float | None:
+        """Standard deviation between runs of a size; None where no size has two runs of several checkpoints."""
+        return self.effects[1] if len(self.effects) > 1 else None
+
     def new_variance(self, runs: int) -> float:
         """Return the variance of the mean ln value over runs of one new size, about the law."""
-        effects = dict(zip(("size", "run"), self.effects, strict=False)) if len(self.data.groups) > 1 else {}
-        size = effects.get("size", self.effects[0] if self.effects else 0.0)
-        return size**2 + (effects.get("run", 0.0) ** 2 + self.rest**2) / runs
+        size, run = self.size_effect or 0.0, self.run_effect or 0.0
+        return size**2 + (run**2 + self.rest**2) / runs
+
+    def worth_interval(self) -> Ends:
+        """Return the 95 % interval of R, the epochs that images seen again are worth; None: no end."""
+        low, high = self._intervals(self._parameter(len(self.parameters) - 1), 1, 0.0, 1.0)[0]
+        return high and 1 / high, low and 1 / low
 
     @property
     def degrees(self) -> int:
@@ -309,23 +314,17 @@ class JointLaw:
     def quantile(self) -> float:
         return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.degrees))
 
-    @cached_property
-    def _linear(self) -> tuple[Array, Array]:
-        """Residuals [n] and derivatives [n, k], both with variance 1, of the law taken as linear."""
-        value, slopes = self._curve(self.parameters[None], *self._places)
-        error = self.root @ (self.data.log_value - np.log(value[0]))
-        return error, self.root @ (slopes[0] / value[0][:, None])
-
-    @property
-    def _places(self) -> tuple[Array, Array]:
-        return np.log(self.data.costs)[:, None], np.log(self.data.images)[None]
+    def errors(self, p: Array) -> tuple[Array, Array]:
+        """Return residuals of laws p [m, k] at the data, with variance 1, [m, n], and their derivatives [m, n, k]."""
+        value, slopes = self._curve(p, np.log(self.data.costs)[:, None], np.log(self.data.images)[None])
+        return (np.log(value) - self.data.log_value) @ self.root.T, self.root @ (slopes / value[:, :, None])
 
     def _variances(self, gradient: Array, free: Index) -> tuple[Array, Array]:
         """Return the variance of quantities with gradients [m, k]: by the law as it is, and over sizes (a jackknife).
 
         free: parameters that are not held. Both take the law as linear.
         """
-        error, design = self._linear
+        error, design = (part[0] for part in self.errors(self.parameters[None]))
         design, g = design[:, free], gradient[:, free]
         normal = design.T @ design
         moves = []
@@ -378,14 +377,9 @@ class JointLaw:
         self, quantity: Quantity, asked: Index, values: Array, stiff: Array, starts: Array
     ) -> tuple[Array, Array]:
         """Fit laws whose quantity has the given value [m]; return parameters [m, k] and residual sums [m]."""
-        places = self._places
-
-        def errors(p: Array) -> tuple[Array, Array]:
-            value, slopes = self._curve(p, *places)
-            return (np.log(value) - self.data.log_value) @ self.root.T, self.root @ (slopes / value[:, :, None])
 
         def evaluate(p: Array, fits: Index) -> tuple[Array, Array]:
-            error, slopes = errors(p)
+            error, slopes = self.errors(p)
             found, gradient = quantity(p, asked[fits])
             held = stiff[fits] * (found - values[fits])
             return (
@@ -397,91 +391,4 @@ class JointLaw:
         heights = [FLOOR, *range(1, 1 + 2 * self.terms, 2)]
         p[:, heights] = np.maximum(p[:, heights], SMALL * np.exp(self.data.log_value.min()))  # 0 would hardly move
         p, _, _ = minimise(evaluate, p, *self.bounds, COARSE)
-        return p, (errors(p)[0] ** 2).sum(axis=1)
-
-
-def fit_joint(data: Checkpoints) -> tuple[JointLaw, NDArray[np.bool_]]:
-    """Fit a joint law to checkpoints; return it, and which of them it was fitted to [n].
-
-    A checkpoint farther than OUTLIER robust standard deviations from a law with heavy tails (Student's t with 4
-    degrees of freedom: Lange et al. 1989) is left out; nothing is said of it by a law of the others.
-    Raises ValueError for fewer checkpoints than parameters, which leave no degree of freedom.
-    """
-    parameters, n = 2 * len(data.costs) + 4, len(data.log_value)
-    if n <= parameters:
-        raise ValueError(f"a joint law needs {parameters + 1} checkpoints, and this table has {n}")
-    law, starts = _begun(data)
-    law = _fitted(law, starts)
-    for _ in range(HEAVY):
-        stray, spread = _strays(law)
-        weights = 5 / (4 + (stray / spread) ** 2)
-        law = _fitted(replace(law, root=np.diag(np.sqrt(weights))), law.parameters[None])
-    kept = np.abs(stray) <= OUTLIER * spread
-    law, starts = _begun(data.some(kept))
-    law = _fitted(law, starts)
-    for _ in range(ROUNDS):
-        error, slopes = replace(law, root=np.eye(int(kept.sum())))._linear
-        effects, rest = effects_of(error, slopes[:, ~law.at_bound], law.data.groups)
-        rest = max(rest, ROUNDING)
-        root = np.linalg.inv(np.linalg.cholesky(covariance(len(error), effects, law.data.groups, rest)))
-        law = _fitted(replace(law, effects=tuple(effects), rest=rest, root=root), np.vstack([starts, law.parameters]))
-    return law, kept
-
-
-def _begun(data: Checkpoints) -> tuple[JointLaw, Array]:
-    """Return a law that is not fitted yet, and the starts of its fit [s, k]."""
-    logs, n = np.log(np.vstack([data.costs, data.images[None]])), len(data.log_value)
-    law = JointLaw(data, np.zeros(2 * len(logs) + 2), logs.mean(axis=1), (), 1.0, np.eye(n), math.inf, 0, 0, False)
-    return law, _starts(law, logs)
-
-
-def _strays(law: JointLaw) -> tuple[Array, float]:
-    """Return how far ln value of each checkpoint is from the law [n], and a robust standard deviation of that."""
-    stray = law.data.log_value - np.log(law.predict(law.data.costs, law.data.images))
-    return stray, max(float(stats.median_abs_deviation(stray, scale="normal")), EXACT)
-
-
-def _fitted(law: JointLaw, starts: Array) -> JointLaw:
-    """Return the law fitted with its own `root`, from starts [s, k]."""
-    data = law.data
-
-    def evaluate(p: Array, _: Index) -> tuple[Array, Array]:
-        value, slopes = law._curve(p, *law._places)
-        return (np.log(value) - data.log_value) @ law.root.T, law.root @ (slopes / value[:, :, None])
-
-    p, rss, ended = minimise(evaluate, starts, *law.bounds, FINE)
-    best = int(rss.argmin())
-    agreeing = int((rss <= rss[best] * (1 + SAME) + len(data.log_value) * 1e-9).sum())
-    return replace(
-        law,
-        parameters=p[best],
-        rss=float(rss[best]),
-        starts=len(starts),
-        agreeing=agreeing,
-        converged=bool(ended[best]),
-    )
-
-
-def _starts(law: JointLaw, logs: Array) -> Array:
-    """Return starts [s, k]: the best exponents on a grid, each low or high; the law is linear in the rest.
-
-    The heights are not below 0 (non-negative least squares), with residuals relative to the values.
-    """
-    value = np.exp(law.data.log_value)
-    grids = np.stack(np.meshgrid(*[START_EXPONENTS] * law.terms, indexing="ij")).reshape(law.terms, -1).T
-    middle = START_EXPONENTS[len(START_EXPONENTS) // 2]
-    best: dict[tuple[bool, ...], tuple[float, Array]] = {}
-    for exponents in grids:
-        powers = np.exp(-exponents[:, None] * (logs - law.centre[:, None]))
-        heights, left = optimize.nnls(np.vstack([np.ones_like(value), powers]).T / value[:, None], np.ones_like(value))
-        corner = tuple((exponents < middle).tolist())
-        if corner not in best or left < best[corner][0]:
-            heights = np.maximum(heights, SMALL * value.min())
-            pairs = np.stack([heights[1:], exponents], axis=1).ravel()
-            best[corner] = (left, np.array([heights[0], *pairs, 0.0]))
-    starts = np.array([start for _, start in best.values()])
-    if law.repeats:
-        lossy = starts.copy()
-        lossy[:, -1] = 0.05  # R of 20 epochs
-        starts = np.vstack([starts, lossy])
-    return starts
+        return p, (self.errors(p)[0] ** 2).sum(axis=1)

@@ -51,7 +51,7 @@ def allocate_command(
     configs = {trial.id: trial.config for trial in run_trials(home, study.name)} if study.run is not None else {}
 
     def analysed(table: Table) -> _Report:
-        ask = partial(analyse, table, far=far, better_is=better)
+        ask = partial(analyse, table, far=far, better=better)
         more: dict[str, Any] = {}
         if gpu_hours is None:
             found = ask(budget)

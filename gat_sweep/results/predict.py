@@ -9,6 +9,7 @@ file is proof, because both can be changed. For proof, publish the digest; in ML
 
 import hashlib
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,6 +29,7 @@ from gat_sweep.run.record import run_trials
 from gat_sweep.version import source_commit
 
 FOLDER = "predictions"
+AT_BUDGET = "budget-"  # how the files of results/predict_budget.py begin
 LAW = (
     "a",
     "log10_a",
@@ -40,6 +42,9 @@ LAW = (
     "sizes",
     "chosen",
 )  # of the law, in the file
+
+
+SHOWN = ("size", "gflops", "predicted", "low", "high", "written", "digest")  # of every prediction, beside its score
 
 
 def predict_command(
@@ -154,6 +159,29 @@ def digest(prediction: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
+def read_predictions(run: Place, at_budget: bool) -> Iterator[tuple[Place, dict[str, Any], bool]]:
+    """Yield a run's predictions of sizes, or those at budgets: file, prediction, and whether its digest matches.
+
+    Raises UserError for a file that is not a prediction.
+    """
+    for file in children(run / FOLDER):
+        if not file.name.endswith(".json") or file.name.startswith(AT_BUDGET) != at_budget:
+            continue
+        try:
+            prediction = json.loads(file.read_bytes())
+            intact = digest(prediction) == prediction["digest"]
+            if missing := {*SHOWN, "trials"} - prediction.keys():
+                raise KeyError(missing)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(f"{file} is not a prediction; delete it, or copy it again") from None
+        yield file, prediction, intact
+
+
+def written_before(prediction: dict[str, Any], started: list[float]) -> bool:
+    """Whether a prediction was written before any of its trials began; started: seconds since 1970."""
+    return not started or datetime.fromisoformat(prediction["written"]).timestamp() <= min(started)
+
+
 def scored(run: Place, laws: Laws) -> list[dict[str, Any]]:
     """Compare a run's predictions with the laws' points; return them in the order of writing.
 
@@ -161,15 +189,7 @@ def scored(run: Place, laws: Laws) -> list[dict[str, Any]]:
     value, inside, inside_seeds, ratio: None until the size is complete.
     """
     found = []
-    for file in children(run / FOLDER):
-        if not file.name.endswith(".json") or file.name.startswith("budget-"):  # those are scored by `allocate`
-            continue
-        try:
-            prediction = json.loads(file.read_bytes())
-            intact = digest(prediction) == prediction["digest"]
-            row = {key: prediction[key] for key in _SHOWN}
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{file} is not a prediction; delete it, or copy it again") from None
+    for file, prediction, intact in read_predictions(run, at_budget=False):
         point = _point_of(prediction, laws)
         same = point is not None and all(
             prediction[key] == getattr(laws.measured, key) for key in ("metric", "n", "reference", "protocol")
@@ -177,18 +197,18 @@ def scored(run: Place, laws: Laws) -> list[dict[str, Any]]:
         started = [time for trial in prediction["trials"] if (time := began(run, trial)) is not None]
         value = point.value if point is not None and same and intact else None
         found.append(
-            row
+            {key: prediction[key] for key in (*SHOWN, "seeds_low", "seeds_high", "law")}
             | {
                 "file": file.name,
                 "intact": intact,
                 "began": datetime.fromtimestamp(min(started), UTC).isoformat(timespec="seconds") if started else None,
-                "before": not started or datetime.fromisoformat(prediction["written"]).timestamp() <= min(started),
+                "before": written_before(prediction, started),
                 "value": value,
                 "ratio": value and value / prediction["predicted"],
-                "inside": value and _within(value, prediction["low"], prediction["high"]),
+                "inside": value and within(value, prediction["low"], prediction["high"]),
                 "inside_seeds": value
                 and prediction["seeds_low"]
-                and _within(value, prediction["seeds_low"], prediction["seeds_high"]),
+                and within(value, prediction["seeds_low"], prediction["seeds_high"]),
             }
         )
     return sorted(found, key=lambda row: row["written"])
@@ -200,10 +220,7 @@ def _point_of(prediction: dict[str, Any], laws: Laws) -> Point | None:
     return next((point for point in points if set(point.trials) & set(prediction["trials"])), None)
 
 
-_SHOWN = ("size", "written", "digest", "predicted", "low", "high", "seeds_low", "seeds_high", "gflops", "law")
-
-
-def _within(value: float, low: float | None, high: float | None) -> bool:
+def within(value: float, low: float | None, high: float | None) -> bool:
     return (low is None or low <= value) and (high is None or value <= high)
 
 

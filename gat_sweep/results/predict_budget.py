@@ -4,10 +4,11 @@
 
 `predict --budget` writes down the best size and length at a compute by the joint law, and what a run of the recommended
 size reaches there. `allocate` scores it when trials of that size and length are complete, in whichever run of the home
-they are. Like every prediction it is no proof by itself (results/predict.py).
+they are. Like every prediction it is not a proof by itself (results/predict.py).
 """
 
 import json
+import shlex
 from datetime import UTC, datetime
 from statistics import geometric_mean
 from typing import Any
@@ -19,18 +20,25 @@ from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
 from gat_sweep.recipe import flatten, load_recipe, resolve
-from gat_sweep.results.predict import FOLDER, began, digest
+from gat_sweep.results.predict import (
+    AT_BUDGET,
+    FOLDER,
+    SHOWN,
+    began,
+    digest,
+    read_predictions,
+    within,
+    written_before,
+)
 from gat_sweep.results.study import Study
 from gat_sweep.run.record import run_trials
 from gat_sweep.run.table import read_rows
 from gat_sweep.sweep import trial_id
 from gat_sweep.version import source_commit
 
-PREFIX = "budget-"  # of the files
 ONE = "one"  # the sweep file of one size
 # Config values that the sweep file and the options of the command line give.
 GIVEN = {"seed", "model.generator", "model.discriminator", "train.steps", "train.eval_at"}
-SHOWN = ("size", "steps", "gflops", "seeds", "predicted", "low", "high", "written", "digest")  # beside a score
 REPORTED = ("unit_of_length", "confidence", "budget", "at_budget", "law", "approaches", "apart")  # of the answer
 SAME = ("metric", "n", "reference", "protocol")  # how a value was measured
 
@@ -71,7 +79,7 @@ def predict_budget(study: Study, budget: float, home: Place, far: bool = False) 
         }
     )
     prediction["digest"] = digest(prediction)
-    place = study.run / FOLDER / f"{PREFIX}{prediction['digest'][:12]}.json"
+    place = study.run / FOLDER / f"{AT_BUDGET}{prediction['digest'][:12]}.json"
     write(place, json.dumps(prediction, indent=1, allow_nan=False).encode())
     return prediction, place
 
@@ -97,30 +105,22 @@ def scored(run: Place, home: Place) -> list[dict[str, Any]]:
     the home. value: geometric mean over the seeds, None until all are measured at the predicted step in the same way.
     """
     found = []
-    for file in children(run / FOLDER):
-        if not (file.name.startswith(PREFIX) and file.name.endswith(".json")):
-            continue
-        try:
-            prediction = json.loads(file.read_bytes())
-            intact = digest(prediction) == prediction["digest"]
-            row = {key: prediction[key] for key in SHOWN}
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{file} is not a prediction; delete it, or copy it again") from None
+    for file, prediction, intact in read_predictions(run, at_budget=True):
         values = [_value(prediction, trial, home) for trial in prediction["trials"]]
         complete = [value for value in values if value is not None]
         value = geometric_mean(complete) if intact and len(complete) == len(values) else None
         starts = [began(other, trial) for other in _runs(home) for trial in prediction["trials"]]
         started = [time for time in starts if time is not None]
-        low, high = prediction["low"], prediction["high"]
         found.append(
-            row
+            {key: prediction[key] for key in (*SHOWN, "steps", "seeds")}
             | {
                 "file": file.name,
                 "intact": intact,
-                "before": not started or datetime.fromisoformat(prediction["written"]).timestamp() <= min(started),
+                "before": written_before(prediction, started),
                 "value": value,
                 "ratio": value and value / prediction["predicted"],
-                "inside": value and (low is None or low <= value) and (high is None or value <= high),
+                "inside": value and within(value, prediction["low"], prediction["high"]),
+                "inside_seeds": None,
             }
         )
     return sorted(found, key=lambda row: (row["written"], row["file"]))
@@ -147,11 +147,13 @@ def command_text(found: Allocation, configs: dict[str, TrialConfig]) -> str:
     usual = flatten(resolve(load_recipe(config.recipe)).model_dump(mode="json"))
     own = flatten(config.model_dump(mode="json"))
     changed = [key for key in own if usual.get(key) != own[key] and key not in GIVEN]
-    keys = [key for key in changed if not key.startswith(("ladder.", "start"))]
-    settings = {key: own[key] for key in ("model.generator", "model.discriminator", "train.steps", *keys)}
+    settings = {key: own[key] for key in ("model.generator", "model.discriminator", "train.steps", *changed)}
     seeds = ",".join(str(trial.seed) for trial in trials)
-    words = ["gat-sweep run", ONE, "--recipe", config.recipe, "--seeds", seeds]
-    return " ".join([*words, *(f"--set {key}={value}" for key, value in settings.items())])
+    words = ["gat-sweep", "run", ONE, "--recipe", config.recipe, "--seeds", seeds]
+    for key, value in settings.items():
+        text = value if isinstance(value, str) else json.dumps(value)  # JSON is YAML, which --set reads
+        words += ["--set", f"{key}={text}"]
+    return shlex.join(words)
 
 
 def _runs(home: Place) -> list[Place]:

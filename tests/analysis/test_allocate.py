@@ -12,7 +12,7 @@ from helpers.frontier import COSTS, MOST, frontier_rows, law, write_rows
 from analysis.allocate import Allocation, analyse, summary, verdict
 from analysis.checkpoints import find_checkpoints
 from analysis.figures.allocate import plot
-from analysis.fits.joint import fit_joint
+from analysis.fits.joint_fit import fit_joint
 from analysis.isoflop import envelope, parabola, parabolas, vertices
 from analysis.reading import load_table
 
@@ -189,7 +189,7 @@ def test_the_words_say_size_length_value_and_what_else_costs_the_same(found: All
     assert first.startswith("At 1.8e+03 GFLOPs: width ") and "(between w" in first and "images, fd_x " in first
     assert "w32/2 for 2,344 steps costs the same: a run is predicted at" in text
     assert "lower envelope" in text and "isoFLOP parabolas" in text and "apart by a factor of" in text
-    assert "no image is seen often enough" in text and "too young for the average" in text
+    assert "no image is seen often enough" in text and "the running average still holds the beginning" in text
     assert report["at_budget"][-1]["steps"] == pytest.approx(2 * MOST / COSTS[-1] / 64)
     assert report["recommended"] in {row["size"] for row in report["at_budget"]}
 
@@ -198,10 +198,36 @@ def test_epochs_are_said_and_the_worth_of_images_seen_again(tmp_path: Path) -> N
     rows = [row | {"data_images": 2_000} for row in frontier_rows()]
     report = analysed(tmp_path, rows).to_json()
     assert report["law"]["repeats"] and report["law"]["epochs"] == pytest.approx(MOST / COSTS[0] / 2_000, rel=0.01)
-    assert "epochs: " in summary(report) and ("lose worth" in summary(report) or "no loss" in summary(report))
+    assert "epochs: " in summary(report) and "worth of images seen again: R = " in summary(report)
 
 
 def test_the_figure_is_drawn_and_equal_input_gives_equal_bytes(found: Allocation, tmp_path: Path) -> None:
     one, two = plot(found, tmp_path / "one"), plot(found, tmp_path / "two")
     assert [path.suffix for path in one] == [".svg", ".png"]
     assert [a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True)] == [True, True]
+
+
+def test_a_grid_of_sizes_has_a_best_split_at_every_compute(tmp_path: Path) -> None:
+    rows = []
+    for i, g in enumerate((1e-3, 3e-3, 9e-3)):
+        for j, d in enumerate((4e-3, 12e-3, 36e-3)):
+            for k in range(4):
+                step = round(300 / (g + d) / 64 / 1.6**k)
+                value = 10 + 40 * (g / 3e-3) ** -0.6 + 40 * (d / 12e-3) ** -0.4 + 40 * (step * 64 / 2e4) ** -0.5
+                rows.append(
+                    {
+                        "trial": f"{i}-{j}", "generator_size": "SBL"[i], "discriminator_size": "SBL"[j], "step": step,
+                        "flops": (g + d) * 2e9 * 64 * step, "images": 64 * step, "metric": "fd_x", "value": value,
+                        "flops_per_image": f'{{"g_forward": {g * 2e9}, "d_forward": {d * 2e9}}}',
+                    }
+                )  # fmt: skip
+    found = analysed(tmp_path, rows, budget=300)
+    report = found.to_json()
+    assert report["law"]["alpha1"]["estimate"] == pytest.approx(0.6, rel=0.05)
+    assert report["law"]["alpha2"]["estimate"] == pytest.approx(0.4, rel=0.05)
+    shares = np.linspace(0.01, 0.99, 981)
+    costs = found.budget.cost * np.stack([shares, 1 - shares])
+    values = found.law.predict(costs, np.full(len(shares), found.budget.images))
+    assert found.budget.share == pytest.approx(shares[values.argmin()], abs=0.002)
+    assert "of it for G" in verdict(report) and "between" not in verdict(report)
+    assert [path.suffix for path in plot(found, tmp_path / "grid")] == [".svg", ".png"]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from analysis.fits.joint import Checkpoints, JointLaw, fit_joint
+from analysis.fits.joint import Checkpoints, JointLaw
+from analysis.fits.joint_fit import fit_joint
 from analysis.fits.reml import covariance, effects_of
 
 COSTS = np.geomspace(1, 40, 7)
@@ -129,8 +130,7 @@ def test_the_end_of_an_interval_is_where_no_law_fits_well_enough() -> None:
         p = np.append(free, 0.0)[None]  # no image loses worth here
         v = law._optimum(p, log_compute)
         best = law._curve(p, v[:, :, None], (log_compute - v[0])[:, None])[0][0, 0]
-        value = law._curve(p, *law._places)[0][0]
-        return np.append(law.root @ (law.data.log_value - np.log(value)), 1e3 * (np.log(best) - end))
+        return np.append(law.errors(p)[0][0], 1e3 * (np.log(best) - end))
 
     (floor, ceiling), start = law.bounds, law.parameters[:-1]
     sums = []
