@@ -65,11 +65,22 @@ class Trajectories:
 
 
 def find_checkpoints(table: Table) -> Trajectories:
+    """Return the checkpoints of a table, if they can show what size and length do.
+
+    Raises ValueError, in one line, as read_checkpoints does, and for too few sizes or lengths, and lengths that follow
+    from the sizes.
+    """
+    found = read_checkpoints(table)
+    _check_spread(found)
+    return found
+
+
+def read_checkpoints(table: Table) -> Trajectories:
     """Return the checkpoints of a table whose trials differ in size, seed and length alone.
 
     A trial that is still running, or was stopped, counts as far as it came. One that diverged or failed does not.
     Raises ValueError, in one line, for trials that differ in more or continue others, several protocols or patch
-    sizes, a checkpoint that occurs twice, too few sizes or lengths, and lengths that follow from the sizes.
+    sizes, a checkpoint that occurs twice, and if there is none.
     """
     excluded = [
         Excluded(t.name, t.cell, t.last.status, t.last.reason or t.last.status)
@@ -130,12 +141,10 @@ def _gathered(
         )
         for i, cell in enumerate(cells)
     )  # fmt: skip
-    found = Trajectories(
+    return Trajectories(
         measured, data, tuple(row for _, row in kept), sizes, "steps" if batch is None else "images", batch, young,
         averaged, tuple(excluded),
     )  # fmt: skip
-    _check_spread(found)
-    return found
 
 
 def _check_alike(trials: Sequence[Trial]) -> None:

@@ -9,6 +9,7 @@ from gat_sweep.commands import (
     analyse,
     bench,
     coord_check,
+    design,
     doctor,
     encode,
     evaluate,
@@ -34,7 +35,7 @@ from gat_sweep.commands import (
 from gat_sweep.errors import UserError
 
 GROUPS: dict[str, list[click.Command]] = {
-    "Sweep": [plan.plan, doctor.doctor, run.run, train.train],
+    "Sweep": [design.design, plan.plan, doctor.doctor, run.run, train.train],
     "Watch": [status.status, logs.logs, stop.stop, ui.ui],
     "Results": [fit_law.fit_law, predict.predict, allocate.allocate, *analyse.COMMANDS, report.report],
     "Networks": [

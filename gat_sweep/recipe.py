@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from importlib.resources import files
@@ -12,7 +12,7 @@ from typing import Any, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from gat_sweep.compute import step_flops
-from gat_sweep.config import Size, Teacher, TrialConfig
+from gat_sweep.config import Size, Teacher, Train, TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_config
 from gat_sweep.files.yamlfile import Lines, read_yaml
@@ -151,6 +151,14 @@ def check_key(dotted: str, where: str = "--set") -> None:
         raise UserError(f"{where}: unknown key '{dotted}'; {nearest(dotted, known)}")
 
 
+def changed_settings(config: TrialConfig, left_out: Collection[str]) -> dict[str, str]:
+    """What `--set` needs to make a config from its recipe, as text by key, without the keys that are left out."""
+    usual, own = (flatten(c.model_dump(mode="json")) for c in (resolve(load_recipe(config.recipe)), config))
+    changed = {key: value for key, value in own.items() if usual.get(key) != value and key not in left_out}
+    # JSON is YAML, which --set reads.
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in changed.items()}
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Values by dotted key, from nested mappings."""
     flat: dict[str, Any] = {}
@@ -247,8 +255,13 @@ def _spread(asked: Mapping[str, Any], config: TrialConfig) -> tuple[int, ...]:
         raise UserError(
             f"train.eval_at: expected a list of steps, or {{ratio: R}} with R at least {SMALLEST}; got {dict(asked)}"
         )
+    return spread_evenly(config.train, config.train.steps, ratio)
+
+
+def spread_evenly(train: Train, steps: int, ratio: float) -> tuple[int, ...]:
+    """The last step, divided by the ratio again and again, until the average has not forgotten the beginning."""
     found: list[int] = []
-    while (step := round(config.train.steps / ratio ** len(found))) >= config.train.averaged or not found:
+    while (step := round(steps / ratio ** len(found))) >= train.averaged or not found:
         found.append(step)
     return tuple(sorted(found))
 

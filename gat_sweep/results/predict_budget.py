@@ -19,7 +19,7 @@ from analysis.table import strict_json
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
-from gat_sweep.recipe import flatten, load_recipe, resolve
+from gat_sweep.recipe import changed_settings
 from gat_sweep.results.predict import (
     AT_BUDGET,
     FOLDER,
@@ -33,12 +33,12 @@ from gat_sweep.results.predict import (
 from gat_sweep.results.study import Study
 from gat_sweep.run.record import run_trials
 from gat_sweep.run.table import read_rows
-from gat_sweep.sweep import trial_id
+from gat_sweep.sweep import NETWORKS, trial_id
 from gat_sweep.version import source_commit
 
 ONE = "one"  # the sweep file of one size
 # Config values that the sweep file and the options of the command line give.
-GIVEN = {"seed", "model.generator", "model.discriminator", "train.steps", "train.eval_at"}
+GIVEN = {"seed", "train.steps", "train.eval_at", *NETWORKS}
 REPORTED = ("unit_of_length", "confidence", "budget", "at_budget", "law", "approaches", "apart")  # of the answer
 SAME = ("metric", "n", "reference", "protocol")  # how a value was measured
 
@@ -144,14 +144,11 @@ def command_text(found: Allocation, configs: dict[str, TrialConfig]) -> str:
     """The command that trains the recommended size for the budget."""
     trials = new_trials(found, configs)
     config = trials[0]
-    usual = flatten(resolve(load_recipe(config.recipe)).model_dump(mode="json"))
-    own = flatten(config.model_dump(mode="json"))
-    changed = [key for key in own if usual.get(key) != own[key] and key not in GIVEN]
-    settings = {key: own[key] for key in ("model.generator", "model.discriminator", "train.steps", *changed)}
+    size = {key: getattr(config.model, key.partition(".")[2]) for key in NETWORKS}
+    settings = {**size, "train.steps": str(config.train.steps), **changed_settings(config, GIVEN)}
     seeds = ",".join(str(trial.seed) for trial in trials)
     words = ["gat-sweep", "run", ONE, "--recipe", config.recipe, "--seeds", seeds]
-    for key, value in settings.items():
-        text = value if isinstance(value, str) else json.dumps(value)  # JSON is YAML, which --set reads
+    for key, text in settings.items():
         words += ["--set", f"{key}={text}"]
     return shlex.join(words)
 
