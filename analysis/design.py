@@ -76,6 +76,7 @@ class Design:
     laws: tuple[dict[str, Any], ...]  # those averaged over, and those rejected
     noise: dict[str, Any]
     known: Known | None  # what is there already
+    before: float | None  # the error with the runs that are there alone; None without any that count
 
     def cells(self, choice: Choice) -> list[dict[str, Any]]:
         """Return the runs of a design, one row per size."""
@@ -114,6 +115,7 @@ class Design:
                 "curve": [{"budget": budget, "error": error} for budget, error in self.curve],
                 "laws": list(self.laws),
                 "noise": self.noise,
+                "before": self.before,
                 "known": self.known and self.known.to_json(self.goal),
             }
         )
@@ -135,6 +137,8 @@ def choose(goal: Goal, candidates: Sequence[Candidate], budget: float, known: Kn
             f"{search.cheapest():.5g}; give at least that"
         )
     best = _simplest(by_sizes)
+    nothing = np.zeros((1, len(candidates)), dtype=np.intp)
+    before = float(np.sqrt(np.mean([s.squared_error(nothing, 1)[0] for s in found.scenarios]))) if trained else None
     near = [count for count in search.counts() if abs(count - best.sizes) <= 1]
     curve = []
     for times in TIMES:
@@ -142,7 +146,7 @@ def choose(goal: Goal, candidates: Sequence[Candidate], budget: float, known: Kn
         curve += [(times * budget, _simplest(there).error)] if there else []
     return Design(
         goal, tuple(candidates), budget, best, tuple(by_sizes), search.plain(budget), tuple(curve), found.laws,
-        found.noise, known,
+        found.noise, known, before,
     )  # fmt: skip
 
 

@@ -85,9 +85,12 @@ def _known(report: dict[str, Any]) -> Iterator[str]:
         yield f"spread in ln value: {', '.join(texts)}"
     if known:
         counting = known["runs_that_count"]
-        yield f"{known['runs']} runs of {', '.join(known['sizes'])} tell the laws and the noise; " + (
-            f"{counting} of them count beside the new ones" if counting else "none of them counts beside the new ones"
-        )
+        text = f"{known['runs']} runs of {', '.join(known['sizes'])} tell the laws and the noise; "
+        if counting:
+            alone = _error(report["before"], report["goal"])
+            yield f"{text}{counting} of them count beside the new ones, and alone have an error of {alone}"
+        else:
+            yield f"{text}none of them counts beside the new ones"
 
 
 def _error(error: float, goal: dict[str, Any]) -> str:

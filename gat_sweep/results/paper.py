@@ -35,7 +35,7 @@ REMARK = (
 def write_table(path: Path, count: str) -> None:
     """Write the published points as a CSV with the run table's columns; count: one of the ways above to count C."""
     recipe = load_recipe("imagenet256")
-    columns = ["trial", "generator_size", "step", "steps", "flops", "g_forward_flops", "metric", "value", "n"]
+    columns = ["trial", "generator_size", "step", "steps", "flops", "images", "g_forward_flops", "metric", "value", "n"]
     last = {size: max(step for s, step in FID_50K if s == size) for size, _ in FID_50K}
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
@@ -45,7 +45,8 @@ def write_table(path: Path, count: str) -> None:
             info = model_info(config)
             g, d = info["g_forward_flops"], info["d_forward_flops"]
             image = {FORWARDS: 3 * g + 15 * d, RECOMPUTED: 5 * g + 20 * d, ITEMISED: info["iteration_flops_total"]}
-            row = [f"GAT-{size}/2", size, step, last[size], float(image[count]) * config.train.batch * step, g]
+            images = config.train.batch * step
+            row = [f"GAT-{size}/2", size, step, last[size], float(image[count]) * images, images, g]
             writer.writerow(dict(zip(columns, [*row, "fid", fid, 50_000], strict=True)))
 
 
