@@ -24,6 +24,7 @@ LOST = {"exponent": 2, "predict": 2, "allocate": 1}  # degrees of freedom: sizes
 HALF_WIDTH = {"exponent": 0.08, "predict": math.log(1.5), "allocate": math.log(2), "rates": math.log(2)}
 SEEDS = 8  # the most seeds that are tried
 FEW = 10  # sizes up to which every choice of them is tried, if they train for one length
+NEAR = 3  # numbers of sizes that are searched at other budgets: about that of the best design
 BEGINS = 3  # designs from which the search goes on
 TIMES = (0.25, 0.5, 1.0, 2.0, 4.0)  # budgets of the curve, in units of the one that was asked
 AS_GOOD = 1.02  # times the least score: designs that are about as good
@@ -121,16 +122,26 @@ class Design:
         )
 
 
-def choose(goal: Goal, candidates: Sequence[Candidate], budget: float, known: Known | None = None) -> Design:
+def choose(
+    goal: Goal,
+    candidates: Sequence[Candidate],
+    budget: float,
+    known: Known | None = None,
+    searched: Callable[[int, int], None] = lambda done, total: None,
+) -> Design:
     """Find the design with the smallest error at a goal for a budget, in the unit of the options' prices.
 
-    known: what data say already; default: nothing.
+    known: what data say already; default: nothing. searched: gets how many searches are done, of how many.
     Raises ValueError, in one line, if the budget does not pay for the fewest sizes with one seed.
     """
     found = scenarios(goal, candidates, known)
     trained = {i for i, c in enumerate(candidates) if known is not None and known.counts(goal, c.label)}
     search = _Search(goal, candidates, found.scenarios, frozenset(trained))
-    by_sizes = [choice for count in search.counts() if (choice := search.best(budget, count)) is not None]
+    counts, by_sizes = search.counts(), list[Choice]()
+    total = len(counts) + NEAR * (len(TIMES) - 1)
+    for done, count in enumerate(counts):
+        by_sizes += [choice] if (choice := search.best(budget, count)) is not None else []
+        searched(done + 1, total)
     if not by_sizes:
         raise ValueError(
             f"the budget of {budget:.5g} is too small: {LEAST[goal.name]} sizes with one seed cost "
@@ -139,11 +150,12 @@ def choose(goal: Goal, candidates: Sequence[Candidate], budget: float, known: Kn
     best = _simplest(by_sizes)
     nothing = np.zeros((1, len(candidates)), dtype=np.intp)
     before = float(np.sqrt(np.mean([s.squared_error(nothing, 1)[0] for s in found.scenarios]))) if trained else None
-    near = [count for count in search.counts() if abs(count - best.sizes) <= 1]
+    near = [count for count in counts if abs(count - best.sizes) <= NEAR // 2]
     curve = []
-    for times in TIMES:
-        there = [c for count in near if (c := search.best(times * budget, count))] if times != 1 else [best]
+    for number, times in enumerate(TIMES):
+        there = [best] if times == 1 else [c for count in near if (c := search.best(times * budget, count))]
         curve += [(times * budget, _simplest(there).error)] if there else []
+        searched(min(len(counts) + NEAR * (number + 1), total), total)
     return Design(
         goal, tuple(candidates), budget, best, tuple(by_sizes), search.plain(budget), tuple(curve), found.laws,
         found.noise, known, before,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gat_sweep.commands.options import (
+    Finite,
     better_option,
     folder_option,
     home_option,
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.option(
     "--budget",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     help="Training compute of the run, in GFLOPs (multiply-adds / 1e9); default: the largest of the table.",
 )
 @click.option(
     "--gpu-hours",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     help="The budget as hours of one GPU, at the speed of this run's trials.",
 )
 @click.option("--far", is_flag=True, help="Allow answers far beyond the table: its computes and its sizes.")

@@ -7,6 +7,7 @@ import click
 
 from gat_sweep.commands.options import (
     DEFAULT_RECIPE,
+    Finite,
     device_option,
     home_option,
     json_option,
@@ -27,20 +28,16 @@ if TYPE_CHECKING:
 @click.option(
     "--goal", required=True, metavar="GOAL", help="exponent, predict:SIZE, allocate or rates: what is to be found out."
 )
-@click.option(
-    "--budget", type=click.FloatRange(0, min_open=True), help="Compute of the runs, in GFLOPs (multiply-adds / 1e9)."
-)
-@click.option("--hours", type=click.FloatRange(0, min_open=True), help="The budget as hours of one worker.")
+@click.option("--budget", type=Finite(0, min_open=True), help="Compute of the runs, in GFLOPs (multiply-adds / 1e9).")
+@click.option("--hours", type=Finite(0, min_open=True), help="The budget as hours of one worker.")
 @click.option("--at", metavar="SIZE", help="The size that the goal is about; default: XL, else the largest one.")
-@click.option("--half-width", type=click.FloatRange(0, min_open=True), help="Half-width whose chance is given.")
+@click.option("--half-width", type=Finite(0, min_open=True), help="Half-width whose chance is given.")
 @click.option("--recipe", help=f"Data set and scale; default: that of the run SOURCE, else {DEFAULT_RECIPE}.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a config value.")
 @click.option("--calibrate", is_flag=True, help="With --hours: from a few steps and samples timed here.")
 @device_option
-@click.option("--mfu", type=click.FloatRange(0, 1, min_open=True), help="With --hours: at this share of --peak-tflops.")
-@click.option(
-    "--peak-tflops", type=click.FloatRange(0, min_open=True), help="Peak of one worker, in the trial's precision."
-)
+@click.option("--mfu", type=Finite(0, 1, min_open=True), help="With --hours: at this share of --peak-tflops.")
+@click.option("--peak-tflops", type=Finite(0, min_open=True), help="Peak of one worker, in the trial's precision.")
 @home_option
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: design-<goal>.")
 @json_option
@@ -96,5 +93,5 @@ def design(
 
     config = None if of_run else make_config(recipe or DEFAULT_RECIPE, "paper", settings)
     asked = Asked(goal, budget or hours or 0.0, at, half_width, rates if hours else None)
-    report, text, files = design_command(source, config, home, out, asked)
+    report, text, files = design_command(source, config, home, out, asked, say)
     print_report(report, text, files, as_json)

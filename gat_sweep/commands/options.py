@@ -1,6 +1,7 @@
 """Options that several commands share, and functions that print results."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,16 @@ if TYPE_CHECKING:  # spares --help the import of pydantic and pyarrow, half a se
     from gat_sweep.sweep import Sweep
 
 DEFAULT_RECIPE = "imagenet256"
+
+
+class Finite(click.FloatRange):
+    """A range of numbers without those that are not finite, which every comparison lets through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 def _home(context: click.Context, option: click.Parameter, text: str) -> "Place":
@@ -154,7 +165,7 @@ better_option = click.option(
 )
 floor_option = click.option(
     "--floor",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     help="Floor of the law that is known from elsewhere, such as the tokenizer's own distance; 0: there is none.",
 )
 

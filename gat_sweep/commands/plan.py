@@ -6,6 +6,7 @@ import click
 from rich.table import Table
 
 from gat_sweep.commands.options import (
+    Finite,
     console,
     device_option,
     json_option,
@@ -94,13 +95,9 @@ def plan_table(plan: dict[str, Any]) -> Table:
 @sweep_options
 @click.option("--calibrate", is_flag=True, help="Estimate hours from a few steps and samples timed here.")
 @device_option
-@click.option(
-    "--mfu", type=click.FloatRange(0, 1, min_open=True), help="Estimate hours at this share of --peak-tflops."
-)
-@click.option(
-    "--peak-tflops", type=click.FloatRange(0, min_open=True), help="Peak of one worker, in the trial's precision."
-)
-@click.option("--price", type=click.FloatRange(0), help="Price of one worker for an hour, in any currency.")
+@click.option("--mfu", type=Finite(0, 1, min_open=True), help="Estimate hours at this share of --peak-tflops.")
+@click.option("--peak-tflops", type=Finite(0, min_open=True), help="Peak of one worker, in the trial's precision.")
+@click.option("--price", type=Finite(0), help="Price of one worker for an hour, in any currency.")
 @json_option
 def plan(
     sweep: str,

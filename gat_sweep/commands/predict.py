@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gat_sweep.commands.options import floor_option, home_option, json_option, print_json
+from gat_sweep.commands.options import Finite, floor_option, home_option, json_option, print_json
 from gat_sweep.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run")
 @click.option("--for", "size", help="A size that has not begun, such as XL.")
-@click.option("--budget", type=click.FloatRange(0, min_open=True), help="A compute in GFLOPs, for the best run at it.")
+@click.option("--budget", type=Finite(0, min_open=True), help="A compute in GFLOPs, for the best run at it.")
 @click.option("--far", is_flag=True, help="With --budget: allow answers far beyond the run's computes and sizes.")
 @floor_option
 @home_option

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gat_sweep.commands.options import (
+    Finite,
     address_option,
     check_name,
     console,
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 )
 @click.option("--hold", multiple=True, metavar="SIZE", help="Skip trials of this size for now, so as to predict them.")
 @click.option("--extend", is_flag=True, help="Train trials further that were recorded with fewer steps.")
-@click.option("--max-gpu-hours", type=click.FloatRange(min=0), help="Cap on GPU hours of the run, over all launches.")
-@click.option("--max-flops", type=click.FloatRange(min=0), help="Cap on training FLOP of the run (2 per multiply-add).")
+@click.option("--max-gpu-hours", type=Finite(min=0), help="Cap on GPU hours of the run, over all launches.")
+@click.option("--max-flops", type=Finite(min=0), help="Cap on training FLOP of the run (2 per multiply-add).")
 def run(
     sweep: str,
     recipe: str,

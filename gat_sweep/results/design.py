@@ -24,7 +24,7 @@ from gat_sweep.recipe import changed_settings, load_recipe, resolve, spread_even
 from gat_sweep.results.study import open_study
 from gat_sweep.run.record import run_trials
 from gat_sweep.sweep import NETWORKS
-from gat_sweep.text import nearest
+from gat_sweep.text import Eta, Say, nearest, silent
 
 RATIO = 1.5  # between evaluations of a run, and between the lengths that are tried
 YOUNG = 3  # evaluations that a run needs after its average has forgotten the beginning
@@ -52,10 +52,12 @@ def design_command(
     home: Place,
     out: Path | None,
     asked: Asked,
+    say: Say = silent,
 ) -> tuple[dict[str, Any], str, list[Path]]:
     """Find a design; write its sweep file, JSON and figure; return (the JSON, a summary, the files).
 
-    source: a run or a table whose data count. config: the setting; None: that of the run `source`.
+    source: a run or a table whose data count. config: the setting; None: that of the run `source`. say: gets lines of
+    progress.
     Raises UserError for a goal or a size that does not exist, a budget that is too small, and files that are there
     already with another content; nothing is written then.
     """
@@ -70,7 +72,7 @@ def design_command(
     configs = configs if joined else {}
     known = None if source is None else _known(source, home, goal, bool(configs))
     try:
-        found = choose(goal, _candidates(goal, base, asked), asked.budget, known)
+        found = choose(goal, _candidates(goal, base, asked), asked.budget, known, _progress(say))
     except ValueError as error:
         raise UserError(str(error)) from None
     folder = out or Path(f"design-{name}")
@@ -85,6 +87,17 @@ def design_command(
     write(path, text.encode())
     write(folder / "design.json", json.dumps(report, indent=1, allow_nan=False).encode())
     return report, summary(report), [path, folder / "design.json", *plot(found, unit, folder / "design")]
+
+
+def _progress(say: Say) -> Callable[[int, int], None]:
+    eta: list[Eta] = []
+
+    def searched(done: int, total: int) -> None:
+        if not eta:
+            eta.append(Eta(say, "searches", total))
+        eta[0].add(done - eta[0].done)
+
+    return searched
 
 
 def _configs(home: Place, name: str) -> dict[str, TrialConfig]:
@@ -192,7 +205,7 @@ def _known(source: str, home: Place, goal: Goal, together: bool) -> Known:
     if found.grid:
         raise UserError("a design is for sizes of both networks alike, and this table has a grid of G and D sizes")
     if found.unit != "images":
-        raise UserError("the table does not say how many images a step has (train.batch), so its lengths are unknown")
+        raise UserError("the table does not say how many images a step has; give it a column images or train.batch")
     labels = tuple(size.cell.generator_size for size in found.sizes)
     if goal.name == "predict" and goal.size in labels:
         raise UserError(f"{goal.size} is in {source} already; predict a size that has not begun")

@@ -5,9 +5,12 @@ import re
 import shutil
 from pathlib import Path
 
+import click
 import pytest
 from helpers.processes import Gat
 from helpers.trials import REFERENCE, altered_reference
+
+from gat_sweep.cli import cli
 
 WIDTHS = Path(__file__).parents[2] / "sweeps" / "widths.yaml"
 
@@ -115,3 +118,18 @@ def test_train_without_ray_twice_and_from_elsewhere(gat: Gat, tmp_path: Path, ho
     before = table.read_bytes()
     code, out, _ = gat(*command)
     assert code == 0 and "done" in out and table.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e400"])
+def test_no_option_takes_a_number_that_is_not_finite(text: str) -> None:
+    """NaN passes every comparison, so a range alone lets it through."""
+    floats = [
+        (command.name, option)
+        for command in cli.commands.values()
+        for option in command.params
+        if isinstance(option.type, click.types.FloatParamType)
+    ]
+    assert len(floats) > 10
+    for _, option in floats:
+        with pytest.raises(click.BadParameter, match=r"not a finite number|not in the range"):
+            option.type.convert(text, option, None)
