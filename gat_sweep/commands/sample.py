@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from gat_sweep.commands.options import (
+    Finite,
     device_option,
     json_option,
     parse_settings,
@@ -23,9 +24,15 @@ from gat_sweep.errors import UserError
 )
 @click.option("--count", type=int, help="Pictures; default: 64.")
 @click.option("--classes", help="Classes of the pictures in turn, such as 1,2,3, or all; default: drawn at random.")
-@click.option("--psi", type=float, default=1.0, show_default=True, help="Truncation towards the mean style; 1 is off.")
 @click.option(
-    "--guidance", type=float, default=1.0, show_default=True, help="Guidance away from the mean over classes; 1 is off."
+    "--psi", type=Finite(), default=1.0, show_default=True, help="Truncation towards the mean style; 1 is off."
+)
+@click.option(
+    "--guidance",
+    type=Finite(),
+    default=1.0,
+    show_default=True,
+    help="Guidance away from the mean over classes; 1 is off.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the latent codes.")
 @click.option("--batch", type=int, default=32, show_default=True, help="Pictures at once.")
