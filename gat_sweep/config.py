@@ -39,8 +39,9 @@ class Size(_Section):
 class Data(_Section):
     """The data to generate: latents (or pixels) of side x side x channels."""
 
-    dataset: Literal["digits", "encoded"]  # the digits of scikit-learn, or shards that `gat-sweep encode` wrote
-    path: str | None = None  # folder that `gat-sweep encode` wrote; digits come with scikit-learn
+    # Digits of scikit-learn or ideographs of a font, which come with a dependency, or what `gat-sweep encode` wrote.
+    dataset: Literal["digits", "kanji", "encoded"]
+    path: str | None = None  # folder that `gat-sweep encode` wrote; only for encoded data
     tokenizer: str | None = None  # place of the VAE (default: the place in the folder's manifest)
     side: int = Field(gt=0)  # rows and columns of a latent
     channels: int = Field(gt=0)  # of a latent

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import Dataset, Rows
+from gat_sweep.data.dataset import Dataset
+from gat_sweep.data.rows import Rows
 from gat_sweep.data.sampler import batch_indices
 
 

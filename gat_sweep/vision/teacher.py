@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from gat_sweep.compute import EFFICIENTNET, TEACHER_SIDE, check_teacher_name
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import Dataset, Digits, Rows
+from gat_sweep.data.builtin import BuiltIn
+from gat_sweep.data.dataset import Dataset
+from gat_sweep.data.rows import Rows
 from gat_sweep.data.shards import CachedTeacher
 from gat_sweep.errors import UserError
 from gat_sweep.files.weights import weights_digest
@@ -82,16 +84,16 @@ def trial_teacher(config: TrialConfig, device: torch.device) -> Teacher | None:
 
 
 def taught(config: TrialConfig, dataset: Dataset, device: torch.device, say: Callable[[str], None]) -> Dataset:
-    """Data set of a trial with the stored tokens that its config needs; for digits they are computed here.
+    """Data set of a trial with the stored tokens that its config needs; for built-in pictures they are computed here.
 
     say: gets one line when that takes a while.
     """
     teacher = config.teacher
     if teacher is None or not teacher.cached or config.discriminator_spec.teacher_width == 0:
         return dataset
-    if not isinstance(dataset, Digits) or dataset.tokens is not None:
+    if not isinstance(dataset, BuiltIn) or dataset.tokens is not None:
         return dataset
-    say(f"computing the tokens of {len(dataset):,} digits with {teacher.name}, a minute or two")
+    say(f"computing the tokens of {len(dataset):,} pictures of {dataset.name} with {teacher.name}, a minute for 1,800")
     network = load_teacher(teacher.name, teacher.checkpoint, config.data.side // config.model.patch, device)
     tokens = [network.tokens(part.to(device)).half().cpu() for part in dataset.pictures.split(64)]
     stored = CachedTeacher(name=teacher.name, digest=network.digest, tokens=1 + network.grid**2, width=network.width)

@@ -10,10 +10,12 @@ from helpers.pictures import encoded_latents, encoded_pixels
 from helpers.trials import tiny_config
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import Rows, check_teacher, load_dataset
+from gat_sweep.data.dataset import check_teacher, load_dataset
 from gat_sweep.data.loader import Loader
+from gat_sweep.data.rows import Rows
 from gat_sweep.data.sampler import batch_indices
 from gat_sweep.errors import UserError
+from gat_sweep.recipe import load_recipe, resolve
 
 CPU = torch.device("cpu")
 EFFICIENTNET = {"name": "efficientnet_lite0", "width": 1280}
@@ -32,6 +34,32 @@ def test_digits_are_the_real_ones() -> None:
     assert torch.bincount(rows.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert rows.pictures is not None and rows.pictures.shape == (1797, 3, 8, 8)
     assert rows.pictures.dtype == torch.uint8 and rows.pictures.max() == 255
+
+
+def test_kanji_are_ideographs_of_the_font_in_the_order_of_radicals() -> None:
+    """One horizontal stroke, one vertical stroke, and as many distinct pictures as the font has at this size."""
+    dataset = load_dataset(kanji_config().data)
+    rows = dataset.rows(range(len(dataset)), pictures=True)
+    assert rows.mean.shape == (20_992, 1, 16, 16) and rows.std is None
+    assert (rows.mean.min(), rows.mean.max()) == (-1, 1)
+    assert len(torch.unique(rows.mean.flatten(1), dim=0)) == 20_974
+    one, line = (rows.mean[ord(sign) - 0x4E00, 0] > 0 for sign in "一丨")
+    assert one.sum(1).max() > 12 and one.sum(0).max() <= 3
+    assert line.sum(0).max() > 12 and line.sum(1).max() <= 3
+    assert rows.labels.diff().min() == 0 and torch.bincount(rows.labels).tolist() == [1312] * 16
+    assert rows.pictures is not None and torch.equal(rows.pictures[:, :1].float() / 127.5 - 1, rows.mean)
+
+
+def test_larger_kanji_are_drawn_and_hold_the_smaller_ones() -> None:
+    """Reduced by two, 32x32 pixels are those of 16x16, but for rounding."""
+    small, large = (load_dataset(kanji_config(data__side=side).data).rows(range(500)).mean for side in (16, 32))
+    assert (torch.nn.functional.avg_pool2d(large, 2) - small).abs().max() <= 1.01 / 127.5
+    with pytest.raises(UserError, match=r"needs kanji of 8x8 pixels; use 16, 32 or 64"):
+        load_dataset(kanji_config(data__side=8).data)
+
+
+def kanji_config(**values: Any) -> TrialConfig:
+    return resolve(load_recipe("kanji"), {key.replace("__", "."): value for key, value in values.items()})
 
 
 def test_stored_pixels_are_their_own_latents(tmp_path: Path) -> None:

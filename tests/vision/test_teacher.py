@@ -11,7 +11,8 @@ from helpers.pictures import photographs
 from helpers.trials import tiny_config
 
 from gat_sweep.compute import TEACHER_FLOPS, iteration_flops, teacher_flops
-from gat_sweep.data.dataset import Digits, Rows
+from gat_sweep.data.builtin import digits
+from gat_sweep.data.rows import Rows
 from gat_sweep.data.shards import CachedTeacher
 from gat_sweep.errors import UserError
 from gat_sweep.gat.augment import draw_augmentation, move, move_tokens
@@ -102,7 +103,7 @@ def test_its_flops_are_counted_where_it_runs() -> None:
 def test_digits_are_asked_about_once() -> None:
     """Tokens of every picture in memory, half precision, given with the rows that have them."""
     config = tiny_config(objective__align_weight=1.0)
-    some = copy.copy(Digits())
+    some = copy.copy(digits())
     some.pictures = some.pictures[:70]
     said: list[str] = []
     found = taught(config, some, torch.device("cpu"), said.append)
