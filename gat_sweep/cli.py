@@ -8,6 +8,7 @@ from gat_sweep.commands import (
     allocate,
     analyse,
     bench,
+    claims,
     coord_check,
     design,
     doctor,
@@ -37,7 +38,7 @@ from gat_sweep.errors import UserError
 GROUPS: dict[str, list[click.Command]] = {
     "Sweep": [design.design, plan.plan, doctor.doctor, run.run, train.train],
     "Watch": [status.status, logs.logs, stop.stop, ui.ui],
-    "Results": [fit_law.fit_law, predict.predict, allocate.allocate, *analyse.COMMANDS, report.report],
+    "Results": [fit_law.fit_law, predict.predict, allocate.allocate, *analyse.COMMANDS, report.report, claims.claims],
     "Networks": [
         evaluate.evaluate,
         sample.sample,

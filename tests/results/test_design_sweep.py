@@ -139,3 +139,22 @@ def test_a_file_tells_the_laws_and_stays_apart(tmp_path: Path) -> None:
     assert report["known"]["runs_that_count"] == 0
     assert report["noise"]["of"] == "data"
     assert "--name" not in report["run"][0]
+
+
+def test_a_run_of_one_length_is_joined_for_a_prediction_of_its_next_size(tmp_path: Path) -> None:
+    """S, B and L are there; the file has them, new ones, and XL, which the command holds back."""
+    config = {"train.steps": 600, "train.eval_every": 600}
+    held = load_sweep(sweep_file("widths"), "digits", overrides=config, seeds=[0, 1])
+    sweep = Sweep("w", "", "digits", {k: c for k, c in held.trials.items() if c.model.generator != "XL"})
+    open_run(tmp_path / "runs", "there", sweep)
+    for name, one in sweep.trials.items():
+        train(Trial(name, "there", "w", one, tmp_path / "runs"), noise=0.03)
+    report = design("there", "--goal", "predict:XL", "--budget", "500", "--home", "runs")
+    after = sweep_of(report["run"][0])
+    assert set(sweep.trials) < set(after.trials)
+    assert {c.train.steps for c in after.trials.values()} == {600}
+    assert "--hold XL" in report["run"][0] and "--name there" in report["run"][0]
+    assert report["known"]["runs_that_count"] == 6
+    assert report["best"]["error"] < report["before"]
+    open_run(tmp_path / "runs", "there", after)
+    assert "L is in there already" in refused("there", "--goal", "predict:L", "--budget", "500", "--home", "runs")
