@@ -18,7 +18,7 @@ from analysis.fits.curve import Fits, Region, fit_floors, region, scan_floors
 from analysis.noise import Noise, estimate_noise
 from analysis.points import MIN_SIZES, Point, find_points
 from analysis.statistics import CONFIDENCE, ROUNDING
-from analysis.table import UNIT, Excluded, Protocol, Table, json_head
+from analysis.table import SAME_COMPUTE, UNIT, Excluded, Protocol, Table, json_head
 
 CHOICES = {
     "free": "a power law without a floor",
@@ -117,7 +117,7 @@ def fit_curve(
     n, count = len(c), len(set(labels))
     if count < MIN_SIZES:
         raise ValueError(f"a power law needs at least {MIN_SIZES} sizes, got {count}")
-    if np.ptp(np.log(c)) < 1e-9:
+    if np.ptp(np.log(c)) <= SAME_COMPUTE:
         raise ValueError(
             "a power law needs points at different compute, and all points have the same; `allocate` is for that"
         )

@@ -7,10 +7,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from analysis import law_text
 from analysis.catalogue import ANALYSES
+from analysis.figures.samples import plot_samples
 from analysis.html import Picture, Section, html_report
 from analysis.table import Cell
 from gat_sweep.errors import UserError
@@ -24,6 +27,8 @@ from gat_sweep.sweep import differences, varied_text
 from gat_sweep.text import Say
 
 LAW_QUESTION = "How does the metric fall with training compute?"
+GRID = 8  # rows and columns of a sample grid
+PLACES = [(y, x) for y in range(2) for x in range(GRID)]  # of the samples that stand side by side by size
 WIDEST = 768  # pixels of a sample grid in the report
 RESULTS = ("step", "flops", "seconds", "value")
 ROWS = ("step", "images", "flops", "seconds", "metric", "value", "n", "status", "reason", "flags", "time")
@@ -53,7 +58,11 @@ def report_command(name: str, home: Place, out: Path | None, floor: float | None
     )
     path = study.folder / "report.html"
     write(path, text.encode())
-    return path, log_to_mlflow(study, [path])
+    files = [path]
+    if by_size := _by_size(trials, rows):
+        files += plot_samples(by_size, study.folder / "samples")
+        say(f"samples by size: {files[-1]}")
+    return path, log_to_mlflow(study, files)
 
 
 def _sections(
@@ -63,21 +72,52 @@ def _sections(
     try:
         report, text, files = fit_law_command(name, "value", home, out, floor, verbose=True)
         sections.append(Section("Scaling law", LAW_QUESTION, law_text.verdict(report), text, report, _svg(files)))
-        say("Scaling law: fitted")
+        say(f"Scaling law: {law_text.verdict(report)}")
     except UserError as reason:
         refused.append((LAW_QUESTION, str(reason)))
+        say(f"Scaling law: {reason}")
+    without = []
     for command, analysis in ANALYSES.items():
         try:
             report, text, files = run_analysis(study, command)
         except UserError as reason:
             # The report may be passed on, so it leaves out where the table lies on this machine.
             refused.append((analysis.question, str(reason).removeprefix(f"{study.table.path}: ")))
-            say(f"{analysis.title}: {reason}")
+            without.append(command)
             continue
         answer = import_module(f"analysis.{command}").verdict(report)
         sections.append(Section(analysis.title, analysis.question, answer, text, report, _svg(files)))
-        say(f"{analysis.title}: done")
+        say(f"{analysis.title}: {answer}")
+    if without:
+        say(f"this run is not for {', '.join(without)}; the report has the reasons")
     return sections, refused
+
+
+def _by_size(trials: list[Trial], rows: dict[str, list[dict[str, Any]]]) -> list[tuple[str, NDArray[np.uint8]]]:
+    """Return a label and the first samples of each size of both networks, by rising compute of a step.
+
+    Fewer than two sizes are none.
+    """
+    found: dict[str, tuple[float, str, NDArray[np.uint8]]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.config.seed):
+        model, grid = trial.config.model, _newest(trial)
+        if model.generator != model.discriminator or model.generator in found or grid is None or not rows[trial.id]:
+            continue
+        with Image.open(io.BytesIO(grid.read_bytes())) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        side = pixels.shape[0] // GRID
+        pictures = np.stack([pixels[y * side : (y + 1) * side, x * side : (x + 1) * side] for y, x in PLACES])
+        last = rows[trial.id][-1]
+        value = "" if last["value"] is None else f"  {last['value']:.4g}"
+        found[model.generator] = ((last["flops"] or 0.0) / max(last["step"], 1), f"{model.generator}{value}", pictures)
+    ordered = sorted(found.values(), key=lambda one: one[0])
+    return [(label, pictures) for _, label, pictures in ordered] if len(ordered) > 1 else []
+
+
+def _newest(trial: Trial) -> Place | None:
+    """Return the newest sample grid of a trial; None if it has none."""
+    files = [file for file in children(trial.folder / "samples") if file.name.endswith(".png")]
+    return max(files, key=lambda file: file.name, default=None)
 
 
 def _svg(files: list[Path]) -> Path | None:
@@ -119,10 +159,9 @@ def _pictures(trials: list[Trial], results: dict[str, dict[str, Any]]) -> list[P
     """Return the newest sample grid of each trial."""
     found = []
     for trial in trials:
-        files = [file for file in children(trial.folder / "samples") if file.name.endswith(".png")]
-        if not files:
+        newest = _newest(trial)
+        if newest is None:
             continue
-        newest = max(files, key=lambda file: file.name)
         with Image.open(io.BytesIO(newest.read_bytes())) as image:
             image.thumbnail((WIDEST, WIDEST))
             content = io.BytesIO()

@@ -240,6 +240,13 @@ def test_two_metrics_at_the_last_step_are_refused() -> None:
         fit_laws(Table(Path("runs"), (*table(*FOUR[1:]).trials, Trial("s", (other, FOUR[0])))))
 
 
+def test_sizes_that_cost_the_same_but_for_whole_steps_are_refused() -> None:
+    """Trained to one compute, sizes differ by less than a step of the largest one; an exponent would be noise."""
+    compute = 1e3 * (1 + 0.002 * np.arange(6))
+    with pytest.raises(ValueError, match="all points have the same; `allocate` is for that"):
+        fit_curve(compute, [9.0, 7.0, 6.0, 5.5, 6.5, 8.0])
+
+
 def test_fewer_than_three_sizes_are_refused() -> None:
     lost = replace(FOUR[2], status="diverged", reason="d_loss is inf at step 30", value=float("nan"))
     with pytest.raises(ValueError) as error:

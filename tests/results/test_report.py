@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 from helpers.planted import finish, value_of
 from helpers.processes import Gat
 from PIL import Image
@@ -106,6 +107,22 @@ def test_the_report_of_a_run(
 
     code, _, err = gat("report", "size", *home)
     assert code == 2 and "no run 'size'" in err
+
+
+def test_samples_stand_by_size_with_the_same_codes(sizes: list[Trial], tmp_path: Path, gat: Gat) -> None:
+    """The newest grid of the first seed of each size, its first two rows, smallest size first."""
+    shades = {}
+    for trial in sizes:
+        (trial.folder / "samples").mkdir(parents=True)
+        shade = shades.setdefault(trial.config.model.generator, 40 + 50 * len(shades))
+        for step, grey in ((2, 0), (4, shade if trial.config.seed == 0 else 0)):
+            Image.new("L", (64, 64), grey).save(trial.folder / "samples" / f"step_{step:08d}.png")
+    code, _, err = gat("report", "sizes", "--home", str(tmp_path))
+    assert code == 0 and "samples by size: " in err
+    with Image.open(tmp_path / "sizes" / "analysis" / "samples.png") as image:
+        greys = np.asarray(image.convert("L"))[:, image.width // 2]
+    seen = [int(grey) for grey in greys if grey in shades.values()]
+    assert list(dict.fromkeys(seen)) == [shade for size, shade in shades.items() if size != "XL"]
 
 
 def test_an_arm_to_compare_with_is_asked_for_by_its_label(tmp_path: Path, gat: Gat) -> None:
