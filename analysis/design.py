@@ -110,6 +110,7 @@ class Design:
                 "conventions": CONVENTIONS,
                 "budget": self.budget,
                 "asked_half_width": self.goal.half_width,
+                "most_seeds": SEEDS,
                 "best": row(self.best),
                 "by_sizes": [row(choice) for choice in self.by_sizes],
                 "plain": row(self.plain),
@@ -145,7 +146,7 @@ def choose(
     if not by_sizes:
         raise ValueError(
             f"the budget of {budget:.5g} is too small: {LEAST[goal.name]} sizes with one seed cost "
-            f"{search.cheapest():.5g}; give at least that"
+            f"{rounded_up(search.cheapest()):.5g}; give at least that"
         )
     best = _simplest(by_sizes)
     nothing = np.zeros((1, len(candidates)), dtype=np.intp)
@@ -322,6 +323,12 @@ def half_widths(scenario: Scenario, design: Index, seeds: int, degrees: int, ask
     widths = t_quantile(degrees) * error[:, None] * ratio
     median = float(np.median(widths))
     return (median if median < UNBOUNDED else math.inf), float((widths <= asked).mean())
+
+
+def rounded_up(value: float) -> float:
+    """Return a value with five digits, not below the given one."""
+    unit = 10.0 ** (math.floor(math.log10(value)) - 4)
+    return math.ceil(value / unit - 1e-9) * unit
 
 
 def small_study(sizes: int, factor: float, spread: float, half_width: float) -> float:

@@ -23,6 +23,7 @@ def summary(report: dict[str, Any]) -> str:
         f"For {what}: {best['sizes']} sizes, {seeds}, {_number(best['price'])} of {_number(report['budget'])} {unit}; "
         f"expected error {_error(best['error'], goal)}",
         *(_cell(cell, unit) for cell in best["cells"]),
+        *_beside(report),
         *_laws(report),
         *_power(report),
         *_plain(report),
@@ -39,6 +40,15 @@ def _cell(cell: dict[str, Any], unit: str) -> str:
         else ""
     )
     return f"  {cell['size']}: {cell['steps']:,} steps{rates}, {_number(cell['price'])} {unit}"
+
+
+def _beside(report: dict[str, Any]) -> Iterator[str]:
+    """What the price does not hold, and why a budget is not spent."""
+    goal, best, unit = report["goal"], report["best"], report["price"]
+    if report["held_price"]:
+        yield f"  {goal['size']}, to score the prediction: {_number(report['held_price'])} {unit} more"
+    if best["seeds"] == report["most_seeds"] and best["price"] < 0.9 * report["budget"]:
+        yield f"  the rest of the budget is left: more than {best['seeds']} seeds of a size are not tried"
 
 
 def _laws(report: dict[str, Any]) -> Iterator[str]:

@@ -7,12 +7,12 @@ from copy import deepcopy
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 
 from gat_sweep.compute import step_flops
-from gat_sweep.config import Size, Teacher, Train, TrialConfig
+from gat_sweep.config import Data, Size, Teacher, Train, TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_config
 from gat_sweep.files.yamlfile import Lines, read_yaml
@@ -38,6 +38,12 @@ FACTOR = re.compile(r"x(\d+\.?\d*|\.\d+)")
 
 def recipe_names() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in files("gat_sweep.recipes").iterdir() if ".yaml" in f.name)
+
+
+def built_in(reference: str) -> str | None:
+    """The built-in data set that a reference such as `digits:1797:314b97e8b73b` names; None for encoded data."""
+    names = [name for name in get_args(Data.model_fields["dataset"].annotation) if name != "encoded"]
+    return next((name for name in names if reference.startswith(name)), None)
 
 
 def load_recipe(name: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from gat_sweep.commands.options import (
     DEFAULT_RECIPE,
     Finite,
     device_option,
+    folder_option,
     home_option,
     json_option,
     make_config,
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
 @click.option("--budget", type=Finite(0, min_open=True), help="Compute of the runs, in GFLOPs (multiply-adds / 1e9).")
 @click.option("--hours", type=Finite(0, min_open=True), help="The budget as hours of one worker.")
 @click.option("--at", metavar="SIZE", help="The size that the goal is about; default: XL, else the largest one.")
-@click.option("--half-width", type=Finite(0, min_open=True), help="Half-width whose chance is given.")
+@click.option(
+    "--half-width",
+    type=Finite(0, min_open=True),
+    help="Half-width whose chance is given: of an exponent, or a factor above 1 for the other goals.",
+)
 @click.option("--recipe", help=f"Data set and scale; default: that of the run SOURCE, else {DEFAULT_RECIPE}.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a config value.")
 @click.option("--calibrate", is_flag=True, help="With --hours: from a few steps and samples timed here.")
@@ -39,7 +44,7 @@ if TYPE_CHECKING:
 @click.option("--mfu", type=Finite(0, 1, min_open=True), help="With --hours: at this share of --peak-tflops.")
 @click.option("--peak-tflops", type=Finite(0, min_open=True), help="Peak of one worker, in the trial's precision.")
 @home_option
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder; default: design-<goal>.")
+@folder_option
 @json_option
 def design(
     source: str | None,

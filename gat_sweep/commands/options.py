@@ -1,7 +1,6 @@
 """Options that several commands share, and functions that print results."""
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -21,13 +20,16 @@ if TYPE_CHECKING:  # spares --help the import of pydantic and pyarrow, half a se
 DEFAULT_RECIPE = "imagenet256"
 
 
+LARGEST = 1e30  # no compute, price or factor is larger, and its square is still a number
+
+
 class Finite(click.FloatRange):
-    """A range of numbers without those that are not finite, which every comparison lets through."""
+    """A range of numbers without NaN, which every comparison lets through, and without the endless."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number", param, ctx)
+        if not abs(number) <= LARGEST:
+            self.fail(f"{value} is not a number of at most {LARGEST:g}", param, ctx)
         return number
 
 
@@ -35,6 +37,15 @@ def _home(context: click.Context, option: click.Parameter, text: str) -> "Place"
     from gat_sweep.files.storage import place
 
     return place(text)
+
+
+def _writable(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """A folder that is there or can be made, so that no work is lost at its end."""
+    if path is not None:
+        there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK) or there == Path("/proc"):
+            raise UserError(f"--out {path}: {there} is not a folder that can be written; give another one")
+    return path
 
 
 def _with_folder(context: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
@@ -60,7 +71,10 @@ out_option = click.option(
     help="Also write the JSON to this file.",
 )
 folder_option = click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results; default: the run's own."
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    callback=_writable,
+    help="Folder for the results; default: the run's own, or one named after the command.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 metric_option = click.option(
@@ -145,12 +159,6 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
 def both_networks(sizes: tuple[str, ...]) -> list[dict[str, Any]]:
     """Config values for each size; those of the recipe's default when no size is given."""
     return [{"model.generator": size, "model.discriminator": size} for size in sizes] or [{}]
-
-
-def check_name(name: str) -> None:
-    """Raises UserError when a name cannot be the name of a folder."""
-    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
-        raise UserError(f"--name {name!r}: use letters, digits, '-', '_' and '.' only")
 
 
 def console() -> Console:

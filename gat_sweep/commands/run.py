@@ -8,7 +8,6 @@ import click
 from gat_sweep.commands.options import (
     Finite,
     address_option,
-    check_name,
     console,
     home_option,
     make_sweep,
@@ -75,6 +74,8 @@ def run(
     """
     spec = make_sweep(sweep, recipe, preset, settings, seeds)
     name = name or f"{spec.name}-{spec.recipe}"
+    from gat_sweep.run.record import check_name
+
     check_name(name)
     from gat_sweep.launch.run import Launch, run_command  # torch, which a refusal does not wait for
     from gat_sweep.monitor.budget import Budget

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import click
 
 from gat_sweep.commands.options import (
-    check_name,
     config_options,
     console,
     device_option,
@@ -32,6 +31,8 @@ def train(recipe: str, preset: str, settings: tuple[str, ...], home: "Place", na
     Example:
       gat-sweep train --recipe digits --set train.steps=200
     """
+    from gat_sweep.run.record import check_name
+
     check_name(name)
     config = make_config(recipe, preset, settings)
     from gat_sweep.launch.train import train_command  # torch, which a refusal does not wait for

@@ -59,7 +59,7 @@ def allocate_command(
             found, per_hour = _at_hours(study, configs, table, gpu_hours, ask)
             more |= {"gpu_hours": gpu_hours, "gflops_per_gpu_hour": per_hour}
         if study.run is not None and metric == "value":
-            more["command"] = command_text(found, configs)
+            more["command"] = command_text(found, configs, home)
             more["predictions"] = scored(study.run, home)
         return _Report(found, more)
 

@@ -1,13 +1,16 @@
 """The claims of the paper against the runs of a home: what `gat-sweep claims` does."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from analysis.claims import CLAIMS, NOT_DECIDED, NOT_RUN, Claim, Finding
+from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
-from gat_sweep.results.study import loaded_table, open_study
+from gat_sweep.recipe import built_in
+from gat_sweep.results.study import home_words, loaded_table, open_study
 from gat_sweep.run.record import read_run
 
 DEFAULT_RECIPE = "imagenet256"
@@ -21,35 +24,42 @@ def claims_command(sources: Sequence[str], home: Place, out: Path | None) -> tup
     for all of them. Return (a row for each claim and source, the files).
     Raises UserError for a source that does not exist or has an error.
     """
-    asked = list(sources) or [run.name for run in children(home) if (run / "run.json").exists()]
+    asked = list(dict.fromkeys(sources)) or [run.name for run in children(home) if (run / "run.json").exists()]
+    if not asked:
+        raise UserError(f"{home} holds no runs; give --home, or tables")
     rows: list[dict[str, Any]] = []
     answered: set[str] = set()
     recipes: list[str] = []
     for source in asked:
         if source.endswith((".csv", ".parquet")):
-            study, recipe, table = None, None, loaded_table(Path(source), "value")
+            study, table = None, loaded_table(Path(source), "value")
+            recipe = built_in(table.trials[0].last.measured.reference)
         else:
             record = read_run(home, source)
             study, recipe = record["sweep"], record["recipe"]
-            recipes.append(recipe)
             if not any(study in claim.studies for claim in CLAIMS):
                 continue
             table = open_study(source, home, None).table
+        recipes += [recipe] if recipe else []
+        reasons: list[str] = []
         for claim in CLAIMS:
             if study is not None and study not in claim.studies:
                 continue
             try:
                 found = claim.rule(table)
             except ValueError as reason:
+                reasons.append(str(reason).removeprefix(f"{table.path}: "))
                 if study is None or study != claim.studies[0]:
                     continue
-                found = Finding(str(reason).removeprefix(f"{table.path}: "), NOT_DECIDED)
+                found = Finding(reasons[-1], NOT_DECIDED)
             answered.add(claim.name)
-            rows.append(_row(claim, source, found, _command(claim, source, recipe, found)))
+            rows.append(_row(claim, source, found, _command(claim, source, recipe, found, home)))
+        if study is None and len(reasons) == len(CLAIMS):
+            raise UserError(f"{source} answers no claim: {reasons[0]}")
     recipe = max(set(recipes), key=recipes.count) if recipes else DEFAULT_RECIPE
     for claim in CLAIMS:
         if claim.name not in answered:
-            command = f"gat-sweep run {claim.studies[0]} --recipe {recipe}"
+            command = shlex.join(["gat-sweep", "run", claim.studies[0], "--recipe", recipe, *home_words(home)])
             rows.append(_row(claim, None, Finding("", NOT_RUN), command))
     names = [claim.name for claim in CLAIMS]
     rows.sort(key=lambda row: names.index(row["claim"]))
@@ -69,14 +79,15 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _row(claim: Claim, source: str | None, found: Finding, command: str | None) -> dict[str, Any]:
-    values = (claim.name, claim.paper, found.here, found.verdict, source and Path(source).name, command)
+    values = (claim.name, claim.paper, found.here, found.verdict, source, command)
     return dict(zip(COLUMNS, values, strict=True)) | {"seeds": found.seeds}
 
 
-def _command(claim: Claim, source: str, recipe: str | None, found: Finding) -> str | None:
+def _command(claim: Claim, source: str, recipe: str | None, found: Finding, home: Place) -> str | None:
     """What to run so that a claim that is not decided may be; None if more seeds are not what it needs."""
     if found.verdict != NOT_DECIDED or found.seeds is None:
         return None
     seeds = ",".join(map(str, range(found.seeds)))
-    command = f"gat-sweep run {claim.studies[0]} --recipe {recipe or DEFAULT_RECIPE} --seeds {seeds}"
-    return command if recipe is None else f"{command} --name {source}"
+    words = ["gat-sweep", "run", claim.studies[0], "--recipe", recipe or DEFAULT_RECIPE, "--seeds", seeds]
+    named = [] if source.endswith((".csv", ".parquet")) else ["--name", source]
+    return shlex.join([*words, *named, *home_words(home)])

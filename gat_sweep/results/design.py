@@ -1,6 +1,7 @@
 """A design for a goal, as a sweep file to run: what `gat-sweep design` does."""
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,20 +10,21 @@ from typing import Any
 
 import yaml
 
-from analysis.checkpoints import read_checkpoints
+from analysis.allocate import FAR
+from analysis.checkpoints import MIN_SIZES, read_checkpoints
 from analysis.design import HALF_WIDTH, Design, choose
 from analysis.design_scenarios import Candidate, Goal, Known, Option
 from analysis.design_text import summary
 from analysis.fits.joint_fit import fit_joint
-from analysis.table import strict_json
+from analysis.table import Protocol, strict_json
 from gat_sweep.compute import step_flops
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, write
 from gat_sweep.plan import Rate, trial_plan
-from gat_sweep.recipe import changed_settings, load_recipe, resolve, spread_evenly
-from gat_sweep.results.study import open_study
-from gat_sweep.run.record import run_trials
+from gat_sweep.recipe import built_in, changed_settings, load_recipe, resolve, spread_evenly
+from gat_sweep.results.study import home_words, open_study
+from gat_sweep.run.record import check_name, run_trials
 from gat_sweep.sweep import NETWORKS
 from gat_sweep.text import Eta, Say, nearest, silent
 
@@ -63,6 +65,8 @@ def design_command(
     """
     from analysis.figures.design import plot
 
+    folder = out or Path(f"design-{asked.goal.partition(':')[0]}")
+    check_name(folder.resolve().name, "--out")  # the run will have the folder's name
     configs = {} if source is None or source.endswith((".csv", ".parquet")) else _configs(home, source)
     base = config or _setting(configs)
     name, size = _goal(asked, base)
@@ -70,23 +74,25 @@ def design_command(
     # An analysis has both the runs that are there and the new ones if these join the run.
     joined = name == "allocate" or (name != "rates" and {c.train.steps for c in configs.values()} == {base.train.steps})
     configs = configs if joined else {}
-    known = None if source is None else _known(source, home, goal, bool(configs))
+    known = None if source is None else _known(source, home, goal, base, bool(configs))
     try:
         found = choose(goal, _candidates(goal, base, asked), asked.budget, known, _progress(say))
     except ValueError as error:
         raise UserError(str(error)) from None
-    folder = out or Path(f"design-{name}")
     path = folder / f"{folder.resolve().name}.yaml"
     run = source if source and configs else f"{path.stem}-{base.recipe}"
     text = _sweep_text(found, base, configs)
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise UserError(f"{path} exists and is another sweep; give --out another folder, or delete it")
-    commands = _commands(found, base, path, run)
+    commands = _commands(found, base, path, run, home)
     unit = "hours" if asked.rates else "GFLOPs"
-    report = strict_json(found.to_json() | {"recipe": base.recipe, "source": source, "price": unit, "run": commands})
-    write(path, text.encode())
+    held = _held_price(found, base, asked) if name == "predict" else None
+    more = {"recipe": base.recipe, "source": source, "price": unit, "held_price": held, "run": commands}
+    report = strict_json(found.to_json() | more)
     write(folder / "design.json", json.dumps(report, indent=1, allow_nan=False).encode())
-    return report, summary(report), [path, folder / "design.json", *plot(found, unit, folder / "design")]
+    figures = plot(found, unit, folder / "design")
+    write(path, text.encode())  # last, so that a sweep file has its report beside it
+    return report, summary(report), [path, folder / "design.json", *figures]
 
 
 def _progress(say: Say) -> Callable[[int, int], None]:
@@ -118,7 +124,7 @@ def _goal(asked: Asked, base: TrialConfig) -> tuple[str, str]:
     """The name of the goal, and the size that it is about."""
     name, colon, size = asked.goal.partition(":")
     if name not in HALF_WIDTH or bool(colon) != (name == "predict") or (colon and not size):
-        raise UserError(f"--goal {asked.goal}: expected exponent, predict:SIZE, allocate or rates")
+        raise UserError(f"--goal '{asked.goal}': expected exponent, predict:SIZE, allocate or rates")
     if size and asked.at:
         raise UserError(f"--goal {asked.goal} and --at {asked.at} both name a size; leave --at out")
     largest = max(base.ladder, key=lambda label: step_flops(_sized(base, label)))
@@ -145,6 +151,10 @@ def _cost(config: TrialConfig) -> float:
 def _goal_of(name: str, size: str, base: TrialConfig, asked: Asked) -> Goal:
     config = _sized(base, size)
     half_width = asked.half_width or HALF_WIDTH[name]
+    if asked.half_width and name != "exponent":
+        if asked.half_width <= 1:
+            raise UserError(f"--half-width {asked.half_width:g}: for --goal {name} it is a factor above 1, such as 1.5")
+        half_width = math.log(asked.half_width)
     images = float(base.train.steps * base.train.batch)
     return Goal(name, size, _cost(config), images, config.generator_spec.width, half_width)
 
@@ -157,7 +167,7 @@ def _candidates(goal: Goal, base: TrialConfig, asked: Asked) -> list[Candidate]:
     for config, rate in zip(sized, rates, strict=True):
         label, options = config.model.generator, []
         if goal.name == "allocate":
-            options = _lengths(config, rate, 4 * asked.budget)
+            options = _lengths(config, rate, 4 * asked.budget, goal)
         elif goal.name == "rates":
             price = _price(config, rate)
             for count in GRIDS:
@@ -170,13 +180,20 @@ def _candidates(goal: Goal, base: TrialConfig, asked: Asked) -> list[Candidate]:
     return sorted(found, key=lambda candidate: candidate.cost)
 
 
-def _lengths(config: TrialConfig, rate: Rate | None, most: float) -> list[Option]:
-    """Lengths of a size, RATIO apart, up to a price; the shortest one in any case."""
+def _held_price(found: Design, base: TrialConfig, asked: Asked) -> float:
+    """What the size that is predicted costs, with as many seeds as the others."""
+    config = _sized(base, found.goal.size)
+    rate = asked.rates([config])[0] if asked.rates else None
+    return found.best.seeds * _price(config, rate)
+
+
+def _lengths(config: TrialConfig, rate: Rate | None, most: float, goal: Goal) -> list[Option]:
+    """Lengths of a size, RATIO apart, up to a price and FAR times the goal's compute; the shortest one in any case."""
     steps, found = config.train.averaged * RATIO ** (YOUNG - 1), list[Option]()
     while len(found) < LENGTHS:
         longer = _sized(config, config.model.generator, round(steps))
         price = _price(longer, rate)
-        if found and price > most:
+        if found and (price > most or round(steps) * config.train.batch * _cost(config) > FAR * goal.gflops):
             break
         found.append(_option(longer, price))
         steps *= RATIO
@@ -196,12 +213,13 @@ def _price(config: TrialConfig, rate: Rate | None) -> float:
     return float(trial_plan(config, rate)["worker_hours"])
 
 
-def _known(source: str, home: Place, goal: Goal, together: bool) -> Known:
+def _known(source: str, home: Place, goal: Goal, base: TrialConfig, together: bool) -> Known:
     """What a run or a table holds. together: the new trials join the run, so that an analysis has both."""
     try:
         found = read_checkpoints(open_study(source, home, None).table)
     except ValueError as error:
         raise UserError(str(error)) from None
+    _check_measured_on(found.measured, base)
     if found.grid:
         raise UserError("a design is for sizes of both networks alike, and this table has a grid of G and D sizes")
     if found.unit != "images":
@@ -210,12 +228,19 @@ def _known(source: str, home: Place, goal: Goal, together: bool) -> Known:
     if goal.name == "predict" and goal.size in labels:
         raise UserError(f"{goal.size} is in {source} already; predict a size that has not begun")
     data = found.data
-    if len(data.log_value) >= MANY:
+    if len(data.log_value) >= MANY and len(found.sizes) >= MIN_SIZES:
         data = data.some(fit_joint(data)[1])
     return Known(data, labels, together)
 
 
 # ---------------------------------------------------------------- what is to be run
+
+
+def _check_measured_on(measured: Protocol, base: TrialConfig) -> None:
+    """Raises UserError if a table was measured on another data set than the recipe's."""
+    found = built_in(measured.reference)
+    if found not in (None, base.data.dataset):
+        raise UserError(f"the table was measured on {found}, and the recipe is {base.recipe}; give --recipe {found}")
 
 
 def _sweep_text(found: Design, base: TrialConfig, configs: Mapping[str, TrialConfig]) -> str:
@@ -266,14 +291,17 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
-def _commands(found: Design, base: TrialConfig, path: Path, run: str) -> list[str]:
+def _commands(found: Design, base: TrialConfig, path: Path, run: str, home: Place) -> list[str]:
     """The commands that train a design and find what it is for."""
     goal = found.goal
     settings = [word for key, text in changed_settings(base, CHOSEN).items() for word in ("--set", f"{key}={text}")]
     named = [] if run == f"{path.stem}-{base.recipe}" else ["--name", run]
-    train = shlex.join(["gat-sweep", "run", str(path), "--recipe", base.recipe, *named, *settings])
-    if goal.name == "predict":
-        return [f"{train} --hold {goal.size}", f"gat-sweep predict {run} --for {goal.size}", train]
-    if goal.name == "allocate":
-        return [train, f"gat-sweep allocate {run} --budget {goal.gflops:g}"]
-    return [train, f"gat-sweep {'fit-law' if goal.name == 'exponent' else 'rates'} {run}"]
+    where = home_words(home)
+    train = ["run", str(path), "--recipe", base.recipe, *named, *settings, *where]
+    then = {
+        "predict": [[*train, "--hold", goal.size], ["predict", run, "--for", goal.size, *where], train],
+        "allocate": [train, ["allocate", run, "--budget", f"{goal.gflops:g}", *where]],
+        "exponent": [train, ["fit-law", run, *where]],
+        "rates": [train, ["rates", run, *where]],
+    }
+    return [shlex.join(["gat-sweep", *words]) for words in then[goal.name]]

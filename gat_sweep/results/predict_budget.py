@@ -30,7 +30,7 @@ from gat_sweep.results.predict import (
     within,
     written_before,
 )
-from gat_sweep.results.study import Study
+from gat_sweep.results.study import Study, home_words
 from gat_sweep.run.record import run_trials
 from gat_sweep.run.table import read_rows
 from gat_sweep.sweep import NETWORKS, trial_id
@@ -73,7 +73,7 @@ def predict_budget(study: Study, budget: float, home: Place, far: bool = False) 
             **found.found.measured._asdict(),
             **{key: report[key] for key in REPORTED},
             "left_out": report["excluded"],
-            "command": command_text(found, configs),
+            "command": command_text(found, configs, home),
             "commit": source_commit(),
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -140,7 +140,7 @@ def new_trials(found: Allocation, configs: dict[str, TrialConfig]) -> list[Trial
     return [like.model_copy(update={"seed": first + i, "train": longer}) for i in range(found.runs)]
 
 
-def command_text(found: Allocation, configs: dict[str, TrialConfig]) -> str:
+def command_text(found: Allocation, configs: dict[str, TrialConfig], home: Place) -> str:
     """The command that trains the recommended size for the budget."""
     trials = new_trials(found, configs)
     config = trials[0]
@@ -150,7 +150,7 @@ def command_text(found: Allocation, configs: dict[str, TrialConfig]) -> str:
     words = ["gat-sweep", "run", ONE, "--recipe", config.recipe, "--seeds", seeds]
     for key, text in settings.items():
         words += ["--set", f"{key}={text}"]
-    return shlex.join(words)
+    return shlex.join([*words, *home_words(home)])
 
 
 def _runs(home: Place) -> list[Place]:

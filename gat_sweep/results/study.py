@@ -17,7 +17,7 @@ from analysis.race import read_race
 from analysis.reading import load_table
 from analysis.table import Table
 from gat_sweep.errors import UserError
-from gat_sweep.files.storage import Place, children, write
+from gat_sweep.files.storage import Place, children, place, write
 from gat_sweep.run.record import read_run
 
 FOLDER = "analysis"  # folder in a run, and in its launch in MLflow
@@ -51,6 +51,11 @@ def open_study(source: str, home: Place, out: Path | None, metric: str = "value"
     record = run / "race.json"
     race = read_race(json.loads(record.read_bytes())) if record.exists() else None
     return Study(replace(loaded_table(_table(run), metric), race=race), out or here, run)
+
+
+def home_words(home: Place) -> list[str]:
+    """The option of a printed command that finds the home; [] for the usual one, `runs` where the command is typed."""
+    return [] if home == place("runs") else ["--home", str(home)]
 
 
 def analyse(

@@ -12,6 +12,12 @@ from gat_sweep.sweep import Sweep
 from gat_sweep.text import nearest
 
 
+def check_name(name: str, option: str = "--name") -> None:
+    """Raises UserError when a name cannot be the name of a run's folder. option: where it was given."""
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
+        raise UserError(f"{option} {name!r}: use letters, digits, '-', '_' and '.' only")
+
+
 def open_run(home: Place, name: str, sweep: Sweep, extend: bool = False) -> None:
     """Records a run's trials in <home>/<name>/run.json.
 
@@ -34,7 +40,10 @@ def read_run(home: Place, name: str) -> dict[str, Any]:
     if not path.exists():
         runs = [folder.name for folder in children(home) if (folder / "run.json").exists()]
         raise UserError(f"no run '{name}' in {home}; " + (nearest(name, runs) if runs else "it holds no runs yet"))
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{path} is damaged; restore it, or remove that run's folder") from None
     return record
 
 

@@ -131,5 +131,5 @@ def test_no_option_takes_a_number_that_is_not_finite(text: str) -> None:
     ]
     assert len(floats) > 10
     for _, option in floats:
-        with pytest.raises(click.BadParameter, match=r"not a finite number|not in the range"):
+        with pytest.raises(click.BadParameter, match=r"not a number of at most 1e\+30|not in the range"):
             option.type.convert(text, option, None)

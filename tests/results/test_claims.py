@@ -16,6 +16,7 @@ from analysis.table import gflops
 from gat_sweep.cli import cli
 from gat_sweep.compute import step_flops
 from gat_sweep.config import TrialConfig
+from gat_sweep.errors import UserError
 from gat_sweep.recipe import load_recipe
 from gat_sweep.run.record import open_run
 from gat_sweep.run.trial import Trial
@@ -148,6 +149,28 @@ def test_patches_and_seeds() -> None:
     found = claims()
     assert found["patch 2 is better than patch 4"]["verdict"] == "confirmed"
     assert found["seeds agree"]["verdict"] == "confirmed"
+
+
+def test_a_table_says_its_recipe_and_what_it_cannot_answer(tmp_path: Path) -> None:
+    study = Path(__file__).parents[2] / "docs" / "study"
+    found = claims(str(study / "widths.csv"), str(study / "widths.csv"))
+    assert found["MNG is better than none"]["to decide it"] == "gat-sweep run mng --recipe digits"
+    assert found["it is a power law of compute"]["from"] == str(study / "widths.csv")
+    rows = (study / "widths.csv").read_text().splitlines()
+    Path("mixed.csv").write_text(
+        "\n".join([*rows[:5], *(r.replace("fd_efficientnet_lite0", "fd_x") for r in rows[5:])])
+    )
+    for words, message in ((["mixed.csv"], "answers no claim: "), (["--home", "nohome"], "holds no runs")):
+        with pytest.raises(UserError, match=message):
+            CliRunner().invoke(cli, ["claims", *words], catch_exceptions=False)
+
+
+def test_a_damaged_record_is_named() -> None:
+    plant("seeds", lambda c, _: 100.0, seeds=2)
+    Path("runs/broken").mkdir()
+    Path("runs/broken/run.json").write_text("{")
+    with pytest.raises(UserError, match=r"broken/run\.json is damaged"):
+        CliRunner().invoke(cli, ["claims"], catch_exceptions=False)
 
 
 def test_every_claim_names_a_study_that_ships() -> None:

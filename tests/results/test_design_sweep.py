@@ -18,6 +18,7 @@ from gat_sweep.run.record import open_run
 from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import Sweep, load_sweep, sweep_file
 
+STUDY = Path(__file__).parents[2] / "docs" / "study"
 SHORT = ["--recipe", "digits", "--set", "train.steps=600", "--budget", "1800"]
 
 
@@ -58,6 +59,7 @@ def test_sweep_file_is_the_design_at_its_price(goal: str) -> None:
     held = [c for c in sweep.trials.values() if goal == "predict:XL" and c.model.generator == "XL"]
     paid = gflops(sweep) - sum(step_flops(config) * config.train.steps for config in held) / 2e9
     assert paid == pytest.approx(best["price"], rel=1e-6)
+    assert gflops(sweep) == pytest.approx(best["price"] + (report["held_price"] or 0), rel=1e-6)
     assert best["price"] <= report["budget"]
     assert {c.model.generator for c in sweep.trials.values() if c not in held} == {c["size"] for c in best["cells"]}
     assert len({config.seed for config in sweep.trials.values()}) == best["seeds"]
@@ -94,6 +96,14 @@ def test_the_same_command_twice_is_fine_and_another_design_is_not_overwritten() 
         (["--goal", "exponent", "--budget", "3", "--calibrate"], "--budget goes without them"),
         (["no-such-run", "--goal", "exponent", "--budget", "3"], "no run 'no-such-run'"),
         (["there", "--goal", "exponent", "--budget", "3", "--recipe", "digits"], "leave --recipe and --set out"),
+        (["--goal", "exponent", *SHORT, "--out", "a b"], "--out 'a b': use letters, digits"),
+        (["--goal", "exponent", *SHORT, "--out", "/proc/nope"], "is not a folder that can be written"),
+        (["--goal", "allocate", *SHORT, "--half-width", "0.5"], "it is a factor above 1"),
+        (["--goal", "predict:", *SHORT], "--goal 'predict:': expected"),
+        (
+            [str(STUDY / "frontier.csv"), "--goal", "allocate", "--budget", "1e11"],
+            "measured on digits, and the recipe is",
+        ),
     ],
 )
 def test_refuses_in_one_line_and_writes_nothing(words: list[str], message: str) -> None:
@@ -101,6 +111,15 @@ def test_refuses_in_one_line_and_writes_nothing(words: list[str], message: str) 
     assert message in text
     assert "\n" not in text
     assert not list(Path().glob("design-*"))
+
+
+def test_printed_commands_find_another_home_and_a_sweep_file_comes_last(tmp_path: Path) -> None:
+    report = design("--goal", "exponent", *SHORT, "--home", "elsewhere")
+    assert all(command.endswith(f"--home {tmp_path / 'elsewhere'}") for command in report["run"])
+    Path("part/design.json").mkdir(parents=True)
+    result = CliRunner().invoke(cli, ["design", "--goal", "exponent", *SHORT, "--out", "part"])
+    assert result.exit_code != 0
+    assert not Path("part/part.yaml").exists()
 
 
 def test_hours_are_those_of_plan(tmp_path: Path) -> None:
