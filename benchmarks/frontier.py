@@ -117,9 +117,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=300)
     draws = parser.parse_args().draws
     half = float(stats.norm.ppf(0.975)) * math.sqrt(0.95 * 0.05 / draws)
-    print(
-        f"coverage of 95 % intervals, {draws} draws: one of 95 % lies within {95 - 100 * half:.1f} to {95 + 100 * half:.1f} %"
-    )
+    low, high = 95 - 100 * half, 95 + 100 * half
+    print(f"coverage of 95 % intervals, {draws} draws: one of 95 % lies within {low:.1f} to {high:.1f} %")
     for number, case in enumerate(cases()):
         found = measured(case, draws, np.random.default_rng(number))
         texts = [f"{name} {share:.1%}" + (f" ({n} open)" if n else "") for name, (share, n) in found.items()]
