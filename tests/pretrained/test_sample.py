@@ -239,7 +239,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["folder", "--classes", "10"], "--classes 10: give 0 to 9, or all"),
     (["folder", "--classes", "two"], "expected class numbers with commas"),
     (["folder", "--psi", "-0.1"], "--psi -0.1: give 0 or more"),
-    (["folder", "--psi", "nan"], "--psi nan: give 0 or more"),
+    (["folder", "--psi", "nan"], "nan is not a number of at most 1e+30"),
     (["folder", "--guidance", "-1"], "--guidance -1.0: give 0 or more"),
     (["folder", "--count", "0"], "--count 0: give 1 or more"),
     (["folder", "--batch", "0"], "--batch 0: give 1 or more"),
