@@ -72,7 +72,7 @@ def falls(table: Table) -> Finding:
 
 
 def power_law(table: Table) -> Finding:
-    """The exponent is above 0, the sizes stray from the law by no more than their seeds, and there is no floor."""
+    """The exponent is above 0. Sizes stray from the law as little as seeds do. A floor is not found."""
     _sizes(compare.analyse(table))
     law = fit_laws(table).laws[0]
     curve = law.curve
@@ -149,9 +149,8 @@ def beats(key: str, better: Any, worse: Any, **others: Any) -> Callable[[Table],
         intervals = [_difference(found, bad, good, len(pairs)) for bad, good in pairs]
         text = ", ".join(f"{bad.cell.label} {_ratio(*i)}" for (bad, _), i in zip(pairs, intervals, strict=True))
         verdict = sign([(low, high) for _, low, high in intervals])
-        return Finding(
-            f"{text} times as much without", verdict, _seeds([a for p in pairs for a in p], intervals, verdict)
-        )
+        seeds = _seeds([arm for pair in pairs for arm in pair], intervals, verdict)
+        return Finding(f"{text} times as much with {key.rpartition('.')[2]} = {worse}", verdict, seeds)
 
     return rule
 

@@ -70,9 +70,7 @@ class Design:
     budget: float
     best: Choice
     by_sizes: tuple[Choice, ...]  # the best one with each number of sizes
-    plain: (
-        Choice | None
-    )  # all sizes alike, as in the sweep file that ships for the goal; None if the budget is too small
+    plain: Choice | None  # all sizes alike, as the sweep file that ships has them; None if the budget is too small
     curve: tuple[tuple[float, float], ...]  # budgets, and the error of the best design there
     laws: tuple[dict[str, Any], ...]  # those averaged over, and those rejected
     noise: dict[str, Any]
@@ -84,7 +82,7 @@ class Design:
         return [
             {
                 "size": candidate.label, "width": candidate.width, "cost": candidate.cost,
-                **candidate.options[option - 1].to_json(self.goal), "seeds": choice.seeds,
+                **candidate.options[option - 1].to_json(), "seeds": choice.seeds,
                 "price": candidate.options[option - 1].price * choice.seeds,
             }
             for candidate, option in zip(self.candidates, choice.options, strict=True)
@@ -329,14 +327,3 @@ def rounded_up(value: float) -> float:
     """Return a value with five digits, not below the given one."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 4)
     return math.ceil(value / unit - 1e-9) * unit
-
-
-def small_study(sizes: int, factor: float, spread: float, half_width: float) -> float:
-    """Return the chance that the exponent of so many sizes, evenly apart over a factor of C, has an interval as narrow.
-
-    spread: standard deviation of ln value of a size about a power law. By Student's t.
-    """
-    x = np.linspace(0, math.log(factor), sizes)
-    error = spread / math.sqrt(float(((x - x.mean()) ** 2).sum()))
-    degrees = sizes - 2
-    return float(stats.chi2.cdf(degrees * (half_width / t_quantile(degrees) / error) ** 2, degrees))

@@ -30,7 +30,7 @@ from analysis.fits.planned_laws import (
 
 DRAWS = 32
 PRIOR_DEGREES = 4  # degrees of freedom that the spread of sizes before any data counts as
-SEED_SPREADS = (0.04, 0.14)  # of ln value between seeds: the paper's FID (Fig. 3b), and this project's digits
+SEED_SPREADS = (0.04, 0.14)  # of ln value between seeds: about the paper's FID (A.17: 0.035), and this project's digits
 OF_SIZE, OF_CHECKPOINT = 1.0, 0.5  # spreads of sizes and of checkpoints, in units of that of seeds, without data
 SAME_LENGTH = 0.05  # difference of ln D below which two lengths are one
 # Rates: ln value = level + k (x - v)^2 / 2 + g (x - v)^3 / 6, with x = ln(rate / Eq. 4's), v = a + s z + q z^2, and
@@ -82,7 +82,7 @@ class Option:
     def trials(self) -> int:
         return len(self.rates) or 1
 
-    def to_json(self, goal: Goal) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         return {"steps": self.steps, "images": self.images} | ({"rates": list(self.rates)} if self.rates else {})
 
 
@@ -252,8 +252,11 @@ def _noise(known: Spread | None, random: np.random.Generator) -> tuple[Noise, di
     variance = PRIOR_DEGREES * (OF_SIZE * run) ** 2 + known.degrees * (known.size or 0.0) ** 2
     size = np.sqrt(variance / (PRIOR_DEGREES + known.degrees))
     rest = OF_CHECKPOINT * run if known.checkpoint is None else max(known.checkpoint, LEAST) * one
-    told = {"seeds": known.run, "sizes": known.size, "checkpoints": known.checkpoint}
-    return Noise(size, run, rest), {"of": "data", **told}
+    found = {"seeds": known.run, "sizes": known.size, "checkpoints": known.checkpoint}
+    used = {"seeds": run, "sizes": size, "checkpoints": rest}
+    told = {what: math.sqrt(float((spread**2).mean())) for what, spread in used.items()}
+    assumed = [what for what, spread in found.items() if spread is None]
+    return Noise(size, run, rest), {"of": "data", **told, "assumed": assumed}
 
 
 def _of_sizes(

@@ -90,8 +90,10 @@ def _known(report: dict[str, Any]) -> Iterator[str]:
         low, high = noise["seeds"]
         yield f"noise as taken before any data: seeds spread by {low:g} to {high:g} in ln value, sizes as much"
     else:
-        spreads = {what: noise[what] for what in ("seeds", "sizes", "checkpoints")}
-        texts = [f"{what} {'as before any data' if x is None else f'{x:.2g}'}" for what, x in spreads.items()]
+        texts = [
+            f"{what} {noise[what]:.2g}{' (not told by the data)' if what in noise['assumed'] else ''}"
+            for what in ("seeds", "sizes", "checkpoints")
+        ]
         yield f"spread in ln value: {', '.join(texts)}"
     if known:
         counting = known["runs_that_count"]

@@ -31,11 +31,7 @@ SPREADS = np.array([2.0, 0.25, 0.25, 0.25, 0.25, 0.4, np.nan])
 K = 0.25  # e-folds of c within which a break is smooth
 STEP = 1e-5  # of a parameter, for derivatives
 STARTS = 24
-REACH, GRID, HALVINGS = (
-    12.0,
-    481,
-    50,
-)  # of the search for the best size: e-folds of c about the goal, its steps, bisections
+REACH, GRID, HALVINGS = 12.0, 481, 50  # search for the best size: e-folds of c about the goal, steps, bisections
 USUAL, LEAST = 0.1, 1e-3  # standard deviations of ln value: where the data do not tell one, and the least
 SPARE = 2  # degrees of freedom below which a standard deviation is not taken from data
 REJECTED = 6.0  # difference of AIC, a likelihood ratio of 1 to 20 with equal parameters
@@ -51,8 +47,7 @@ class PlannedLaw:
 
     def log_values(self, p: Array, u: Array, w: Array) -> Array:
         """Return ln value [m, r] of laws p [m, 7] at u and w, each [r] or [m, r]."""
-        bend, knee = p[:, [BEND]], p[:, [KNEE]]
-        size = -p[:, [ALPHA]] * u + bend * K * (np.logaddexp(0, (knee - u) / K) - np.logaddexp(0, knee / K))
+        size = _log_size(p[:, :, None], u)
         length, floor, share = -p[:, [BETA]] * w, p[:, [FLOOR]], p[:, [SHARE]]
         falling = share * np.exp(size) + (1 - share) * np.exp(length) if self.adds else np.exp(size + length)
         found: Array = p[:, [LEVEL]] + np.log(floor + (1 - floor) * falling)
@@ -88,14 +83,18 @@ class PlannedLaw:
     def _gain(self, p: Array, u: Array) -> Array:
         """Return a multiple of the derivative of the value by u [m] at w = -u."""
         alpha, beta, share, bend, knee = (p[:, i] for i in (ALPHA, BETA, SHARE, BEND, KNEE))
-        size = -alpha * u + bend * K * (np.logaddexp(0, (knee - u) / K) - np.logaddexp(0, knee / K))
         fall = alpha + bend / (1 + np.exp((u - knee) / K))
-        return np.asarray((1 - share) * beta * np.exp(beta * u) - share * fall * np.exp(size))
+        return np.asarray((1 - share) * beta * np.exp(beta * u) - share * fall * np.exp(_log_size(p, u)))
 
 
-PURE = PlannedLaw("pure", (LEVEL, ALPHA, BETA))
+def _log_size(p: Array, u: Array) -> Array:
+    """Return ln s(u) of laws p [m, 7] at u [m], or of laws p [m, 7, 1] at u [r] or [m, r]."""
+    alpha, bend, knee = p[:, ALPHA], p[:, BEND], p[:, KNEE]
+    return np.asarray(-alpha * u + bend * K * (np.logaddexp(0, (knee - u) / K) - np.logaddexp(0, knee / K)))
+
+
 OF_SIZES = (
-    PURE,
+    PlannedLaw("pure", (LEVEL, ALPHA, BETA)),
     PlannedLaw("floor", (LEVEL, ALPHA, BETA, FLOOR)),
     PlannedLaw("joint", (LEVEL, ALPHA, BETA, FLOOR, SHARE), adds=True),
     PlannedLaw("break", (LEVEL, ALPHA, BETA, BEND, KNEE)),

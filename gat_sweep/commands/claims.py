@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 import click
 from rich.table import Table
 
-from gat_sweep.commands.options import console, folder_option, home_option, json_option, print_files, print_json
+from gat_sweep.commands.options import (
+    DEFAULT_RECIPE,
+    console,
+    folder_option,
+    home_option,
+    json_option,
+    print_files,
+    print_json,
+    say,
+)
 
 if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
@@ -30,7 +39,7 @@ def claims(sources: tuple[str, ...], home: "Place", out: Path | None, as_json: b
     """
     from gat_sweep.results.claims import COLUMNS, claims_command
 
-    rows, files = claims_command(sources, home, out)
+    rows, files = claims_command(sources, home, out, DEFAULT_RECIPE, say)
     if as_json:
         print_json(rows)
         return

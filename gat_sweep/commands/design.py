@@ -1,5 +1,6 @@
 """design: which runs to train for a goal."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,13 @@ from gat_sweep.commands.options import (
     json_option,
     make_config,
     print_report,
+    rates_of,
     say,
 )
 from gat_sweep.errors import UserError
 
 if TYPE_CHECKING:
-    from gat_sweep.config import TrialConfig
     from gat_sweep.files.storage import Place
-    from gat_sweep.plan import Rate
 
 
 @click.command()
@@ -75,6 +75,7 @@ def design(
       gat-sweep design --goal predict:XL --hours 500 --mfu 0.4 --peak-tflops 989
     """
     from gat_sweep.results.design import Asked, design_command
+    from gat_sweep.results.study import is_table
 
     if (budget is None) == (hours is None):
         raise UserError("give --budget in GFLOPs, or --hours")
@@ -82,21 +83,13 @@ def design(
         raise UserError("--hours needs --calibrate, or --mfu and --peak-tflops")
     if (hours is None) == bool(calibrate or mfu):
         raise UserError("--hours goes with --calibrate, or with --mfu and --peak-tflops; --budget goes without them")
-    of_run = source is not None and not source.endswith((".csv", ".parquet"))
+    of_run = source is not None and not is_table(source)
     if of_run and (recipe or settings):
         raise UserError(f"the run {source} says the setting; leave --recipe and --set out")
 
-    def rates(configs: "list[TrialConfig]") -> "list[Rate]":
-        from gat_sweep.plan import rate_at
-
-        if mfu and peak_tflops:
-            return [rate_at(config, mfu, peak_tflops * 1e12) for config in configs]
-        from gat_sweep.speed.calibration import calibrate as timed
-        from gat_sweep.train.device import chosen_device
-
-        return timed(configs, chosen_device(device), say)
-
+    peak = (mfu, peak_tflops * 1e12) if mfu and peak_tflops else None
     config = None if of_run else make_config(recipe or DEFAULT_RECIPE, "paper", settings)
-    asked = Asked(goal, budget or hours or 0.0, at, half_width, rates if hours else None)
+    rates = partial(rates_of, peak=peak, device=device) if hours else None
+    asked = Asked(goal, budget or hours or 0.0, at, half_width, rates)
     report, text, files = design_command(source, config, home, out, asked, say)
     print_report(report, text, files, as_json)

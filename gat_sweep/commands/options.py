@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,6 +16,7 @@ from gat_sweep.errors import UserError
 if TYPE_CHECKING:  # spares --help the import of pydantic and pyarrow, half a second
     from gat_sweep.config import TrialConfig
     from gat_sweep.files.storage import Place
+    from gat_sweep.plan import Rate
     from gat_sweep.sweep import Sweep
 
 DEFAULT_RECIPE = "imagenet256"
@@ -43,8 +45,11 @@ def _writable(context: click.Context, option: click.Parameter, path: Path | None
     """A folder that is there or can be made, so that no work is lost at its end."""
     if path is not None:
         there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK) or there == Path("/proc"):
-            raise UserError(f"--out {path}: {there} is not a folder that can be written; give another one")
+        try:
+            with TemporaryDirectory(dir=there):  # permissions alone do not say it
+                pass
+        except OSError:
+            raise UserError(f"--out {path}: {there} is not a folder that can be written; give another one") from None
     return path
 
 
@@ -154,6 +159,21 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
         check_key(key)
         values[key] = parse_scalar(text)
     return values
+
+
+def rates_of(configs: "list[TrialConfig]", peak: tuple[float, float] | None, device: str | None) -> "list[Rate]":
+    """Speed of each config: at an MFU and FLOP/s of a worker, or without `peak` as timed here.
+
+    Raises UserError as calibrate does.
+    """
+    if peak:
+        from gat_sweep.plan import rate_at
+
+        return [rate_at(config, *peak) for config in configs]
+    from gat_sweep.speed.calibration import calibrate  # torch, which the rest of a plan does not wait for
+    from gat_sweep.train.device import chosen_device
+
+    return calibrate(configs, chosen_device(device), say)
 
 
 def both_networks(sizes: tuple[str, ...]) -> list[dict[str, Any]]:

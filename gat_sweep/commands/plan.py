@@ -12,7 +12,7 @@ from gat_sweep.commands.options import (
     json_option,
     make_sweep,
     print_json,
-    say,
+    rates_of,
     sweep_options,
 )
 from gat_sweep.errors import UserError
@@ -31,19 +31,13 @@ def plan_command(
     device: str | None,
 ) -> dict[str, Any]:
     """The plan that `plan --json` prints. peak: MFU and FLOP/s of a worker. Raises UserError as calibrate does."""
-    from gat_sweep.plan import rate_at, trial_plan
+    from gat_sweep.plan import trial_plan
     from gat_sweep.sweep import differences
 
     configs = list(sweep.trials.values())
     rates: list[Rate | None] = [None] * len(configs)
-    if calibrated:
-        from gat_sweep.speed.calibration import calibrate
-        from gat_sweep.train.device import chosen_device
-
-        chosen = chosen_device(device)
-        rates = [*calibrate(configs, chosen, say)]
-    elif peak:
-        rates = [rate_at(config, *peak) for config in configs]
+    if calibrated or peak:
+        rates = [*rates_of(configs, peak, device)]
     varied = differences(sweep.trials)
     trials = {
         trial: {"varies": varied[trial], **trial_plan(config, rate, price)}

@@ -36,9 +36,9 @@ def predict(
     """
     from gat_sweep.results.predict import predict_command, prediction_text
     from gat_sweep.results.predict_budget import budget_text, predict_budget
-    from gat_sweep.results.study import log_to_mlflow, open_study
+    from gat_sweep.results.study import is_table, log_to_mlflow, open_study
 
-    if run.endswith((".csv", ".parquet")):
+    if is_table(run):
         raise UserError(f"{run}: only a run can be predicted, since a file does not name its trials; give a run's name")
     if (size is None) == (budget is None):
         raise UserError("give --for SIZE, or --budget GFLOPS")

@@ -10,18 +10,21 @@ from analysis.claims import CLAIMS, NOT_DECIDED, NOT_RUN, Claim, Finding
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
 from gat_sweep.recipe import built_in
-from gat_sweep.results.study import home_words, loaded_table, open_study
+from gat_sweep.results.study import home_words, is_table, loaded_table, open_study
 from gat_sweep.run.record import read_run
+from gat_sweep.text import Say
 
-DEFAULT_RECIPE = "imagenet256"
 COLUMNS = ("claim", "paper", "here", "verdict", "from", "to decide it")
 
 
-def claims_command(sources: Sequence[str], home: Place, out: Path | None) -> tuple[list[dict[str, Any]], list[Path]]:
+def claims_command(
+    sources: Sequence[str], home: Place, out: Path | None, usual: str, say: Say
+) -> tuple[list[dict[str, Any]], list[Path]]:
     """Judge every claim by the runs or tables given, or by all runs of the home; write claims.json and claims.md.
 
     A run is asked for the claims of the study that its sweep file is. A table, which does not name a study, is asked
-    for all of them. Return (a row for each claim and source, the files).
+    for all of them. usual: the recipe of commands where no source names one. say: gets a line for each source that is
+    not asked. Return (a row for each claim and source, the files).
     Raises UserError for a source that does not exist or has an error.
     """
     asked = list(dict.fromkeys(sources)) or [run.name for run in children(home) if (run / "run.json").exists()]
@@ -31,13 +34,14 @@ def claims_command(sources: Sequence[str], home: Place, out: Path | None) -> tup
     answered: set[str] = set()
     recipes: list[str] = []
     for source in asked:
-        if source.endswith((".csv", ".parquet")):
+        if is_table(source):
             study, table = None, loaded_table(Path(source), "value")
             recipe = built_in(table.trials[0].last.measured.reference)
         else:
             record = read_run(home, source)
             study, recipe = record["sweep"], record["recipe"]
             if not any(study in claim.studies for claim in CLAIMS):
+                say(f"{source} is not asked: no claim is about sweep '{study}'")
                 continue
             table = open_study(source, home, None).table
         recipes += [recipe] if recipe else []
@@ -53,10 +57,10 @@ def claims_command(sources: Sequence[str], home: Place, out: Path | None) -> tup
                     continue
                 found = Finding(reasons[-1], NOT_DECIDED)
             answered.add(claim.name)
-            rows.append(_row(claim, source, found, _command(claim, source, recipe, found, home)))
+            rows.append(_row(claim, source, found, _command(claim, source, recipe or usual, found, home)))
         if study is None and len(reasons) == len(CLAIMS):
             raise UserError(f"{source} answers no claim: {reasons[0]}")
-    recipe = max(set(recipes), key=recipes.count) if recipes else DEFAULT_RECIPE
+    recipe = max(recipes, key=recipes.count, default=usual)
     for claim in CLAIMS:
         if claim.name not in answered:
             command = shlex.join(["gat-sweep", "run", claim.studies[0], "--recipe", recipe, *home_words(home)])
@@ -83,11 +87,11 @@ def _row(claim: Claim, source: str | None, found: Finding, command: str | None) 
     return dict(zip(COLUMNS, values, strict=True)) | {"seeds": found.seeds}
 
 
-def _command(claim: Claim, source: str, recipe: str | None, found: Finding, home: Place) -> str | None:
+def _command(claim: Claim, source: str, recipe: str, found: Finding, home: Place) -> str | None:
     """What to run so that a claim that is not decided may be; None if more seeds are not what it needs."""
     if found.verdict != NOT_DECIDED or found.seeds is None:
         return None
     seeds = ",".join(map(str, range(found.seeds)))
-    words = ["gat-sweep", "run", claim.studies[0], "--recipe", recipe or DEFAULT_RECIPE, "--seeds", seeds]
-    named = [] if source.endswith((".csv", ".parquet")) else ["--name", source]
+    words = ["gat-sweep", "run", claim.studies[0], "--recipe", recipe, "--seeds", seeds]
+    named = [] if is_table(source) else ["--name", source]
     return shlex.join([*words, *named, *home_words(home)])

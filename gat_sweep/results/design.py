@@ -23,7 +23,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, write
 from gat_sweep.plan import Rate, trial_plan
 from gat_sweep.recipe import built_in, changed_settings, load_recipe, resolve, spread_evenly
-from gat_sweep.results.study import home_words, open_study
+from gat_sweep.results.study import home_words, is_table, open_study
 from gat_sweep.run.record import check_name, run_trials
 from gat_sweep.sweep import NETWORKS
 from gat_sweep.text import Eta, Say, nearest, silent
@@ -67,7 +67,9 @@ def design_command(
 
     folder = out or Path(f"design-{asked.goal.partition(':')[0]}")
     check_name(folder.resolve().name, "--out")  # the run will have the folder's name
-    configs = {} if source is None or source.endswith((".csv", ".parquet")) else _configs(home, source)
+    configs: dict[str, TrialConfig] = {}
+    if source is not None and not is_table(source):
+        configs = {trial.id: trial.config for trial in run_trials(home, source)}
     base = config or _setting(configs)
     name, size = _goal(asked, base)
     goal = _goal_of(name, size, base, asked)
@@ -96,19 +98,14 @@ def design_command(
 
 
 def _progress(say: Say) -> Callable[[int, int], None]:
-    eta: list[Eta] = []
+    """A function that gets how many searches are done, of how many, and says it with the time left."""
+    eta = Eta(say, "searches", 0)
 
     def searched(done: int, total: int) -> None:
-        if not eta:
-            eta.append(Eta(say, "searches", total))
-        eta[0].add(done - eta[0].done)
+        eta.total = total
+        eta.add(done - eta.done)
 
     return searched
-
-
-def _configs(home: Place, name: str) -> dict[str, TrialConfig]:
-    """The trials of a run by id."""
-    return {trial.id: trial.config for trial in run_trials(home, name)}
 
 
 def _setting(configs: Mapping[str, TrialConfig]) -> TrialConfig:

@@ -22,12 +22,11 @@ from gat_sweep.results.fit_law import fit_law_command
 from gat_sweep.results.study import Study, log_to_mlflow, open_study, run_analysis
 from gat_sweep.run.record import run_trials
 from gat_sweep.run.table import read_rows
-from gat_sweep.run.trial import Trial
+from gat_sweep.run.trial import GRID, Trial
 from gat_sweep.sweep import differences, varied_text
 from gat_sweep.text import Say
 
 LAW_QUESTION = "How does the metric fall with training compute?"
-GRID = 8  # rows and columns of a sample grid
 PLACES = [(y, x) for y in range(2) for x in range(GRID)]  # of the samples that stand side by side by size
 WIDEST = 768  # pixels of a sample grid in the report
 RESULTS = ("step", "flops", "seconds", "value")

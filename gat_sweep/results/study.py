@@ -36,13 +36,18 @@ class Study:
         return self.run.name if self.run else self.table.path.stem
 
 
+def is_table(source: str) -> bool:
+    """Whether a source is a table by its path, and not a run by its name."""
+    return source.endswith((".parquet", ".csv"))
+
+
 def open_study(source: str, home: Place, out: Path | None, metric: str = "value") -> Study:
     """Open a run's table by the run's name, or a .parquet or .csv by its path.
 
     metric: the column to read values from. out: folder for results; default: the run's own, or one beside the file.
     Raises UserError if there is no such run or file, or the table has an error.
     """
-    if source.endswith((".parquet", ".csv")):
+    if is_table(source):
         path = Path(source)
         return Study(loaded_table(path, metric), out or path.with_suffix("").with_name(f"{path.stem}-{FOLDER}"), None)
     read_run(home, source)

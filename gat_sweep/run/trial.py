@@ -7,6 +7,8 @@ from gat_sweep.config import TrialConfig
 from gat_sweep.files.storage import Place
 from gat_sweep.run.table import FINISHED, final_status, read_rows
 
+GRID = 8  # sample grids are GRID x GRID
+
 
 @dataclass(frozen=True)
 class Trial:

@@ -27,12 +27,12 @@ from gat_sweep.run.alive import take_over
 from gat_sweep.run.checkpoint import Checkpoint, check_data, resume, step_checkpoint
 from gat_sweep.run.saved import Damaged
 from gat_sweep.run.stop import stop_reason
-from gat_sweep.run.trial import Trial
+from gat_sweep.run.trial import GRID, Trial
 from gat_sweep.train.counters import Counters
 from gat_sweep.train.device import keep_freed_memory
 from gat_sweep.train.engine import Engine
 from gat_sweep.train.feed import Feed
-from gat_sweep.train.recorder import GRID, Recorder, leave_note
+from gat_sweep.train.recorder import Recorder, leave_note
 from gat_sweep.train.watch import Watch
 
 

@@ -16,11 +16,9 @@ from gat_sweep.run.alive import signs
 from gat_sweep.run.checkpoint import save_checkpoint
 from gat_sweep.run.journal import add_record
 from gat_sweep.run.table import RunTable
-from gat_sweep.run.trial import Trial
+from gat_sweep.run.trial import GRID, Trial
 from gat_sweep.train.counters import Counters
 from gat_sweep.version import source_commit
-
-GRID = 8  # sample grids are GRID x GRID
 
 
 class Recorder:

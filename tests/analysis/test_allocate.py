@@ -15,6 +15,7 @@ from analysis.figures.allocate import plot
 from analysis.fits.joint_fit import fit_joint
 from analysis.isoflop import envelope, parabola, parabolas, vertices
 from analysis.reading import load_table
+from gat_sweep.results import paper
 
 DATA, STUDY = Path(__file__).parents[1] / "data" / "law", Path(__file__).parents[2] / "docs" / "study"
 Rows = list[dict[str, Any]]
@@ -231,3 +232,10 @@ def test_a_grid_of_sizes_has_a_best_split_at_every_compute(tmp_path: Path) -> No
     assert found.budget.share == pytest.approx(shares[values.argmin()], abs=0.002)
     assert "of it for G" in verdict(report) and "between" not in verdict(report)
     assert [path.suffix for path in plot(found, tmp_path / "grid")] == [".svg", ".png"]
+
+
+def test_the_papers_own_points_are_too_few(tmp_path: Path) -> None:
+    """Four sizes, and a second length of one: Table 3 and Fig. 8 (XL at 100k iterations)."""
+    paper.write_table(tmp_path / "table3.csv", paper.ITEMISED)
+    with pytest.raises(ValueError, match=r"at least 5 sizes are needed, this table has 4 \(S/2, B/2, L/2, XL/2\)"):
+        analyse(load_table(tmp_path / "table3.csv"))

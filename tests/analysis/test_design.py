@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.design import Choice, Design, choose, half_widths, rounded_up, small_study
-from analysis.design_scenarios import Candidate, Goal, Known, Option, Scenario
+from analysis.design import Choice, Design, _Search, choose, half_widths, rounded_up, t_quantile
+from analysis.design_scenarios import Candidate, Goal, Known, Option, Scenario, scenarios
 from analysis.fits.information import Noise, no_runs, of_run
 from analysis.fits.joint import Checkpoints
 
@@ -44,6 +44,17 @@ def planted(law: Callable[[float], float], sizes: list[tuple[str, float]], sprea
         cost[None], np.full(len(cost), IMAGES), logs, size.astype(int), run.astype(int)
     )  # fmt: skip
     return Known(data, tuple(label for label, _ in sizes))
+
+
+def small_study(sizes: int, factor: float, spread: float, half_width: float) -> float:
+    """Return the chance that the exponent of so many sizes, evenly apart over a factor of C, has an interval as narrow.
+
+    spread: standard deviation of ln value of a size about a power law. By Student's t.
+    """
+    x = np.linspace(0, math.log(factor), sizes)
+    error = spread / math.sqrt(float(((x - x.mean()) ** 2).sum()))
+    degrees = sizes - 2
+    return float(stats.chi2.cdf(degrees * (half_width / t_quantile(degrees) / error) ** 2, degrees))
 
 
 def used(found: Design, choice: Choice | None = None) -> list[float]:
@@ -109,9 +120,6 @@ def test_search_finds_what_trying_every_design_finds(name: str) -> None:
 
 def choose_exactly(offered: list[Candidate], asked: Goal, chosen: tuple[str, ...], seeds: int) -> float:
     """The error of one design: that of a search which has no choice."""
-    from analysis.design import _Search
-    from analysis.design_scenarios import scenarios
-
     search = _Search(asked, offered, scenarios(asked, offered).scenarios, frozenset())
     return search.choice(np.array([int(c.label in chosen) for c in offered]), seeds).error
 
@@ -206,3 +214,29 @@ def test_the_least_budget_that_is_named_is_enough(budget: float) -> None:
         choose(goal("allocate", 1.0), offered, least * 0.99 / budget)
     said = float(re.findall(r"cost ([\d.e+]+);", str(error.value))[0])
     assert choose(goal("allocate", 1.0), offered, said).best.sizes == 5
+
+
+def test_local_search_is_about_as_good_as_trying_every_length() -> None:
+    """Five sizes with three lengths each: 243 designs for each number of seeds."""
+    offered = [
+        Candidate(
+            label, cost, 8,
+            tuple(
+                Option(cost * IMAGES * 2**k, IMAGES * 2**k, 1000 * 2**k, tuple(IMAGES * 2**j for j in range(-2, k + 1)))
+                for k in range(3)
+            ),
+        )
+        for label, cost in ladder(1.5, 5)
+    ]  # fmt: skip
+    asked, budget = goal("allocate", 1.0), 4 * IMAGES
+    search = _Search(asked, offered, scenarios(asked, offered).scenarios, frozenset())
+    every = np.array(list(itertools.product((1, 2, 3), repeat=5)), dtype=np.intp)
+    prices = sum(np.array([o.price for o in c.options])[every[:, i] - 1] for i, c in enumerate(offered))
+    least = min(
+        float(
+            np.mean([s.squared_error(every[prices * seeds <= budget], seeds) for s in search.scenarios], axis=0).min()
+        )
+        for seeds in range(1, 9)
+        if (prices * seeds <= budget).any()
+    )
+    assert choose(asked, offered, budget).best.error == pytest.approx(math.sqrt(least), rel=0.02)

@@ -165,6 +165,14 @@ def test_a_table_says_its_recipe_and_what_it_cannot_answer(tmp_path: Path) -> No
             CliRunner().invoke(cli, ["claims", *words], catch_exceptions=False)
 
 
+def test_a_run_without_a_claim_is_named() -> None:
+    plant("one", lambda c, _: 100.0)
+    plant("mng", lambda c, _: 100.0 if c.mng.schedule == "exp" else 150.0)
+    result = CliRunner().invoke(cli, ["claims"], catch_exceptions=False)
+    assert "one is not asked: no claim is about sweep 'one'" in result.stderr
+    assert "times as much with schedule = none |" in Path("claims/claims.md").read_text()
+
+
 def test_a_damaged_record_is_named() -> None:
     plant("seeds", lambda c, _: 100.0, seeds=2)
     Path("runs/broken").mkdir()
