@@ -39,8 +39,8 @@ class Size(_Section):
 class Data(_Section):
     """The data to generate: latents (or pixels) of side x side x channels."""
 
-    # Digits of scikit-learn or ideographs of a font, which come with a dependency, or what `gat-sweep encode` wrote.
-    dataset: Literal["digits", "kanji", "encoded"]
+    # Digits of scikit-learn or of MNIST, which come with a dependency, or what `gat-sweep encode` wrote.
+    dataset: Literal["digits", "mnist", "encoded"]
     path: str | None = None  # folder that `gat-sweep encode` wrote; only for encoded data
     tokenizer: str | None = None  # place of the VAE (default: the place in the folder's manifest)
     side: int = Field(gt=0)  # rows and columns of a latent

