@@ -281,9 +281,9 @@ def _ends(low: float | None, high: float | None) -> str:
 
 
 CLAIMS = (
-    Claim("the metric falls with size", "15.2, 9.5, 4.6, 4.0 (Fig. 3a, Table 3)", ("widths",), falls),
-    Claim("it is a power law of compute", "b = 0.456 (Fig. 21)", ("widths",), power_law),
-    Claim("it correlates with G's GFLOPs", f"r = {PAPER_R} (Fig. 3c)", ("widths",), correlates),
+    Claim("the metric falls with size", "15.2, 9.5, 4.6, 4.0 (Fig. 3a, Table 3)", ("widths", "ladder"), falls),
+    Claim("it is a power law of compute", "b = 0.456 (Fig. 21)", ("widths", "ladder"), power_law),
+    Claim("it correlates with G's GFLOPs", f"r = {PAPER_R} (Fig. 3c)", ("widths", "ladder"), correlates),
     Claim("patch 2 is better than patch 4", "at every size (Fig. 3b)", ("patch_sizes",), finer_patch),
     Claim("D pays more than G", "a figure without numbers (Fig. 6a)", ("decoupled",), d_pays_more),
     Claim("G's best rate falls as 1 / width", "slope -1 (Eq. 4, Fig. 5b)", ("lr_transfer",), slope_of("G")),
@@ -297,5 +297,5 @@ CLAIMS = (
         beats("objective.align_weight", 1.0, 0.0, after="nothing"),
     ),
     Claim("alignment removed at the end loses little", "1.13 (A.18)", ("alignment",), removed_loses_little),
-    Claim("seeds agree", f"{PAPER_SPREAD} in ln FID (A.17)", ("seeds", "widths"), seeds_agree),
+    Claim("seeds agree", f"{PAPER_SPREAD} in ln FID (A.17)", ("seeds", "widths", "ladder"), seeds_agree),
 )  # fmt: skip
