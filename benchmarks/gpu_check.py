@@ -29,6 +29,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -428,19 +429,10 @@ def plan_of(kit: Kit, config: Any, device: Any) -> Any:
     return worker_memory(config, device, config.train.batch)
 
 
-def set_plan(engine: Any, chunk: int, checkpointed: int, chunk_g: int | None = None) -> None:
-    """Chunks of the D step and of the G step, and recomputed blocks, as an experiment."""
-    object.__setattr__(engine.memory, "chunk", chunk)
-    engine.generator.checkpointed = checkpointed
-    calls = [0]
-
-    def chunks(batch: int) -> Iterator[slice]:
-        calls[0] += 1  # iterate asks once for D, once for G
-        size = chunk if calls[0] % 2 else chunk_g or chunk
-        for start in range(0, batch, size):
-            yield slice(start, min(start + size, batch))
-
-    engine._chunks = chunks
+def set_plan(engine: Any, plan: Any) -> None:
+    """Chunks of both steps and recomputed blocks, as an experiment."""
+    engine.memory = plan
+    engine.generator.checkpointed = plan.checkpointed
 
 
 # ---------------------------------------------------------------- stages
@@ -512,17 +504,6 @@ def stage_info(kit: Kit, found: Found) -> None:
     found["line"] = f"{where['name']}, torch {torch.__version__}; TFLOP/s {rates}; copy {copied:.2f} TB/s"
 
 
-def padded(size: str) -> str:
-    """Lpad is L with an FFN width that is a multiple of 16: 2736 instead of 2730, at any cost of parity."""
-    if size != "Lpad":
-        return size
-    import gat_sweep.gat.flops
-    import gat_sweep.gat.layers
-
-    gat_sweep.gat.layers.ffn_width = lambda width: -(-8 * width // 3 // 16) * 16  # FLOPs stay counted as L's
-    return "L"
-
-
 def stage_precompile(kit: Kit, found: Found, size: str) -> None:
     """Compiles every graph that `bench` will use into the cache, on networks of the same widths and of four blocks."""
     import torch
@@ -531,7 +512,6 @@ def stage_precompile(kit: Kit, found: Found, size: str) -> None:
     from gat_sweep.train.engine import Engine
 
     device = torch_device(kit)
-    name_of, size = size, padded(size)
     whole = trial_config(kit, size)
     plan = plan_of(kit, whole, device)
     torch._dynamo.config.recompile_limit = 64
@@ -539,24 +519,12 @@ def stage_precompile(kit: Kit, found: Found, size: str) -> None:
     with device:
         engine = Engine(config, device)
     random = torch.Generator(device).manual_seed(0)
-    for name, chunk, chunk_g in variants(kit, plan):
-        start = time.perf_counter()
-        set_plan(engine, chunk, min(plan.checkpointed, 2), chunk_g)
-        engine.iterate(clock.make_batch(config, random))
-        sync(device)
-        found[name] = {"chunk": chunk, "chunk_g": chunk_g, "seconds": round(time.perf_counter() - start, 1)}
-    times = ", ".join(f"{k} {v['seconds']} s" for k, v in found.values.items() if k != "line")
-    found["line"] = f"{name_of}: {times}"
-
-
-def variants(kit: Kit, plan: Any) -> list[tuple[str, int, int]]:
-    """(name, chunk of the D step, chunk of the G step) to time compiled.
-
-    A pair is four inputs with a graph in the D step and one in the G step, so the G step fits four times as many.
-    """
-    chosen = [("compiled", plan.chunk, plan.chunk)]
-    wide = min(kit.batch, 4 * plan.chunk)
-    return chosen + ([("compiled, G step in chunks 4x as large", plan.chunk, wide)] if wide > plan.chunk else [])
+    start = time.perf_counter()
+    set_plan(engine, replace(plan, checkpointed=min(plan.checkpointed, 2)))
+    engine.iterate(clock.make_batch(config, random))
+    sync(device)
+    found["seconds"] = round(time.perf_counter() - start, 1)
+    found["line"] = f"{size}: {found['seconds']} s"
 
 
 def stage_parity(kit: Kit, found: Found) -> None:
@@ -925,7 +893,6 @@ def stage_bench(kit: Kit, found: Found, size: str) -> None:
     from gat_sweep.train.engine import Engine, _compile_blocks
 
     device = torch_device(kit)
-    name_of, size = size, padded(size)
     config = trial_config(kit, size)
     random = torch.Generator(device).manual_seed(0)
     plan = plan_of(kit, config, device)
@@ -937,6 +904,7 @@ def stage_bench(kit: Kit, found: Found, size: str) -> None:
     )
     found["plan"] = {
         "chunk": plan.chunk,
+        "chunk_g": plan.chunk_g,
         "checkpointed": plan.checkpointed,
         "planned_gib": round(plan.total / 2**30, 2),
         "flops_per_step": work,
@@ -969,23 +937,22 @@ def stage_bench(kit: Kit, found: Found, size: str) -> None:
     with device:  # initialised there: a billion random numbers take a host twenty seconds
         engine = Engine(config, device)
     found["seconds_building"] = round(time.perf_counter() - start, 1)
-    set_plan(engine, plan.chunk, plan.checkpointed)
+    set_plan(engine, plan)
     once = fed(engine.iterate)
     eager = found.attempt("eager", lambda: timed(once, work))
     if "out of memory" in eager.get("error", ""):
         smaller = plan_of(kit, trial_config(kit, size, workers__memory_gib=0.7 * memory_total(device)), device)
-        set_plan(engine, smaller.chunk, smaller.checkpointed)
+        set_plan(engine, smaller)
         found["smaller_plan"] = {"chunk": smaller.chunk, "checkpointed": smaller.checkpointed}
         found.attempt("eager, planned for 0.7 of the memory", lambda: timed(once, work))
-    if name_of in ("S", "L"):
+    if size in ("S", "L"):
         found.attempt("kernels eager", lambda: kernel_table(once, device))
 
     def plain() -> dict[str, Any]:
         other = Straightforward(config, engine.generator, engine.discriminator, device)
         return timed(fed(other.step), plain_work)
 
-    if name_of != "Lpad":
-        found.attempt("straightforward", plain)
+    found.attempt("straightforward", plain)
     free_memory()
 
     if not kit.rehearse or size == "S":
@@ -994,16 +961,12 @@ def stage_bench(kit: Kit, found: Found, size: str) -> None:
             _compile_blocks(engine.generator, engine.discriminator, device)
         except Exception as error:
             found["compile_error"] = one_line(error)
-        for name, chunk, chunk_g in variants(kit, plan):
-            set_plan(engine, chunk, plan.checkpointed, chunk_g)
-            found.attempt(name, lambda: timed(once, work))
-            if name == "compiled":
-                found["seconds_compiling_and_timing"] = round(time.perf_counter() - start, 1)
-                found.attempt("graphs", compiled_graphs)  # of torch's limit of 8
-                torch._dynamo.config.recompile_limit = 64  # the experiments bring shapes of their own
-                if name_of in ("S", "L"):
-                    found.attempt("kernels compiled", lambda: kernel_table(once, device))
-        set_plan(engine, plan.chunk, plan.checkpointed)
+        set_plan(engine, plan)
+        found.attempt("compiled", lambda: timed(once, work))
+        found["seconds_compiling_and_timing"] = round(time.perf_counter() - start, 1)
+        found.attempt("graphs", compiled_graphs)  # of torch's limit of 8
+        if size in ("S", "L"):
+            found.attempt("kernels compiled", lambda: kernel_table(once, device))
         if size == "S" and device.type == "cuda":
             found.attempt(
                 "compiled, whole iteration in one CUDA graph",
@@ -1016,7 +979,7 @@ def stage_bench(kit: Kit, found: Found, size: str) -> None:
     ratio = [found.values.get(n, {}).get("ms") for n in ("straightforward", "eager", "compiled")]
     if all(ratio):
         found["ratio_eager"], found["ratio_compiled"] = round(ratio[0] / ratio[1], 2), round(ratio[0] / ratio[2], 2)
-    found["line"] = f"{name_of}/2: " + "; ".join(parts)
+    found["line"] = f"{size}/2: " + "; ".join(parts)
 
 
 def compiled_graphs() -> dict[str, Any]:
@@ -1478,7 +1441,7 @@ def everything(kit: Kit) -> None:
 
     # The compiler takes processors, hardly the device: beside it only what is not timed, in chains side by side.
     patience = 8 if kit.rehearse else 1
-    compiling = [kit.start(f"precompile:{size}") for size in ((*SIZES, "Lpad") if not kit.rehearse else SIZES[:1])]
+    compiling = [kit.start(f"precompile:{size}") for size in (SIZES if not kit.rehearse else SIZES[:1])]
     until = min(time.time() + 165 * patience, kit.deadline - 200)
     chains: list[list[tuple[str, float]]] = [
         [("parity", 40), ("precision", 60)],
@@ -1493,9 +1456,8 @@ def everything(kit: Kit) -> None:
         running.wait(max(0.0, until - time.time()))
         running.end()
 
-    for size, cap in (("S", 50), ("L", 75), ("XL", 90), ("B", 45), ("Lpad", 40)):
-        if not kit.rehearse or size != "Lpad":
-            kit.run(f"bench:{size}", cap * patience, need=20)
+    for size, cap in (("S", 50), ("L", 75), ("XL", 90), ("B", 45)):
+        kit.run(f"bench:{size}", cap * patience, need=20)
     kit.run("micro", max(20.0, min(50.0, kit.left - 150)) * patience, need=20)
 
     # Four trials at once: each is limited by launches, so they share the device well.

@@ -8,6 +8,7 @@ from gat_sweep.gat.layers import (
     Attention,
     MappingLinear,
     SwiGLU,
+    embed_patches,
     in_float32,
     init_linears,
     rms_norm,
@@ -92,7 +93,7 @@ class Discriminator(nn.Module):
         align_first: how many leading samples have their tokens projected for the alignment loss.
         Returns logits [N] in float32, and tokens [align_first, 1+T, teacher_width] ([cls] first) or None.
         """
-        x_NTD = self.patch_embedding(x).flatten(2).transpose(1, 2) + self.position
+        x_NTD = embed_patches(x, self.patch_embedding) + self.position
         x_NTD = torch.cat([self.cls_token.expand(len(x_NTD), -1, -1).to(x_NTD.dtype), x_NTD], dim=1)
         for block in self.blocks[:-1]:
             x_NTD = block(x_NTD, self.rope)

@@ -16,9 +16,10 @@ SMALLEST_CHUNK = 8  # pairs per call of D; below it, recomputing G's blocks is t
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one worker, and the two choices that set them.
+    """Bytes of one worker, and the choices that set them.
 
-    chunk: (real, fake) pairs per call of D; gradients accumulate over the calls of a step.
+    chunk: (real, fake) pairs per call of D in the D step; gradients accumulate over the calls of a step.
+    chunk_g: the same in the G step, where only one of four inputs of D has a gradient.
     checkpointed: blocks of G that are recomputed in the backward pass.
     """
 
@@ -26,6 +27,7 @@ class Memory:
     activations_g: int
     activations_d: int
     chunk: int
+    chunk_g: int
     checkpointed: int
 
     @property
@@ -69,8 +71,13 @@ class Job:
             activations_g=int(OVERHEAD * self.batch * per_image),
             activations_d=int(OVERHEAD * 4 * chunk * d.depth * block_d),
             chunk=chunk,
+            chunk_g=next(n for n in self._equal_chunks() if n <= 4 * chunk),
             checkpointed=checkpointed,
         )
+
+    def _equal_chunks(self) -> list[int]:
+        """Divisors of the batch, the largest first: chunks of one size compile only once."""
+        return [n for n in range(self.batch, 0, -1) if self.batch % n == 0]
 
     def fit(self, available: float) -> Memory:
         """The cheapest choices that fit `available` bytes: chunks of D cost nothing, checkpointed blocks a forward.
@@ -78,7 +85,7 @@ class Job:
         Raises ValueError, with both numbers, when nothing fits.
         """
         depth = self.generator.depth
-        chunks = [n for n in range(self.batch, 0, -1) if self.batch % n == 0]  # equal chunks compile only once
+        chunks = self._equal_chunks()
         usual = [n for n in chunks if n >= min(SMALLEST_CHUNK, self.batch)]
         choices = [(chunk, k) for k in range(depth + 1) for chunk in usual]
         choices += [(chunk, depth) for chunk in chunks if chunk not in usual]

@@ -102,7 +102,7 @@ class Engine:
         fakes = fake_levels.detach().requires_grad_()
 
         terms: dict[str, list[Tensor]] = {}
-        for images in self._chunks(size):
+        for images in _chunks(size, self.memory.chunk):
             part = batch.part(images)
             with self._averaged(self._call_d, images.stop == size):
                 with self.bf16:
@@ -123,7 +123,7 @@ class Engine:
         self._update(0, self.discriminator, self.optimizer_d)
 
         self.discriminator.requires_grad_(False)
-        for images in self._chunks(size):
+        for images in _chunks(size, self.memory.chunk_g):
             part = batch.part(images)
             with self.bf16:
                 loss_g = generator_loss(
@@ -154,10 +154,6 @@ class Engine:
         network, norm = ("G", norm_g) if torch.isfinite(self._norms[0]) else ("D", norm_d)
         return int(self._finished.item()), network, norm
 
-    def _chunks(self, batch: int) -> Iterator[slice]:
-        for start in range(0, batch, self.memory.chunk):
-            yield slice(start, min(start + self.memory.chunk, batch))
-
     @contextmanager
     def _averaged(self, network: nn.Module, last: bool) -> Iterator[None]:
         """Context in which only the last chunk averages gradients over the workers: once per step."""
@@ -183,6 +179,11 @@ class Engine:
         optimizer.found_inf = self._stopped.float()  # type: ignore[attr-defined]
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+
+def _chunks(batch: int, chunk: int) -> Iterator[slice]:
+    for start in range(0, batch, chunk):
+        yield slice(start, min(start + chunk, batch))
 
 
 def draw(config: TrialConfig, batch: int, random: torch.Generator, penalty: bool) -> Draws:

@@ -12,6 +12,7 @@ from gat_sweep.gat.augment import AugmentDraws, augment, draw_augmentation, move
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.ema import update_ema, update_style_mean
 from gat_sweep.gat.generator import Generator
+from gat_sweep.gat.layers import SwiGLU, embed_patches
 from gat_sweep.gat.losses import alignment_loss
 from gat_sweep.gat.mng import make_perturb, official_mixing, paper_mixing, signal_schedule
 from gat_sweep.gat.scaling import adapted_learning_rate
@@ -223,6 +224,23 @@ def test_mapping_layers_learn_a_hundred_times_slower() -> None:
     mapped = (0.01 * (generator.mapping[0].weight - before.mapping[0].weight)).abs().max()
     plain = (generator.blocks[0].ffn.w_in.weight - before.blocks[0].ffn.w_in.weight).abs().max()
     assert (plain / mapped).item() == pytest.approx(100, rel=0.02)
+
+
+def test_a_padded_ffn_is_the_same_function() -> None:
+    """Width 20 has 53 hidden units, of which the padded product makes 64; outputs and gradients stay as they are."""
+    torch.manual_seed(0)
+    ffn, x = SwiGLU(20).double(), torch.randn(3, 5, 20, dtype=torch.float64, requires_grad=True)
+    whole, padded = ffn(x), ffn.padded(x)
+    assert torch.allclose(whole, padded, rtol=1e-13, atol=1e-13)
+    inputs, grad = [x, *ffn.parameters()], torch.randn_like(whole)
+    pairs = zip(torch.autograd.grad(whole, inputs, grad), torch.autograd.grad(padded, inputs, grad), strict=True)
+    assert all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-12, atol=1e-13) for a, b in pairs)
+
+
+def test_embedded_patches_are_the_convolution() -> None:
+    torch.manual_seed(0)
+    convolution, x = torch.nn.Conv2d(6, 10, 2, 2).double(), torch.randn(3, 6, 8, 4, dtype=torch.float64)
+    assert torch.allclose(embed_patches(x, convolution), convolution(x).flatten(2).transpose(1, 2), atol=1e-14)
 
 
 def test_initialisation_is_the_stated_table() -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +63,21 @@ def test_the_engine_takes_the_straightforward_step(overrides: dict[str, Any]) ->
     assert torch.allclose(engine.generator.style_mean, plain.generator.style_mean, rtol=1e-4, atol=1e-6)
 
 
-def one_iteration(chunk: int, checkpointed: int, **overrides: Any) -> tuple[Engine, dict[str, Tensor]]:
+def one_iteration(
+    chunk: int, checkpointed: int, chunk_g: int | None = None, **overrides: Any
+) -> tuple[Engine, dict[str, Tensor]]:
     config = tiny_config(train__eps=1e-3, **TEACHER, **overrides)
     engine = Engine(config, CPU)
-    object.__setattr__(engine.memory, "chunk", chunk)
+    engine.memory = replace(engine.memory, chunk=chunk, chunk_g=chunk_g or chunk)
     engine.generator.checkpointed = checkpointed
     return engine, engine.iterate(inputs(config))
 
 
-@pytest.mark.parametrize(("chunk", "checkpointed"), [(4, 0), (3, 2), (1, 4)])
-def test_chunks_and_recomputation_change_memory_and_nothing_else(chunk: int, checkpointed: int) -> None:
+@pytest.mark.parametrize(("chunk", "checkpointed", "chunk_g"), [(4, 0, 4), (3, 2, 3), (1, 4, 4)])
+def test_chunks_and_recomputation_change_memory_and_nothing_else(chunk: int, checkpointed: int, chunk_g: int) -> None:
     """Real and fake of a pair stay together; the last chunk may be smaller."""
     whole, terms = one_iteration(8, 0)
-    parts, same = one_iteration(chunk, checkpointed)
+    parts, same = one_iteration(chunk, checkpointed, chunk_g)
     for name in terms:
         assert torch.allclose(terms[name], same[name], rtol=1e-4, atol=1e-6), name
     assert largest_difference(whole.generator, parts.generator) < 1e-4
@@ -117,7 +120,7 @@ def _half(rank: int, file: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     config = tiny_config(train__eps=1e-3, **TEACHER)
     engine = Engine(config, CPU, world=2)
-    object.__setattr__(engine.memory, "chunk", 2)
+    engine.memory = replace(engine.memory, chunk=2, chunk_g=4)
     mine = slice(4 * rank, 4 * rank + 4)
     for iteration in range(3):
         engine.iterate(inputs(config, iteration).part(mine))
@@ -223,6 +226,7 @@ def test_memory_is_fitted_by_the_cheapest_means_first() -> None:
     assert (ample.chunk, ample.checkpointed) == (64, 0)
     assert chunked.chunk < 64 and chunked.checkpointed == 0
     assert recomputed.chunk >= 8 and 0 < recomputed.checkpointed <= 24
+    assert (ample.chunk_g, chunked.chunk_g) == (64, 4 * chunked.chunk)  # one input of four has a gradient there
     for memory, gib in [(ample, 400), (chunked, 80), (recomputed, 40)]:
         assert memory.total <= 0.9 * gib * 2**30
     assert job.memory(8, recomputed.checkpointed - 1).total > 0.9 * 40 * 2**30
