@@ -958,7 +958,7 @@ def stage_bench(kit: Kit, found: Found, size: str) -> None:
     if not kit.rehearse or size == "S":
         start = time.perf_counter()
         try:
-            _compile_blocks(engine.generator, engine.discriminator, device)
+            _compile_blocks(engine.generator, engine.discriminator)
         except Exception as error:
             found["compile_error"] = one_line(error)
         set_plan(engine, plan)

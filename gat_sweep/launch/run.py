@@ -21,6 +21,7 @@ from gat_sweep.monitor.budget import Budget, Meter, admitted, check_caps, enforc
 from gat_sweep.monitor.progress import Monitor
 from gat_sweep.monitor.status import results_table
 from gat_sweep.monitor.ui import default_uri
+from gat_sweep.run.lease import lease
 from gat_sweep.run.record import open_run, sweep_trials
 from gat_sweep.run.stop import EXIT_STOPPED, clear_stop, stop_reason
 from gat_sweep.run.table import FINISHED
@@ -61,6 +62,7 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
     check_caps(trials, how.budget)
     uri = how.tracking_uri or default_uri(home)
     check_no_credentials(uri, "--tracking-uri")
+    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     with ExitStack() as stack:
         there = local_resources() if how.address is None else stack.enter_context(session(how.address))
         prepare.check_feasible(sweep.trials, there)
@@ -69,6 +71,7 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
             probe_nodes(home)
         check_writable(home)
         run = home / name
+        stack.enter_context(lease(run, say))
         racing = open_race(run, trials) if how.race else None
         open_run(home, name, sweep, how.extend)
         clear_stop(run)
@@ -76,7 +79,6 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
             write_race(run, racing.race)
         todo, held = _to_do(trials, how, console)
         meters, budget = [Meter(trial) for trial in trials], kept(run, how.budget)
-        say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
 
         def affordable(trials: list[Trial]) -> list[Trial]:
             chosen, refused = admitted(trials, meters, budget)

@@ -24,7 +24,7 @@ def take_over(trial: Place, say: Callable[[str], None]) -> str:
     folder, owner = trial / "alive", uuid.uuid4().hex
     write(folder / OWNER, json.dumps({"owner": owner}).encode())
     before = signs(folder).get(0)
-    while before and not before["ended"] and not _is_gone(before):
+    while before and not before["ended"] and not is_gone(before):
         say(f"waiting for an earlier worker on {before['host']} (pid {before['pid']}) to end")
         time.sleep(2 * BEAT)
         now = signs(folder).get(0)
@@ -38,7 +38,7 @@ def owner_of(folder: Place) -> str:
     return str(json.loads((folder / OWNER).read_bytes())["owner"])
 
 
-def _is_gone(sign: dict[str, Any]) -> bool:
+def is_gone(sign: dict[str, Any]) -> bool:
     """Whether the process that wrote a sign has certainly ended; False on another machine, as nobody can tell."""
     if sign["host"] != socket.gethostname():
         return False

@@ -63,7 +63,7 @@ class Engine:
 
     def __init__(self, config: TrialConfig, device: torch.device, world: int = 1):
         self.config, self.device = config, device
-        self.memory = worker_memory(config, device, config.train.batch // world)
+        self.memory = check_worker(config, device, config.train.batch // world)
         torch.manual_seed(config.seed)
         self.generator = Generator(config.generator_spec).to(device)
         self.discriminator = Discriminator(config.discriminator_spec).to(device)
@@ -86,7 +86,7 @@ class Engine:
             self._call_g = DistributedDataParallel(self.generator, **options)
             self._call_d = DistributedDataParallel(self.discriminator, **options)
         if config.workers.compile:
-            _compile_blocks(self.generator, self.discriminator, device)
+            _compile_blocks(self.generator, self.discriminator)
 
     def parts(self) -> dict[str, Any]:
         """Networks and optimizers that training changes, by name; each has a state_dict."""
@@ -203,6 +203,17 @@ def draw(config: TrialConfig, batch: int, random: torch.Generator, penalty: bool
     return Draws(mng=mng, penalty=penalty_noise, augment=draws)
 
 
+def check_worker(config: TrialConfig, device: torch.device, batch: int) -> Memory:
+    """Memory plan of `batch` images on this worker.
+
+    Raises UserError when they do not fit, or workers.compile finds no compiler.
+    """
+    has_compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    if config.workers.compile and device.type == "cpu" and not has_compiler:
+        raise UserError("workers.compile needs a C++ compiler; install g++ or set workers.compile=false")
+    return worker_memory(config, device, batch)
+
+
 def worker_memory(config: TrialConfig, device: torch.device, batch: int) -> Memory:
     """Memory plan of `batch` images on this worker: chunks, recomputed blocks. Raises UserError if they do not fit."""
     if config.workers.memory_gib is not None:
@@ -218,10 +229,8 @@ def worker_memory(config: TrialConfig, device: torch.device, batch: int) -> Memo
         raise UserError(str(error)) from None
 
 
-def _compile_blocks(generator: Generator, discriminator: Discriminator, device: torch.device) -> None:
+def _compile_blocks(generator: Generator, discriminator: Discriminator) -> None:
     """Compiles block by block. The blocks of a network share compiled code, so start-up does not grow with depth."""
-    if device.type == "cpu" and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
-        raise UserError("workers.compile needs a C++ compiler; install g++ or set workers.compile=false")
     torch.compiler.reset()  # shapes of an earlier trial in this worker count towards the recompile limit
     for block in [*generator.blocks, *discriminator.blocks]:
         block.compile(dynamic=False)
