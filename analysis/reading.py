@@ -133,7 +133,7 @@ def _read_csv(path: Path, column: str) -> Iterator[tuple[Row, Facts]]:
 def _read_parquet(path: Path, column: str) -> Iterator[tuple[Row, Facts]]:
     try:
         table = pq.ParquetFile(path).read()
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:  # Arrow says OSError of a damaged page
         raise ValueError(f"{path}: cannot be read as parquet: {_one_line(str(error))}") from error
     wanted = (*PARQUET_REQUIRED, *_extra(column))
     _require(path, table.column_names, wanted)

@@ -90,6 +90,10 @@ def main() -> None:
         _fail(error.format_message().rstrip(".") + hint)
     except click.ClickException as error:
         _fail(error.format_message())
+    except OSError as error:  # a full disk, a folder in a file's place, a loop of links, no permission
+        if not error.filename:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)

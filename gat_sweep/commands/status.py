@@ -65,7 +65,7 @@ def status(name: str | None, home: "Place", as_json: bool) -> None:
             print_json(runs)
         for run in [] if as_json else runs:
             counts = ", ".join(f"{count} {status}" for status, count in run["trials"].items())
-            click.echo(f"{run['run']}: {counts}")
+            click.echo(f"{run['run']}: {run.get('trouble', counts)}")
         if not runs and not as_json:
             click.echo(f"no runs in {home}")
         return

@@ -8,17 +8,17 @@ A look is decided once. It compares the arms whose trials all have a value there
 failed has left the race: nothing is known against its other trials, so they are trained to their end.
 """
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from analysis.race import MIN_SEEDS, PARTS, Decision, Group, Race, decide, in_words, look_steps, read_race, spent
+from analysis.race import MIN_SEEDS, PARTS, Decision, Group, Race, decide, in_words, look_steps, spent
 from analysis.table import Cell
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
-from gat_sweep.files.storage import Place, write
+from gat_sweep.files.storage import Place
 from gat_sweep.run.journal import add_record
+from gat_sweep.run.race import read_run_race, write_race
 from gat_sweep.run.saved import saved_step
 from gat_sweep.run.stop import stop_reason
 from gat_sweep.run.table import RunTable, read_rows
@@ -26,7 +26,6 @@ from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import Sweep, differences, varied_text
 from gat_sweep.text import Say
 
-FILE = "race.json"
 LEFT = ("waiting", "running")  # statuses of trials that have steps left
 
 
@@ -209,15 +208,6 @@ def open_race(run: Place, trials: Sequence[Trial]) -> Racing:
 def _position(trial: Trial) -> int:
     rows = read_rows(trial.table) if trial.table.exists() else []
     return max([saved_step(trial.folder / "checkpoints"), *(row["step"] for row in rows)])
-
-
-def write_race(run: Place, race: Race) -> None:
-    write(run / FILE, json.dumps(race.to_json(), indent=1).encode())
-
-
-def read_run_race(run: Place) -> Race | None:
-    """The race of a run; None if it has none."""
-    return read_race(json.loads((run / FILE).read_bytes())) if (run / FILE).exists() else None
 
 
 def reopen(run: Place, trials: Sequence[Trial]) -> None:

@@ -15,13 +15,14 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_no_credentials
 from gat_sweep.files.storage import Place, write
 from gat_sweep.launch.probe import check_writable, probe_nodes
-from gat_sweep.launch.race import open_race, reopen, with_looks, write_race
+from gat_sweep.launch.race import open_race, reopen, with_looks
 from gat_sweep.metrics.reference import reference_name
 from gat_sweep.monitor.budget import Budget, Meter, admitted, check_caps, enforce, kept
 from gat_sweep.monitor.progress import Monitor
 from gat_sweep.monitor.status import results_table
 from gat_sweep.monitor.ui import default_uri
 from gat_sweep.run.lease import lease
+from gat_sweep.run.race import write_race
 from gat_sweep.run.record import open_run, sweep_trials
 from gat_sweep.run.stop import EXIT_STOPPED, clear_stop, stop_reason
 from gat_sweep.run.table import FINISHED

@@ -12,6 +12,7 @@ from typing import Any
 
 from gat_sweep.compute import step_flops
 from gat_sweep.errors import UserError
+from gat_sweep.files.jsonfile import read_json
 from gat_sweep.files.storage import Place, write
 from gat_sweep.run.alive import signs
 from gat_sweep.run.journal import read_records
@@ -134,7 +135,7 @@ def enforce(run: Place, meters: Sequence[Meter], budget: Budget) -> None:
 def kept(run: Place, given: Budget | None = None) -> Budget:
     """The caps of a run: those given now, else those of an earlier launch. Stores them for later launches."""
     file = run / "budget.json"
-    before = Budget(**json.loads(file.read_bytes())) if file.exists() else Budget()
+    before = read_json(file, _read_budget, "remove it, and give the caps again") if file.exists() else Budget()
     given = given or Budget()
     found = Budget(
         before.max_flops if given.max_flops is None else given.max_flops,
@@ -143,6 +144,10 @@ def kept(run: Place, given: Budget | None = None) -> Budget:
     if found != before:
         write(file, json.dumps(vars(found)).encode())
     return found
+
+
+def _read_budget(value: Any) -> Budget:
+    return Budget(**{name: None if cap is None else float(cap) for name, cap in value.items()})
 
 
 def sizes(trial: Trial) -> tuple[str, str, int]:

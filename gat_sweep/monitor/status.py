@@ -1,11 +1,13 @@
 """State of a run for the commands `status`, `stop` and `logs`, on any machine that sees the run's files."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from rich.table import Table
 
+from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children
 from gat_sweep.monitor.budget import Amount, Meter, kept
 from gat_sweep.run.alive import BEAT, signs
@@ -79,11 +81,16 @@ def runs_of(home: Place) -> list[dict[str, Any]]:
     found = []
     for folder in children(home):
         if (folder / "run.json").exists():
-            counts: dict[str, int] = {}
-            for trial in run_trials(home, folder.name):
-                counts[trial.status()] = counts.get(trial.status(), 0) + 1
-            found.append({"run": folder.name, "trials": counts})
+            found.append({"run": folder.name, **_counts(home, folder.name)})
     return found
+
+
+def _counts(home: Place, name: str) -> dict[str, Any]:
+    """Trials per status, and why that is unknown; a damaged run does not hide the others."""
+    try:
+        return {"trials": dict(Counter(trial.status() for trial in run_trials(home, name)))}
+    except (UserError, OSError) as error:
+        return {"trials": {}, "trouble": str(error)}
 
 
 def log_records(trials: list[Trial], follow: bool) -> Iterator[dict[str, Any]]:

@@ -13,11 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from analysis.race import read_race
 from analysis.reading import load_table
 from analysis.table import Table
 from gat_sweep.errors import UserError
+from gat_sweep.files.jsonfile import read_json
 from gat_sweep.files.storage import Place, children, place, write
+from gat_sweep.run.race import read_run_race
 from gat_sweep.run.record import read_run
 
 FOLDER = "analysis"  # folder in a run, and in its launch in MLflow
@@ -53,9 +54,7 @@ def open_study(source: str, home: Place, out: Path | None, metric: str = "value"
     read_run(home, source)
     run = home / source
     here = run / FOLDER if isinstance(run, Path) else Path(f"{source}-{FOLDER}")
-    record = run / "race.json"
-    race = read_race(json.loads(record.read_bytes())) if record.exists() else None
-    return Study(replace(loaded_table(_table(run), metric), race=race), out or here, run)
+    return Study(replace(loaded_table(_table(run), metric), race=read_run_race(run)), out or here, run)
 
 
 def home_words(home: Place) -> list[str]:
@@ -91,8 +90,12 @@ def log_to_mlflow(study: Study, files: Iterable[Place]) -> str:
         return ""
     from gat_sweep.monitor.tracking import log_artifacts
 
-    where = json.loads((study.run / "mlflow.json").read_text(encoding="utf-8"))
-    return log_artifacts(where["uri"], where["run_id"], files, FOLDER)
+    uri, launch = read_json(
+        study.run / "mlflow.json",
+        lambda value: (str(value["uri"]), str(value["run_id"])),
+        "remove it; the next launch of the run writes it anew",
+    )
+    return log_artifacts(uri, launch, files, FOLDER)
 
 
 def run_analysis(study: Study, command: str, **options: Any) -> tuple[dict[str, Any], str, list[Path]]:

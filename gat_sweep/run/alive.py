@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from gat_sweep.files.jsonfile import read_json
 from gat_sweep.files.storage import Place, children, write
 
 BEAT = 5.0  # seconds between two signs of life, at most
@@ -35,7 +36,7 @@ def take_over(trial: Place, say: Callable[[str], None]) -> str:
 
 
 def owner_of(folder: Place) -> str:
-    return str(json.loads((folder / OWNER).read_bytes())["owner"])
+    return read_json(folder / OWNER, lambda value: str(value["owner"]), "run the trial again, which writes it anew")
 
 
 def is_gone(sign: dict[str, Any]) -> bool:
@@ -56,5 +57,11 @@ def is_gone(sign: dict[str, Any]) -> bool:
 def signs(folder: Place) -> dict[int, dict[str, Any]]:
     """The last sign of life of every worker of a trial, by rank."""
     files = [file for file in children(folder) if file.name.startswith("rank-")]
-    found = (json.loads(file.read_bytes()) for file in files)
+    found = (read_json(file, _sign, "remove it; a living worker writes it anew") for file in files)
     return {sign["rank"]: sign for sign in found}
+
+
+def _sign(value: Any) -> dict[str, Any]:
+    kinds: dict[str, Callable[[Any], Any]] = {"host": str, "phase": str, "ended": bool, "time": float}
+    kinds |= dict.fromkeys(["rank", "pid", "step", "count"], int)
+    return {**value, **{name: kind(value[name]) for name, kind in kinds.items()}}

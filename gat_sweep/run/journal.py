@@ -27,4 +27,5 @@ def read_records(folder: Place, offset: int = 0) -> Iterator[tuple[int, dict[str
             record = json.loads(line)
         except ValueError:
             continue  # half a line that a killed process left
-        yield offset, record
+        if isinstance(record, dict) and "time" in record:  # else half a line that happens to be JSON
+            yield offset, record

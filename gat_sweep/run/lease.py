@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from gat_sweep.errors import UserError
+from gat_sweep.files.jsonfile import read_json
 from gat_sweep.files.storage import Place, write
 from gat_sweep.run.alive import BEAT, is_gone
 
@@ -81,10 +82,10 @@ def _is_mine(path: Place, mine: dict[str, Any]) -> bool:
 
 
 def _read(path: Place) -> dict[str, Any] | None:
+    def checked(value: Any) -> dict[str, Any]:
+        return {name: value[name] for name in ("launch", "host", "count")} | {"pid": int(value["pid"])}
+
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
+        return read_json(path, checked, "if no other launch of this run is alive, remove it")
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise UserError(f"{path} is damaged; if no other launch of this run is alive, remove it") from None
-    return found

@@ -5,11 +5,14 @@ from typing import Any
 
 from gat_sweep.config import PLACES, TrialConfig
 from gat_sweep.errors import UserError
+from gat_sweep.files.jsonfile import read_json
 from gat_sweep.files.storage import Place, children, write
 from gat_sweep.recipe import flatten
 from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import Sweep
 from gat_sweep.text import nearest
+
+REBUILD = "remove it and give the command of the sweep again, which writes it anew; no result is lost"
 
 
 def check_name(name: str, option: str = "--name") -> None:
@@ -37,14 +40,19 @@ def open_run(home: Place, name: str, sweep: Sweep, extend: bool = False) -> None
 def read_run(home: Place, name: str) -> dict[str, Any]:
     """The record of a run. Raises UserError when there is none."""
     path = home / name / "run.json"
-    if not path.exists():
-        runs = [folder.name for folder in children(home) if (folder / "run.json").exists()]
-        raise UserError(f"no run '{name}' in {home}; " + (nearest(name, runs) if runs else "it holds no runs yet"))
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise UserError(f"{path} is damaged; restore it, or remove that run's folder") from None
-    return record
+        return read_json(path, _checked, REBUILD)
+    except FileNotFoundError:
+        runs = [folder.name for folder in children(home) if (folder / "run.json").exists()]
+        known = nearest(name, runs) if runs else "it holds no runs yet"
+        raise UserError(f"no run '{name}' in {home}; {known}") from None
+
+
+def _checked(value: Any) -> dict[str, Any]:
+    """A record whose trials can be read."""
+    for config in value["trials"].values():
+        TrialConfig.model_validate(config)
+    return {**value, "sweep": str(value["sweep"])}
 
 
 def _check_same(home: Place, name: str, trial: str, old: dict[str, Any], sweep: Sweep, extend: bool) -> None:

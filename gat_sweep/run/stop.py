@@ -4,6 +4,7 @@ import json
 import time
 from typing import Any
 
+from gat_sweep.files.jsonfile import read_json
 from gat_sweep.files.storage import Place, write
 
 FILE = "stop.json"
@@ -26,11 +27,13 @@ def stop_reason(run: Place, trial: str) -> str:
 
 
 def _asked(run: Place) -> dict[str, Any] | None:
+    def checked(value: Any) -> dict[str, Any]:
+        return {"reason": str(value["reason"]), "trials": [str(trial) for trial in value["trials"]]}
+
     try:
-        asked: dict[str, Any] = json.loads((run / FILE).read_bytes())
+        return read_json(run / FILE, checked, "remove it, and ask again with gat-sweep stop")
     except FileNotFoundError:
         return None
-    return asked
 
 
 def clear_stop(run: Place) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, write
 
 # A divergence is a result: running it again would only repeat it. `raced`: a race dropped it (launch/race.py).
 FINISHED = ("done", "diverged", "raced")
+LOST = "restore a copy, or remove it to train the trial on from its newest checkpoint; `logs` still has its distances"
 SCHEMA = pa.schema(
     [
         ("run", pa.string()),
@@ -93,9 +95,14 @@ def read_rows(path: Place) -> list[dict[str, Any]]:
 
     Reads in this thread alone: Arrow's own threads may outlive the interpreter while they hold a Python object, and
     abort the process at its exit (apache/arrow issues 34314, 50482).
+    Raises UserError when the file is damaged.
     """
-    with pq.ParquetFile(pa.BufferReader(path.read_bytes()), pre_buffer=False) as file:
-        rows = file.read(use_threads=False).to_pylist()
+    content = pa.BufferReader(path.read_bytes())
+    try:
+        with pq.ParquetFile(content, pre_buffer=False) as file:
+            rows = file.read(use_threads=False).to_pylist()
+    except (pa.ArrowException, OSError):  # Arrow says OSError of a damaged page
+        raise UserError(f"{path} is damaged; {LOST}") from None
     return [{name: row.get(name) for name in SCHEMA.names} for row in rows]
 
 

@@ -15,8 +15,9 @@ from helpers.trials import CPU, TINY, assert_same_state, rows
 from analysis.race import Decision, Standing
 from gat_sweep.launch import race as launched
 from gat_sweep.launch.driver import train_pack
-from gat_sweep.launch.race import open_race, read_run_race, reopen, with_looks, write_race
+from gat_sweep.launch.race import open_race, reopen, with_looks
 from gat_sweep.run.journal import add_record
+from gat_sweep.run.race import read_run_race, write_race
 from gat_sweep.run.record import open_run
 from gat_sweep.run.stop import request_stop
 from gat_sweep.run.table import RunTable
