@@ -113,8 +113,9 @@ class Allocation:
         growth = None if found.grid else dict(zip(("estimate", "low", "high"), law.size_exponent(), strict=True))
         worth = None
         if law.repeats:
-            ends = law.worth_interval()
-            worth = {"estimate": coefficients["epochs_worth"], "low": ends[0], "high": ends[1]}
+            ends, estimate = law.worth_interval(), coefficients["epochs_worth"]
+            # null, as at the ends of the interval: images seen again lose nothing.
+            worth = {"estimate": estimate if math.isfinite(estimate) else None, "low": ends[0], "high": ends[1]}
         over_law = np.exp(found.data.log_value) / law.predict(found.data.costs, found.data.images)
         sizes = "A1 c_G^-alpha1 + A2 c_D^-alpha2" if found.grid else "A c^-alpha"
         return {

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ RAY_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
 }
 MAX_DRIVERS = 64  # most trials at once, for a cluster of any size
+SOCKET_PATH = 107  # bytes of the path of a Unix socket, on Linux
 GREETING_S = 10.0  # seconds to wait for a cluster; Ray itself tries for minutes and ignores Ctrl-C
 ANSWER_S = 60.0  # seconds to wait for a node, including the start of a worker
 
@@ -48,10 +50,23 @@ class Node:
 
 
 def local_resources() -> Cluster:
-    """Resources of this machine."""
-    import torch  # here, because readers of an encoding do not need it
+    """What this process may use of this machine: the processors of its affinity, within a container's quota."""
+    import joblib  # both here, because readers of an encoding do not need them
+    import torch
 
-    return Cluster(len(os.sched_getaffinity(0)), torch.cuda.device_count())
+    return Cluster(joblib.cpu_count(), torch.cuda.device_count())
+
+
+def check_socket_paths() -> None:
+    """Raises UserError when TMPDIR is too long for the sockets that Ray makes below it."""
+    folder = f"{os.environ.get('RAY_TMPDIR') or os.environ.get('TMPDIR') or tempfile.gettempdir()}/ray"
+    path = f"{folder}/session_2026-01-01_00-00-00_000000_{2**22}/sockets/plasma_store"
+    if len(os.fsencode(path)) > SOCKET_PATH:
+        room = SOCKET_PATH - (len(path) - len(folder)) - len("/ray")
+        raise UserError(
+            f"Ray's sockets below {folder} would have longer paths than the system allows; set TMPDIR to a folder "
+            f"with a path of at most {room} letters, such as /tmp"
+        )
 
 
 @contextmanager
@@ -75,6 +90,7 @@ def session(address: str | None, cpus: int | None = None, gpus: int | None = Non
             except (ConnectionError, RuntimeError) as error:  # another version of Ray or Python, or not a node of it
                 raise UserError(f"cannot join the Ray cluster at {found}: {_line(error)}") from None
         else:
+            check_socket_paths()
             here = local_resources()
             ray.init(
                 address="local",  # otherwise Ray joins a cluster that already runs here

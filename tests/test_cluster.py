@@ -10,6 +10,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from gat_sweep.cli import cli
-from gat_sweep.cluster import MAX_DRIVERS
+from gat_sweep.cluster import MAX_DRIVERS, check_socket_paths
+from gat_sweep.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 AWS, ONPREMISE = "cluster.yaml", "cluster-onpremise.yaml"
@@ -244,6 +246,27 @@ def commands_of(text: str) -> Iterator[list[str]]:
             yield words
             if inner:
                 yield inner
+
+
+def test_a_folder_too_deep_for_rays_sockets_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray would end in a traceback. A folder of the length that the message allows works with Ray itself."""
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("d" * 80)))
+    with pytest.raises(UserError, match=r"set TMPDIR to a folder with a path of at most (\d+) letters") as refused:
+        check_socket_paths()
+    most = int(re.findall(r"at most (\d+)", str(refused.value))[0])
+    for length, fits in [(most, True), (most + 1, False)]:
+        monkeypatch.setenv("TMPDIR", "/" + "d" * (length - 1))
+        session = f"{os.environ['TMPDIR']}/ray/session_{datetime.now():%Y-%m-%d_%H-%M-%S_%f}_{2**22}"
+        assert (len(f"{session}/sockets/plasma_store") <= 107) == fits
+        if fits:
+            check_socket_paths()
+
+
+def test_a_process_counts_the_processors_that_it_may_use() -> None:
+    code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    code += "from gat_sweep.cluster import local_resources; print(local_resources().cpus)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
 
 
 def test_the_commands_of_the_walk_through_exist() -> None:

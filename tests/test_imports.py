@@ -38,15 +38,15 @@ MAY_IMPORT = {
     "rich": ["commands/", "launch/", "monitor/", "encode/job.py", "inspection/inspect.py"],
     "ray": ["cluster.py", "launch/driver.py", "encode/on_ray.py"],
     "mlflow": ["monitor/tracking.py"],
-    "analysis": ["results/", "inspection/", "commands/", "launch/race.py"],
+    "analysis": ["results/", "inspection/", "commands/", "launch/race.py", "run/race.py"],
     "benchmarks": [],
 }
 # Modules that load neither torch nor Ray nor MLflow; every command and every analysis comes on top.
 LIGHT = [
     *("cli", "errors", "text", "version", "config", "compute", "recipe", "sweep", "plan", "cluster"),
-    *("files.storage", "files.yamlfile", "files.npy", "files.credentials"),
+    *("files.storage", "files.yamlfile", "files.npy", "files.jsonfile", "files.credentials"),
     *("gat.spec", "gat.flops", "gat.memory", "gat.scaling"),
-    *("run.record", "run.trial", "run.table", "run.journal", "run.saved", "run.alive", "run.stop"),
+    *("run.record", "run.trial", "run.table", "run.journal", "run.saved", "run.alive", "run.stop", "run.lease"),
     *("monitor.budget", "monitor.progress", "monitor.status", "monitor.ui"),
     *(
         "results.study",

@@ -16,7 +16,7 @@ from gat_sweep.launch.prepare import check_feasible
 from gat_sweep.launch.probe import check_writable, probe_nodes
 from gat_sweep.metrics.evaluator import check_evaluation
 from gat_sweep.monitor import tracking
-from gat_sweep.monitor.ui import default_uri
+from gat_sweep.monitor.ui import tracking_uri
 from gat_sweep.plan import parameter_counts
 from gat_sweep.run.checkpoint import KEEP
 from gat_sweep.sweep import Sweep
@@ -109,7 +109,7 @@ def _weights(config: TrialConfig) -> str:
 
 
 def _tracking(home: Place, uri: str | None) -> str:
-    uri = uri or default_uri(home)
+    uri = tracking_uri(uri, home)
     if warning := tracking.reachable(uri, home):
         raise UserError(f"{warning}; start the server, or give another --tracking-uri")
     return uri

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from gat_sweep.cluster import MAX_DRIVERS, Cluster, local_resources, session
 from gat_sweep.errors import UserError
-from gat_sweep.files.credentials import check_no_credentials
 from gat_sweep.files.storage import Place, write
 from gat_sweep.launch.probe import check_writable, probe_nodes
 from gat_sweep.launch.race import open_race, reopen, with_looks
@@ -20,7 +19,7 @@ from gat_sweep.metrics.reference import reference_name
 from gat_sweep.monitor.budget import Budget, Meter, admitted, check_caps, enforce, kept
 from gat_sweep.monitor.progress import Monitor
 from gat_sweep.monitor.status import results_table
-from gat_sweep.monitor.ui import default_uri
+from gat_sweep.monitor.ui import tracking_uri
 from gat_sweep.run.lease import lease
 from gat_sweep.run.race import write_race
 from gat_sweep.run.record import open_run, sweep_trials
@@ -61,8 +60,7 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
     opened = prepare.check_data([trial.config for trial in trials])
     datasets = {trial.id: dataset for trial, dataset in zip(trials, opened, strict=True)}
     check_caps(trials, how.budget)
-    uri = how.tracking_uri or default_uri(home)
-    check_no_credentials(uri, "--tracking-uri")
+    uri = tracking_uri(how.tracking_uri, home)
     say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     with ExitStack() as stack:
         there = local_resources() if how.address is None else stack.enter_context(session(how.address))
@@ -163,6 +161,12 @@ class _Launched:
             raise
         finally:
             tracker.finish("stopped" if stopped else status)
+            if unsent := tracking.unsent(trial.folder for trial in self.trials):
+                console.print(
+                    f"{unsent:,} points not sent to MLflow at {uri}; the same command sends them once it answers",
+                    soft_wrap=True,
+                    highlight=False,
+                )
             write(self.run / "mlflow.json", json.dumps({"uri": uri, "run_id": tracker.parent_id}).encode())
         return stopped
 

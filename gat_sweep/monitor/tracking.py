@@ -86,6 +86,17 @@ def behind(trial_dirs: Iterable[Place]) -> list[Place]:
     return [path for path in trial_dirs if size_of(path / FILE) > _shipped(path).get("offset", 0)]
 
 
+def unsent(trial_dirs: Iterable[Place]) -> int:
+    """Points of trials' journals that have not reached the store."""
+    count = 0
+    for path in behind(trial_dirs):
+        found = _shipped(path)
+        highest = dict(found.get("highest", {}))
+        for _, record in read_records(path, found.get("offset", 0)):
+            count += len(new_points(record, highest)) if "metrics" in record else 0
+    return count
+
+
 def flat_params(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested config -> {"a.b.c": value}; everything but strings is written as JSON."""
     flat: dict[str, str] = {}

@@ -15,6 +15,22 @@ from gat_sweep.files.storage import Place
 HOST = "127.0.0.1"  # MLflow asks for no password: others reach it through ssh
 
 
+def tracking_uri(given: str | None, home: Place) -> str:
+    """URI of the MLflow store: the given one, or a sqlite store below `home`.
+
+    Raises UserError for a URI with a password, or of a folder, in which MLflow 3 keeps nothing.
+    """
+    if given is None:
+        return default_uri(home)
+    check_no_credentials(given, "--tracking-uri")
+    if "://" not in given or given.startswith("file:"):
+        raise UserError(
+            f"--tracking-uri {given} (or MLFLOW_TRACKING_URI) is a folder, in which MLflow 3 keeps nothing; leave it "
+            "out for a sqlite store below the home, or give sqlite:///<file> or a server's http:// address"
+        )
+    return given
+
+
 def default_uri(home: Place) -> str:
     """URI of a sqlite store below `home`; absolute, because MLflow resolves a relative path by the working directory.
 

@@ -12,11 +12,14 @@ from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import Sweep
 from gat_sweep.text import nearest
 
+LONGEST = 100  # letters of a name; file systems allow 255 bytes, of which Ray's folders take some
 REBUILD = "remove it and give the command of the sweep again, which writes it anew; no result is lost"
 
 
 def check_name(name: str, option: str = "--name") -> None:
     """Raises UserError when a name cannot be the name of a run's folder. option: where it was given."""
+    if len(name) > LONGEST:
+        raise UserError(f"{option}: {len(name)} letters are too many; use at most {LONGEST}")
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name.startswith("."):
         raise UserError(f"{option} {name!r}: use letters, digits, '-', '_' and '.' only")
 

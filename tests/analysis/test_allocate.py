@@ -1,5 +1,6 @@
 """Which size for how long: published and planted tables, the three approaches, what is refused, the words."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -200,6 +201,13 @@ def test_epochs_are_said_and_the_worth_of_images_seen_again(tmp_path: Path) -> N
     report = analysed(tmp_path, rows).to_json()
     assert report["law"]["repeats"] and report["law"]["epochs"] == pytest.approx(MOST / COSTS[0] / 2_000, rel=0.01)
     assert "epochs: " in summary(report) and "worth of images seen again: R = " in summary(report)
+
+
+def test_images_seen_again_that_lose_nothing_have_no_worth_in_json(tmp_path: Path) -> None:
+    """The rows know no repetition, and the estimate is infinite: null in JSON, which has no infinity."""
+    report = analysed(tmp_path, [row | {"data_images": 500} for row in frontier_rows()]).to_json()
+    assert report["law"]["epochs_worth"]["estimate"] is None and json.dumps(report, allow_nan=False)
+    assert "worth of images seen again: R = no loss [" in summary(report)
 
 
 def test_the_figure_is_drawn_and_equal_input_gives_equal_bytes(found: Allocation, tmp_path: Path) -> None:

@@ -36,6 +36,11 @@ BAD = [
     (["run", WIDTHS, "--recipe", "digits", "--set", "workers.count=64"], "asks for 64 CPUs"),
     (["run", WIDTHS, "--recipe", "digits", "--set", "workers.gpus=8"], "asks for 8 GPUs (1 workers), the cluster has"),
     (["run", WIDTHS, "--recipe", "digits", "--name", "../x"], "--name"),
+    (["run", WIDTHS, "--recipe", "digits", "--name", "n" * 300], "--name: 300 letters are too many; use at most 100"),
+    (
+        ["run", WIDTHS, "--recipe", "digits", "--tracking-uri", "./mlruns"],
+        "is a folder, in which MLflow 3 keeps nothing",
+    ),
     (["run", WIDTHS, "--recipe", "digits", "--seeds", "a"], "--seeds"),
     (["train", "--recipe", "digits", "--set", "eval.extractor=inception_v3"], "set eval.resize=299"),
     (["train", "--recipe", "digits", "--device", "tpu9"], "device"),

@@ -15,9 +15,10 @@ from helpers.planted import CONFIG, TAGS, PlantedTrial
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from gat_sweep.errors import UserError
 from gat_sweep.monitor import tracking
 from gat_sweep.monitor.tracking import log_artifacts
-from gat_sweep.monitor.ui import default_uri
+from gat_sweep.monitor.ui import default_uri, tracking_uri
 
 
 def test_points_arrive_once_with_their_steps_and_times(planted: PlantedTrial) -> None:
@@ -222,6 +223,24 @@ def test_samples_and_figures_become_artifacts_below_home(planted: PlantedTrial) 
     assert [item.path for item in client.list_artifacts(parent.info.run_id, "law")] == ["law/law.json"]
     assert parent.info.status == "FINISHED"
     assert child.info.artifact_uri.startswith((planted.home / "mlartifacts").as_uri())
+
+
+def test_points_that_are_not_sent_are_counted(planted: PlantedTrial) -> None:
+    """As many as a later pass sends."""
+    tracker = planted.tracker()
+    planted.points(0, 50)
+    assert tracker.ship([planted.dir]) == (4, "") and tracking.unsent([planted.dir]) == 0
+    planted.points(50, 100, 150)  # 50 is in the store
+    assert tracking.unsent([planted.dir]) == 4
+    assert tracker.ship([planted.dir]) == (4, "") and tracking.unsent([planted.dir]) == 0
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "mlruns", "file:///tmp/mlruns"])
+def test_a_folder_is_no_store(uri: str, tmp_path: Path) -> None:
+    """MLflow 3 keeps nothing there, so waiting for it would be waiting for ever."""
+    with pytest.raises(UserError, match="is a folder, in which MLflow 3 keeps nothing; leave it out"):
+        tracking_uri(uri, tmp_path)
+    assert tracking_uri(None, tmp_path) == default_uri(tmp_path) != tracking_uri("http://x:5000", tmp_path)
 
 
 def test_server_down_keeps_everything_for_later(planted: PlantedTrial) -> None:
