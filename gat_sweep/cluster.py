@@ -64,8 +64,8 @@ def check_socket_paths() -> None:
     if len(os.fsencode(path)) > SOCKET_PATH:
         room = SOCKET_PATH - (len(path) - len(folder)) - len("/ray")
         raise UserError(
-            f"Ray's sockets below {folder} would have longer paths than the system allows; set TMPDIR to a folder "
-            f"with a path of at most {room} letters, such as /tmp"
+            f"Ray's sockets below {folder} would have longer paths than the system allows; set TMPDIR "
+            f"(or RAY_TMPDIR) to a folder with a path of at most {room} letters, such as /tmp"
         )
 
 

@@ -14,7 +14,8 @@ def read_json(path: Place, read: Callable[[Any], T], fix: str) -> T:
     """What `read` makes of a file's JSON value.
 
     fix: what to do about a damaged file, for the error.
-    Raises FileNotFoundError when there is no such file, and UserError when it is not JSON or `read` cannot take it.
+    Raises FileNotFoundError when there is no such file.
+    Raises UserError when the file is not JSON, or when `read` fails on its value.
     """
     try:
         return read(json.loads(path.read_bytes()))

@@ -23,7 +23,7 @@ def tracking_uri(given: str | None, home: Place) -> str:
     if given is None:
         return default_uri(home)
     check_no_credentials(given, "--tracking-uri")
-    if "://" not in given or given.startswith("file:"):
+    if given.startswith("file:") or ("://" not in given and not given.startswith("databricks")):
         raise UserError(
             f"--tracking-uri {given} (or MLFLOW_TRACKING_URI) is a folder, in which MLflow 3 keeps nothing; leave it "
             "out for a sqlite store below the home, or give sqlite:///<file> or a server's http:// address"

@@ -17,12 +17,14 @@ from gat_sweep.files.storage import Place, write
 from gat_sweep.run.alive import BEAT, is_gone
 
 FILE = "launch.json"
+LOST = signal.SIGUSR1  # raises KeyboardInterrupt here; a shell's background jobs ignore SIGINT
 SILENT = 4 * BEAT  # seconds; a launch on another machine that shows no sign of life for as long has ended
 
 
 @contextmanager
 def lease(run: Place, say: Callable[[str], None], beat: float = BEAT) -> Iterator[None]:
     """Context in which this process is the only one that launches the run; it writes a sign of life every `beat` s.
+    To be entered in the main thread.
 
     Takes over from a launch that has ended without a word, and says so. A launch that loses its lease, because its
     machine slept for longer than others wait, is interrupted as by Ctrl-C.
@@ -38,6 +40,7 @@ def lease(run: Place, say: Callable[[str], None], beat: float = BEAT) -> Iterato
     mine = {"launch": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid()}
     _beat(path, mine, 0)
     ended = threading.Event()
+    before_lost = signal.signal(LOST, signal.default_int_handler)
     thread = threading.Thread(target=_keep, args=(path, mine, beat, ended), name="lease", daemon=True)
     thread.start()
     try:
@@ -45,6 +48,7 @@ def lease(run: Place, say: Callable[[str], None], beat: float = BEAT) -> Iterato
     finally:
         ended.set()
         thread.join()
+        signal.signal(LOST, before_lost)
         if _is_mine(path, mine):
             path.unlink()
 
@@ -66,7 +70,7 @@ def _keep(path: Place, mine: dict[str, Any], beat: float, ended: threading.Event
     while not ended.wait(beat):
         with suppress(OSError):  # a full disk, or storage that does not answer: the next beat tries again
             if not _is_mine(path, mine):
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), LOST)
                 return
             count += 1
             _beat(path, mine, count)
@@ -77,7 +81,10 @@ def _beat(path: Place, mine: dict[str, Any], count: int) -> None:
 
 
 def _is_mine(path: Place, mine: dict[str, Any]) -> bool:
-    now = _read(path)
+    try:
+        now = _read(path)
+    except UserError:
+        return True  # damaged, and not taken over: that would have written a whole file
     return now is not None and now["launch"] == mine["launch"]
 
 

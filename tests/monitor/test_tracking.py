@@ -240,6 +240,7 @@ def test_a_folder_is_no_store(uri: str, tmp_path: Path) -> None:
     """MLflow 3 keeps nothing there, so waiting for it would be waiting for ever."""
     with pytest.raises(UserError, match="is a folder, in which MLflow 3 keeps nothing; leave it out"):
         tracking_uri(uri, tmp_path)
+    assert tracking_uri("databricks", tmp_path) == "databricks"
     assert tracking_uri(None, tmp_path) == default_uri(tmp_path) != tracking_uri("http://x:5000", tmp_path)
 
 

@@ -53,7 +53,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A run of four sizes as training would leave it, another run beside it, and every file a run can have."""
+    """A run of four sizes as training would leave it, another run beside it, and the small files that commands read."""
     home = tmp_path / "runs"
     for name in ("damaged", "whole"):
         configs = {s: tiny_config(model__generator=s, model__discriminator=s, train__steps=40) for s in SIZES}

@@ -68,13 +68,22 @@ def test_a_launch_on_another_machine_is_believed_while_it_beats(tmp_path: Path) 
 
 
 def test_a_launch_that_lost_its_lease_is_interrupted(tmp_path: Path) -> None:
-    """Its machine slept, and another one took over; the other's lease stays."""
+    """Its machine slept, and another one took over; the other's lease stays. Also where a shell ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     with pytest.raises(KeyboardInterrupt), lease(tmp_path, str, beat=0.02):
         elsewhere(tmp_path, 0)
         time.sleep(5)
         pytest.fail("not interrupted")
     assert json.loads((tmp_path / FILE).read_text())["launch"] == "theirs"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_lease_damaged_on_the_way_is_written_again(tmp_path: Path) -> None:
+    with lease(tmp_path, str, beat=0.02):
+        (tmp_path / FILE).write_text("{")
+        time.sleep(0.3)
+        assert json.loads((tmp_path / FILE).read_text())["count"] > 0
+    assert not (tmp_path / FILE).exists()
 
 
 def test_a_damaged_lease_is_named(tmp_path: Path) -> None:
