@@ -275,6 +275,7 @@ def trial_config(kit: Kit, size: str, **changed: Any) -> Any:
         "model.generator": size,
         "model.discriminator": size,
         "workers.count": 1,
+        "workers.cuda_graph": False,
         "train.batch": kit.batch,
         **(TINY if kit.rehearse else {}),
     }
@@ -656,8 +657,9 @@ def stage_resume(kit: Kit, found: Found) -> None:
     common: dict[str, Any] = {"train.steps": steps, "train.eval_every": steps, "train.log_every": 5}
     common |= {"eval.samples": 64, "eval.resize": 32, "model.generator": "XL", "model.discriminator": "XL"}
 
-    def run(name: str, cut: int | None, precision: str) -> Any:
-        trial = tiny_trial(kit, f"resume-{precision}-{name}", "digits", common | {"train.precision": precision})
+    def run(name: str, cut: int | None, precision: str, graph: bool = False) -> Any:
+        settings = common | {"train.precision": precision, "workers.cuda_graph": graph}
+        trial = tiny_trial(kit, f"resume-{precision}-{name}", "digits", settings)
         if cut is not None:
             asked = [0]
 
@@ -680,10 +682,50 @@ def stage_resume(kit: Kit, found: Found) -> None:
             f"{precision}: cut and resumed",
             lambda s=straight, p=precision: difference(s, run("cut", steps // 2, p)),
         )
+        if device.type == "cuda":
+            found.attempt(
+                f"{precision}: cut and resumed, with a CUDA graph",
+                lambda s=straight, p=precision: difference(s, run("graph", steps // 2, p, True)),
+            )
+    if device.type == "cuda":
+        found.attempt("float32: what does not add in one order", lambda: unordered(device))
     kept = {key: value for key, value in found.values.items() if key != "line"}
     found["line"] = "; ".join(
         f"{key}: {value.get('unequal')} of {value.get('tensors')} differ" for key, value in kept.items()
     )
+
+
+def unordered(device: Any) -> dict[str, Any]:
+    """How much three iterations of digits differ from themselves, and the operations torch calls nondeterministic."""
+    import warnings
+
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    from gat_sweep.recipe import load_recipe, resolve
+    from gat_sweep.speed import clock
+    from gat_sweep.train.engine import Engine
+
+    config = resolve(load_recipe("digits"), {"model.generator": "XL", "model.discriminator": "XL"})
+
+    def weights() -> dict[str, Any]:
+        engine = Engine(config, device)
+        random = torch.Generator(device).manual_seed(0)
+        for _ in range(3):
+            engine.iterate(clock.make_batch(config, random))
+        parts = {"g": engine.generator, "d": engine.discriminator}
+        return {f"{part}.{name}": t for part, network in parts.items() for name, t in network.state_dict().items()}
+
+    found: dict[str, Any] = {"default": difference(weights(), weights())}
+    with sdpa_kernel(SDPBackend.MATH):
+        found["plain attention"] = difference(weights(), weights())
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found["deterministic algorithms"] = difference(weights(), weights())
+    torch.use_deterministic_algorithms(False)
+    found["warnings"] = sorted({str(w.message).splitlines()[0][:160] for w in said})
+    return found
 
 
 def stage_ddp(kit: Kit, found: Found) -> None:
@@ -722,7 +764,12 @@ def stage_ddp(kit: Kit, found: Found) -> None:
 
     found.attempt("agreement, one step late", agree)
     if not kit.rehearse:
+        import faulthandler
+
+        faulthandler.dump_traceback_later(70)  # it once did not end: the log then says where it waits
         found.attempt("DDP, compiled", lambda: iterations(2, True))
+        faulthandler.cancel_dump_traceback_later()
+    dist.destroy_process_group()
     kept = {
         k: v.get("loss_d", v.get("error")) if isinstance(v, dict) else v for k, v in found.values.items() if k != "line"
     }
@@ -967,13 +1014,11 @@ def stage_bench(kit: Kit, found: Found, size: str) -> None:
         found.attempt("graphs", compiled_graphs)  # of torch's limit of 8
         if size in ("S", "L"):
             found.attempt("kernels compiled", lambda: kernel_table(once, device))
-        if size == "S" and device.type == "cuda":
-            found.attempt(
-                "compiled, whole iteration in one CUDA graph",
-                lambda: graphed(engine, batches[0], device, work, ceiling),
-            )
+        if device.type == "cuda":
+            key = "compiled, whole iteration in one CUDA graph"
+            found.attempt(key, lambda: graphed(engine, once, lambda: timed(once, work)))
     parts = []
-    for name in ("eager", "straightforward", "compiled"):
+    for name in ("eager", "straightforward", "compiled", "compiled, whole iteration in one CUDA graph"):
         row = found.values.get(name, {})
         parts.append(f"{name} {row.get('ms', row.get('error'))} ms, MFU {row.get('mfu_measured')}")
     ratio = [found.values.get(n, {}).get("ms") for n in ("straightforward", "eager", "compiled")]
@@ -1003,31 +1048,19 @@ def memory_total(device: Any) -> float:
     return torch.cuda.get_device_properties(device).total_memory / 2**30 if device.type == "cuda" else 8.0
 
 
-def graphed(engine: Any, batch: Any, device: Any, work: int, ceiling: float) -> dict[str, Any]:
-    """A whole iteration captured once and replayed: what launching costs. Weights move on as in training."""
-    import torch
+def graphed(engine: Any, once: Callable[[], Any], timed: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The same iterations as one CUDA graph each: what launching costs."""
+    from gat_sweep.train.graph import IterationGraph
 
-    for optimizer in (engine.optimizer_g, engine.optimizer_d):
-        for group in optimizer.param_groups:
-            group["capturable"] = True  # the fused kernel reads its step on the device anyway
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            engine.iterate(batch)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        terms = engine.iterate(batch)
-    row = measure(graph.replay, device, 3.0)
-    rate = work / (row["ms"] / 1000)
+    engine._graph = IterationGraph(engine.launch, [engine.optimizer_g, engine.optimizer_d])
+    start = time.perf_counter()
+    for _ in range(IterationGraph.WARM_UP + 1):
+        terms = once()
+    captured = round(time.perf_counter() - start, 2)
+    row = timed()
+    engine._graph = None
     loss = {name: terms[name].mean().item() for name in ("loss_d", "loss_g")}
-    return row | {
-        "tflops": round(rate / 1e12, 2),
-        "mfu_measured": round(rate / ceiling, 4),
-        "losses": loss,
-        "trouble": engine.trouble(),
-    }
+    return row | {"seconds_capturing": captured, "losses": loss, "trouble": engine.trouble()}
 
 
 def stage_micro(kit: Kit, found: Found) -> None:
@@ -1036,6 +1069,38 @@ def stage_micro(kit: Kit, found: Found) -> None:
 
     device = torch_device(kit)
     tokens = 64 * 257 if not kit.rehearse else 64
+
+    # ------------------------------------------------ a step of recipe cifar10, by precision
+    def cifar_step(size: str, precision: str, high: bool, compiled: bool, graph: bool) -> dict[str, Any]:
+        from gat_sweep.recipe import load_recipe, resolve
+        from gat_sweep.speed import clock
+        from gat_sweep.train.engine import Engine
+
+        settings = sweep_settings(kit, size) | {"train.precision": precision}
+        settings |= {"workers.cuda_graph": graph, "workers.compile": compiled}
+        config = resolve(load_recipe("cifar10"), settings)
+        torch.set_float32_matmul_precision("high" if high else "highest")
+        engine = Engine(config, device)
+        batch = clock.make_batch(config, torch.Generator(device).manual_seed(0))
+        try:
+            for _ in range(4):
+                engine.iterate(batch)
+            return measure(lambda: engine.iterate(batch), device, 1.0)
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+    on = device.type == "cuda"
+    steps = [
+        ("float32", "float32", False, False, False),
+        ("float32, one CUDA graph", "float32", False, False, on),
+        ("tf32, one CUDA graph", "float32", True, False, on),
+        ("bfloat16", "bfloat16", False, False, False),
+        ("bfloat16, one CUDA graph", "bfloat16", False, False, on),
+    ]
+    low = ("bfloat16, compiled, one CUDA graph", "bfloat16", False, on, on)
+    for size, step in [*((s, step) for s in ("S", "XL") for step in steps), ("S", low), ("XL", low)]:
+        name, *settings = step
+        found.attempt(f"cifar10 {size}/4 step, {name}", lambda s=size, v=settings: cifar_step(s, *v))
 
     # ------------------------------------------------ attention
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -1206,37 +1271,6 @@ def stage_micro(kit: Kit, found: Found) -> None:
     for size in ("S", "XL"):
         found.attempt(f"samples of {size}/2, 64 at once", lambda s=size: sampling(s))
 
-    # ------------------------------------------------ a step of recipe cifar10, by precision
-    def cifar_step(size: str, precision: str, high: bool, graph: bool) -> dict[str, Any]:
-        from gat_sweep.recipe import load_recipe, resolve
-        from gat_sweep.speed import clock
-        from gat_sweep.train.engine import Engine
-
-        settings = sweep_settings(kit, size) | {"train.precision": precision}
-        config = resolve(load_recipe("cifar10"), settings)
-        torch.set_float32_matmul_precision("high" if high else "highest")
-        engine = Engine(config, device)
-        batch = clock.make_batch(config, torch.Generator(device).manual_seed(0))
-        try:
-            if graph:
-                return graphed(engine, batch, device, flops_per_step(config), 1.0)
-            return measure(lambda: engine.iterate(batch), device, 1.0)
-        finally:
-            torch.set_float32_matmul_precision("highest")
-
-    for size in ("S", "XL"):
-        for name, precision, high in (
-            ("float32", "float32", False),
-            ("tf32", "float32", True),
-            ("bfloat16", "bfloat16", False),
-        ):
-            found.attempt(
-                f"cifar10 {size}/4 step, {name}", lambda s=size, p=precision, h=high: cifar_step(s, p, h, False)
-            )
-    for size in ("S", "XL") if device.type == "cuda" else ():  # last: a capture that fails can spoil the context
-        found.attempt(
-            f"cifar10 {size}/4 step, bfloat16, one CUDA graph", lambda s=size: cifar_step(s, "bfloat16", False, True)
-        )
     done = sum("error" not in v for v in found.values.values() if isinstance(v, dict))
     found["line"] = f"{done} of {len(found.values) - 1} measured"
 
@@ -1308,22 +1342,35 @@ def stage_noise(kit: Kit, found: Found, size: str) -> None:
     fakes, _ = generator(torch.randn(64, config.model.z_dim, generator=random, device=device), y)
     draws = draw(config, 64, random, penalty=True)
     perturb = make_perturb(config.mng.schedule, spec.levels, config.mng.mixing, device)
-    for name, low in (("float32", False), ("bfloat16", True)):
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=low):
-            terms = discriminator_losses(
-                discriminator,
-                real,
-                fakes,
-                y,
-                None,
-                draws,
-                lambda x, d: augment(x, config.augment, d),
-                perturb,
-                config.objective,
-            )
+
+    def losses() -> dict[str, Any]:
+        return discriminator_losses(
+            discriminator,
+            real,
+            fakes,
+            y,
+            None,
+            draws,
+            lambda x, d: augment(x, config.augment, d),
+            perturb,
+            config.objective,
+        )
+
+    def both_ways() -> None:
+        torch.autograd.grad(losses()["loss_d"].sum(), list(discriminator.parameters()), allow_unused=True)
+
+    discriminator.requires_grad_(True)
+    for name, low, high in (("float32", False, False), ("tf32", False, True), ("bfloat16", True, False)):
+        torch.set_float32_matmul_precision("high" if high else "highest")
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            with torch.no_grad():
+                terms = losses()
+            found[f"{name}: ms forward and backward"] = round(kernel_ms(both_ways, device, 5), 2)
+        torch.set_float32_matmul_precision("highest")
         found[name] = {n: float(f"{v.float().mean().item():.4g}") for n, v in terms.items()}
-    shown = {n: (found["float32"][n], found["bfloat16"][n]) for n in ("penalty_real", "penalty_fake", "logit_real")}
-    found["line"] = f"{size}/4 at step {state.step}, (float32, bfloat16): {shown}"
+    names = ("penalty_real", "penalty_fake", "logit_real")
+    shown = {n: (found["float32"][n], found["tf32"][n], found["bfloat16"][n]) for n in names}
+    found["line"] = f"{size}/4 at step {state.step}, (float32, tf32, bfloat16): {shown}"
 
 
 STAGES: dict[str, Callable[..., None]] = {
@@ -1449,7 +1496,7 @@ def everything(kit: Kit) -> None:
         [("resume", 80)],
         [("cli", 120)],
         [("evaluate", 90)],
-        [("pytest", 90), ("ddp", 80)],
+        [("pytest", 90), ("ddp", 150)],
     ]
     side_by_side(kit, chains, 1 if kit.rehearse else len(chains), until, patience)
     for running in compiling:
@@ -1458,7 +1505,7 @@ def everything(kit: Kit) -> None:
 
     for size, cap in (("S", 50), ("L", 75), ("XL", 90), ("B", 45)):
         kit.run(f"bench:{size}", cap * patience, need=20)
-    kit.run("micro", max(20.0, min(50.0, kit.left - 150)) * patience, need=20)
+    kit.run("micro", max(20.0, min(80.0, kit.left - 110)) * patience, need=20)
 
     # Four trials at once: each is limited by launches, so they share the device well.
     if kit.left > 60:

@@ -23,8 +23,9 @@ def update_style_mean(generator: Generator, w_BD: Tensor, y_B: Tensor | None) ->
     mean_CD = generator.style_mean
     if y_B is None:
         y_B = torch.zeros(len(w_BD), dtype=torch.long, device=w_BD.device)
-    sums = torch.zeros(mean_CD.shape[0], mean_CD.shape[1] + 1, device=mean_CD.device)
-    sums.index_add_(0, y_B, torch.cat([w_BD.float(), torch.ones_like(w_BD[:, :1], dtype=torch.float32)], dim=1))
+    # A product with one-hot classes adds in the same order every time; index_add_ on CUDA does not.
+    member_CB = (torch.arange(len(mean_CD), device=mean_CD.device)[:, None] == y_B).float()
+    sums = member_CB @ torch.cat([w_BD.float(), torch.ones_like(w_BD[:, :1], dtype=torch.float32)], dim=1)
     if dist.is_initialized():
         dist.all_reduce(sums)
     count = sums[:, -1:]

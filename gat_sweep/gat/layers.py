@@ -30,7 +30,7 @@ def sincos_position_table(width: int, grid: int) -> Tensor:
 
 
 def rope_table(head_dim: int, grid: int, extra_tokens: int = 0) -> Tensor:
-    """Axial 2-D RoPE as unit complex numbers, complex64 [extra_tokens + grid*grid, head_dim / 2].
+    """Axial 2-D RoPE as pairs (cos, sin), [extra_tokens + grid*grid, head_dim / 2, 2].
 
     The first half of a head rotates by the row, the second half by the column, in adjacent pairs.
     Extra tokens ([cls]) stand in front and are not rotated.
@@ -42,7 +42,7 @@ def rope_table(head_dim: int, grid: int, extra_tokens: int = 0) -> Tensor:
     column = angle[None, :, :].expand(grid, grid, -1)
     table = torch.cat([row, column], dim=2).reshape(grid * grid, half)
     table = torch.cat([table.new_zeros(extra_tokens, half), table])
-    return torch.polar(torch.ones_like(table), table)
+    return torch.stack([table.cos(), table.sin()], dim=-1)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -72,16 +72,16 @@ def rms_norm(x: Tensor, eps: float = NORM_EPS) -> Tensor:
 
 
 def rotate(x_BTSHE: Tensor, rope: Tensor) -> Tensor:
-    """Rotates adjacent pairs of float32 heads; rope [T, 1, 1, E / 2].
+    """Rotates adjacent pairs of float32 heads; rope [T, 1, 1, E / 2, 2].
 
     In eager mode one complex product is several times faster than real products; the compiler fuses only real ones.
     """
     pairs = x_BTSHE.unflatten(-1, (-1, 2))
     if torch.compiler.is_compiling():
-        cos, sin = torch.view_as_real(rope).unbind(-1)
+        cos, sin = rope.unbind(-1)
         even, odd = pairs.unbind(-1)
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
-    return torch.view_as_real(torch.view_as_complex(pairs) * rope).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope)).flatten(-2)
 
 
 def attend(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:

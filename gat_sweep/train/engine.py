@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from gat_sweep.gat.losses import Draws, discriminator_losses, generator_loss
 from gat_sweep.gat.memory import Memory
 from gat_sweep.gat.mng import make_perturb
 from gat_sweep.plan import memory_plan
+from gat_sweep.train.graph import IterationGraph
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.real)
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of the batch, in one order."""
+        found: list[Tensor] = []
+        parts: list[Any] = [self]
+        while parts:
+            values = [getattr(part, field.name) for part in parts for field in fields(part)]
+            found += [value for value in values if isinstance(value, Tensor)]
+            parts = [value for value in values if is_dataclass(value)]
+        return found
 
     def part(self, images: slice) -> "Batch":
         """The part of the batch that belongs to a slice of the B images."""
@@ -87,6 +98,9 @@ class Engine:
             self._call_d = DistributedDataParallel(self.discriminator, **options)
         if config.workers.compile:
             _compile_blocks(self.generator, self.discriminator)
+        self._graph: IterationGraph | None = None
+        if config.workers.cuda_graph and device.type == "cuda" and world == 1:
+            self._graph = IterationGraph(self.launch, [self.optimizer_g, self.optimizer_d])
 
     def parts(self) -> dict[str, Any]:
         """Networks and optimizers that training changes, by name; each has a state_dict."""
@@ -95,6 +109,10 @@ class Engine:
 
     def iterate(self, batch: Batch) -> dict[str, Tensor]:
         """Runs one D step and one G step; returns the terms of both losses, [B] each, and the gradient norms."""
+        return self._graph(batch) if self._graph else self.launch(batch)
+
+    def launch(self, batch: Batch) -> dict[str, Tensor]:
+        """The work of `iterate`, launched kernel by kernel."""
         size = len(batch)
         with self.bf16:
             fake_levels, w = self._call_g(batch.z, batch.y)  # one forward serves both steps

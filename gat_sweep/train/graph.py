@@ -1,0 +1,61 @@
+"""Iterations as one CUDA graph: captured once, then replayed with a single launch."""
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from gat_sweep.train.engine import Batch
+
+
+class IterationGraph:
+    """`launch`, an iteration of an engine, captured after a few calls and replayed from then on.
+
+    An iteration starts thousands of kernels. For a small network, starting them takes longer than running them. The
+    first calls start kernel by kernel: libraries choose their kernels then, and the optimizers make their state.
+    All batches must have the shapes of the first one. No tensor that an iteration changes may be replaced later.
+    """
+
+    WARM_UP = 3
+
+    def __init__(self, launch: "Callable[[Batch], dict[str, Tensor]]", optimizers: list[torch.optim.AdamW]):
+        self.launch, self.optimizers = launch, optimizers
+        self.begun = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, batch: "Batch") -> dict[str, Tensor]:
+        """The terms of `launch`, copied from where the graph leaves them."""
+        if self.begun < self.WARM_UP:
+            self.begun += 1
+            return self._aside(batch)
+        if self.graph is None:
+            self.graph = self._capture(batch)
+        torch._foreach_copy_(self.batch.tensors(), batch.tensors())
+        self.graph.replay()
+        return {name: value.clone() for name, value in self.terms.items()}
+
+    def _aside(self, batch: "Batch") -> dict[str, Tensor]:
+        """One iteration on a stream of its own, as torch asks before a capture."""
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            terms = self.launch(batch)
+        current.wait_stream(side)
+        return terms
+
+    def _capture(self, batch: "Batch") -> torch.cuda.CUDAGraph:
+        """Records an iteration without running it."""
+        self.batch = copy.deepcopy(batch)  # where the graph reads
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group in groups:
+            group["capturable"] = True
+        graph = torch.cuda.CUDAGraph()
+        # A stream of its own: on the default one for captures, products share a workspace with every graph before.
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+            self.terms = self.launch(self.batch)
+        for group in groups:
+            group["capturable"] = False  # a checkpoint keeps the groups' options, and a CPU refuses this one
+        return graph
