@@ -1,4 +1,4 @@
-# make run    five sizes on MNIST, their law and frontier, and samples by size (about 17 minutes on 2 slow cores)
+# make run    five sizes on MNIST, their law and frontier, and samples by size (about 14 minutes on 2 slow cores)
 # make test   the default test suite
 # make test-slow  what takes minutes, and every promise of docs/reliability.md, which it writes anew
 # make test-changed  the slow tests of the rooms that the last hours' commits touched
@@ -13,7 +13,7 @@ INSTALLED = $(VENV)/.installed
 
 .PHONY: run test test-slow test-changed check docs bench bench-gpu
 run: $(INSTALLED)
-	$(BIN)/gat-sweep run sweeps/ladder.yaml --recipe mnist --hold w16 --hold w40 --hold w96
+	$(BIN)/gat-sweep run sweeps/ladder.yaml --recipe mnist --hold w20 --hold XL --hold w128 --hold w192
 	$(BIN)/gat-sweep report ladder-mnist
 	@echo "MLflow UI: $(BIN)/gat-sweep ui, then open http://127.0.0.1:5000"
 

@@ -34,11 +34,19 @@ def tracking_uri(given: str | None, home: Place) -> str:
 def default_uri(home: Place) -> str:
     """URI of a sqlite store below `home`; absolute, because MLflow resolves a relative path by the working directory.
 
-    Raises UserError when `home` is not a folder of this machine.
+    Raises UserError when `home` is not a folder of this machine, or its path has a % or ?.
     """
     if not isinstance(home, Path):
         raise UserError(f"--home {home} cannot hold MLflow's database; give --tracking-uri, such as a server's address")
-    return f"sqlite:///{Path(home).absolute() / 'mlflow.db'}"
+    path = Path(home).absolute()
+    if "%" in str(path) or "?" in str(
+        path
+    ):  # escaped, the address would be right, but MLflow makes the folder of it raw
+        raise UserError(
+            f"MLflow keeps no store below {path}, because a % or ? in a path means something else in an address; "
+            "choose another --home, or give --tracking-uri"
+        )
+    return f"sqlite:///{path / 'mlflow.db'}"
 
 
 def serve_ui(uri: str, home: Place, port: int) -> None:

@@ -225,6 +225,25 @@ def test_samples_and_figures_become_artifacts_below_home(planted: PlantedTrial) 
     assert child.info.artifact_uri.startswith((planted.home / "mlartifacts").as_uri())
 
 
+@pytest.mark.parametrize("name", ["c#d", "é ü+&=", "a:b;c"])
+def test_a_home_may_have_signs_that_a_uri_escapes(name: str, tmp_path: Path) -> None:
+    """The store and the artifacts are in the home, and nothing is anywhere else."""
+    planted = PlantedTrial(tmp_path / name, "run")
+    (planted.dir / "samples" / "step_00000050.png").write_bytes(b"fifty")
+    planted.points(0, 50)
+    assert planted.tracker().ship([planted.dir]) == (4, "")
+    assert planted.steps() == [0, 50]
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name / "mlflow.db").is_file()
+    assert len(list((tmp_path / name / "mlartifacts").rglob("step_00000050.png"))) == 1
+
+
+@pytest.mark.parametrize("name", ["a%20b", "50%", "what?"])
+def test_a_home_that_an_address_would_read_as_another_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"MLflow keeps no store below .*choose another --home"):
+        default_uri(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_points_that_are_not_sent_are_counted(planted: PlantedTrial) -> None:
     """As many as a later pass sends."""
     tracker = planted.tracker()
