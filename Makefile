@@ -13,7 +13,7 @@ INSTALLED = $(VENV)/.installed
 
 .PHONY: run test test-slow test-changed check docs bench bench-gpu
 run: $(INSTALLED)
-	$(BIN)/gat-sweep run sweeps/ladder.yaml --recipe mnist --hold w20 --hold XL --hold w128 --hold w192
+	$(BIN)/gat-sweep run sweeps/ladder.yaml --recipe mnist --hold w20 --hold XL --hold w128 --hold w160
 	$(BIN)/gat-sweep report ladder-mnist
 	@echo "MLflow UI: $(BIN)/gat-sweep ui, then open http://127.0.0.1:5000"
 
