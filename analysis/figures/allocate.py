@@ -91,8 +91,14 @@ def _draw_runs(axes: Axes, found: Allocation, looks: list[dict[str, Any]]) -> No
 
 
 def _draw_isoflops(axes: Axes, found: Allocation) -> None:
-    axes.set(xscale="log", yscale="log")
+    axes.set_title("sizes at equal C, with parabolas")
     made = found.isoflops
+    if not made:
+        where: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+        axes.text(0.5, 0.5, "no compute at which\nfour sizes stand", color="0.4", **where)
+        axes.set(xticks=[], yticks=[])
+        return
+    axes.set(xscale="log", yscale="log")
     shown = [made[i] for i in sorted({round(i) for i in np.linspace(0, len(made) - 1, min(SHOWN, len(made)))})]
     for i, one in enumerate(shown):
         shade = f"{0.72 * (1 - (i + 1) / len(shown)):.2f}"
@@ -101,7 +107,6 @@ def _draw_isoflops(axes: Axes, found: Allocation) -> None:
         _draw_parabola(axes, one, shade)
         axes.annotate(number_text(one.gflops, 2), (x[-1], y[-1]), color=shade, **NEXT_TO)
     _label(axes, "c   (GFLOPs per image)", plain(found.found.measured.metric))
-    axes.set_title("sizes at equal C, with parabolas")
 
 
 def _draw_parabola(axes: Axes, one: Parabola, shade: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from analysis.figures.style import STYLE, save_figure
@@ -20,7 +21,8 @@ def plot_samples(rows: Sequence[tuple[str, NDArray[np.uint8]]], path_without_suf
     """
     count = len(rows[0][1])
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(INCH * count + 1.9, INCH * len(rows) + 0.1), layout="constrained")
+        size = (INCH * count + 1.3, (INCH + 0.04) * len(rows))
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.02, hspace=0))
         for axes, (label, pictures) in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
             axes.imshow(np.concatenate(list(pictures), axis=1), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
