@@ -235,11 +235,11 @@ def _fixed(kind: type[nn.Module], spec: NetworkSpec) -> State:
     in their code (Xavier-uniform as a linear layer, bias 0), from seed 0.
     """
     grid = spec.side // spec.patch
-    turns = rope_table(spec.width // spec.heads, grid)
+    cos, sin = rope_table(spec.width // spec.heads, grid).unbind(-1)
     fixed = {
         "pos_embed": sincos_position_table(spec.width, grid)[None],
-        "feat_rope.freqs_cos": turns.real.repeat_interleave(2, dim=-1),
-        "feat_rope.freqs_sin": turns.imag.repeat_interleave(2, dim=-1),
+        "feat_rope.freqs_cos": cos.repeat_interleave(2, dim=-1),
+        "feat_rope.freqs_sin": sin.repeat_interleave(2, dim=-1),
     }
     if issubclass(kind, Generator):
         weight = torch.empty(spec.width, spec.channels * spec.patch**2)

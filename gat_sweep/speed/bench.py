@@ -21,8 +21,9 @@ from gat_sweep.gat.generator import Generator
 from gat_sweep.speed.clock import held_bytes, make_batch, matmul_ceiling, peak_above, timed
 from gat_sweep.speed.straightforward import Straightforward
 from gat_sweep.text import Say
+from gat_sweep.train.batch import Batch
 from gat_sweep.train.device import chosen_device, hardware
-from gat_sweep.train.engine import Batch, Engine
+from gat_sweep.train.engine import Engine
 
 # Largest relative difference of the losses in the first step, with the same weights and noise. It comes from rounding
 # in the networks, which the 1/sigma^2 of the penalties makes larger.

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.train.engine import Batch, draw
+from gat_sweep.train.batch import Batch
+from gat_sweep.train.engine import draw
 
 
 def make_batch(config: TrialConfig, random: torch.Generator) -> Batch:

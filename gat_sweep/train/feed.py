@@ -10,7 +10,8 @@ import torch
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Dataset
 from gat_sweep.data.loader import Loader
-from gat_sweep.train.engine import Batch, draw
+from gat_sweep.train.batch import Batch
+from gat_sweep.train.engine import draw
 from gat_sweep.vision.teacher import taught, teacher_tokens, trial_teacher
 
 

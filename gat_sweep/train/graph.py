@@ -2,13 +2,11 @@
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from gat_sweep.train.engine import Batch
+from gat_sweep.train.batch import Batch
 
 
 class IterationGraph:
@@ -21,12 +19,12 @@ class IterationGraph:
 
     WARM_UP = 3
 
-    def __init__(self, launch: "Callable[[Batch], dict[str, Tensor]]", optimizers: list[torch.optim.AdamW]):
+    def __init__(self, launch: Callable[[Batch], dict[str, Tensor]], optimizers: list[torch.optim.AdamW]):
         self.launch, self.optimizers = launch, optimizers
         self.begun = 0
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, batch: "Batch") -> dict[str, Tensor]:
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of `launch`, copied from where the graph leaves them."""
         if self.begun < self.WARM_UP:
             self.begun += 1
@@ -37,7 +35,7 @@ class IterationGraph:
         self.graph.replay()
         return {name: value.clone() for name, value in self.terms.items()}
 
-    def _aside(self, batch: "Batch") -> dict[str, Tensor]:
+    def _aside(self, batch: Batch) -> dict[str, Tensor]:
         """One iteration on a stream of its own, as torch asks before a capture."""
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
@@ -46,7 +44,7 @@ class IterationGraph:
         current.wait_stream(side)
         return terms
 
-    def _capture(self, batch: "Batch") -> torch.cuda.CUDAGraph:
+    def _capture(self, batch: Batch) -> torch.cuda.CUDAGraph:
         """Records an iteration without running it."""
         self.batch = copy.deepcopy(batch)  # where the graph reads
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]

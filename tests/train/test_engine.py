@@ -24,7 +24,8 @@ from gat_sweep.gat.spec import GeneratorSpec
 from gat_sweep.recipe import resolve
 from gat_sweep.speed.clock import make_batch
 from gat_sweep.speed.straightforward import Straightforward
-from gat_sweep.train.engine import Batch, Engine, worker_memory
+from gat_sweep.train.batch import Batch
+from gat_sweep.train.engine import Engine, worker_memory
 
 CPU = torch.device("cpu")
 TEACHER = {"teacher__name": "a", "teacher__width": 24, "objective__align_weight": 1.0}

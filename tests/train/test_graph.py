@@ -10,7 +10,8 @@ from helpers.trials import recipe
 
 from gat_sweep.recipe import resolve
 from gat_sweep.speed.clock import make_batch
-from gat_sweep.train.engine import Batch, Engine
+from gat_sweep.train.batch import Batch
+from gat_sweep.train.engine import Engine
 
 
 def digits_batch(seed: int) -> Batch:
