@@ -14,7 +14,7 @@ def read_json(path: Place, read: Callable[[Any], T], fix: str) -> T:
     """What `read` makes of a file's JSON value.
 
     fix: what to do about a damaged file, for the error.
-    Raises FileNotFoundError when there is no such file.
+    Raises FileNotFoundError when the file is missing.
     Raises UserError when the file is not JSON, or when `read` fails on its value.
     """
     try:

@@ -175,7 +175,7 @@ def append(target: Place, content: bytes) -> None:
 
 
 def read_from(target: Place, offset: int = 0) -> bytes:
-    """Content of a growing file from byte `offset`; empty when there is no such file."""
+    """Content of a growing file from byte `offset`; empty when the file is missing."""
     if isinstance(target, Path):
         if not target.exists():
             return b""
@@ -188,7 +188,7 @@ def read_from(target: Place, offset: int = 0) -> bytes:
 
 
 def size_of(target: Place) -> int:
-    """Size of a growing file in bytes; 0 when there is no such file."""
+    """Size of a growing file in bytes; 0 when the file is missing."""
     if isinstance(target, Path):
         return target.stat().st_size if target.exists() else 0
     segments = _segments(target)

@@ -39,9 +39,8 @@ def default_uri(home: Place) -> str:
     if not isinstance(home, Path):
         raise UserError(f"--home {home} cannot hold MLflow's database; give --tracking-uri, such as a server's address")
     path = Path(home).absolute()
-    if "%" in str(path) or "?" in str(
-        path
-    ):  # escaped, the address would be right, but MLflow makes the folder of it raw
+    # Escaped, the address would be right; but MLflow makes a folder of the escaped path as well.
+    if {"%", "?"} & set(str(path)):
         raise UserError(
             f"MLflow keeps no store below {path}, because a % or ? in a path means something else in an address; "
             "choose another --home, or give --tracking-uri"

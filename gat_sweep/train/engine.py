@@ -214,8 +214,8 @@ def worker_memory(config: TrialConfig, device: torch.device, batch: int) -> Memo
 def _compile_blocks(generator: Generator, discriminator: Discriminator) -> None:
     """Compiles block by block. The blocks of a network share compiled code, so start-up does not grow with depth."""
     torch.compiler.reset()  # shapes of an earlier trial in this worker count towards the recompile limit
-    # D's block has seven versions: with and without a gradient, in the last place, by chunk. Beyond the limit, eight
-    # unless set, torch runs eagerly and says so in a log.
+    # D's block has seven versions, and torch's own limit is eight. Beyond the limit it runs eagerly, and only a log
+    # of torch says so.
     torch._dynamo.config.recompile_limit = 16
     for block in [*generator.blocks, *discriminator.blocks]:
         block.compile(dynamic=False)

@@ -226,7 +226,7 @@ def test_samples_and_figures_become_artifacts_below_home(planted: PlantedTrial) 
 
 
 @pytest.mark.parametrize("name", ["c#d", "é ü+&=", "a:b;c"])
-def test_a_home_may_have_signs_that_a_uri_escapes(name: str, tmp_path: Path) -> None:
+def test_a_home_may_have_characters_that_a_uri_escapes(name: str, tmp_path: Path) -> None:
     """The store and the artifacts are in the home, and nothing is anywhere else."""
     planted = PlantedTrial(tmp_path / name, "run")
     (planted.dir / "samples" / "step_00000050.png").write_bytes(b"fifty")

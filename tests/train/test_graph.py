@@ -23,7 +23,8 @@ def test_a_batch_can_be_copied_into_another_as_a_graph_needs_it() -> None:
     into, batch = copy.deepcopy(digits_batch(0)), digits_batch(1)
     for target, source in zip(into.tensors(), batch.tensors(), strict=True):
         target.copy_(source)
-    assert torch.equal(into.real, batch.real) and torch.equal(into.z, batch.z)
+    assert into.y is not None and batch.y is not None
+    assert torch.equal(into.real, batch.real) and torch.equal(into.z, batch.z) and torch.equal(into.y, batch.y)
     for name in ("draws_d", "draws_g"):
         a, b = getattr(into, name), getattr(batch, name)
         assert torch.equal(a.mng, b.mng)
