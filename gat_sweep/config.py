@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from gat_sweep.gat.scaling import BatchRule, DepthRule, adapted_learning_rate, batch_factor, depth_factor
-from gat_sweep.gat.spec import Augmentation, DiscriminatorSpec, GeneratorSpec, Objective
+from gat_sweep.gat.spec import Augmentation, DiscriminatorSpec, GeneratorSpec, NullStyle, Objective
 
 # Places of files, which may change between two launches of the same trial.
 PLACES: dict[str, Any] = {
@@ -54,6 +54,8 @@ class Model(_Section):
     generator: str  # a size of the ladder
     discriminator: str  # the same
     patch: int = Field(gt=0)  # side of the square that one token holds
+    # Tables of positions of both networks: constants, or parameters that start as these (the released code).
+    positions: Literal["fixed", "trained"] = "fixed"
     z_dim: int = Field(64, gt=0)  # width of the latent code
     class_width: int = Field(2048, gt=0)  # width of the class vector of D
     projector_width: int = Field(2048, gt=0)  # hidden width of the alignment projector
@@ -134,6 +136,7 @@ class Eval(_Section):
     seed: int = 0  # seed of the generated samples
     psi: float = Field(1.0, ge=0)  # truncation, 1 = off
     guidance: float = Field(1.0, ge=0)  # 1 = off
+    null: NullStyle = "paper"  # style that guidance leads away from (Generator.null_style)
     # Metrics that the last evaluation of a trial measures in addition to the Frechet distance.
     extras: tuple[Literal["kernel_distance", "precision_recall", "fd_infinity"], ...] = ()
 
@@ -236,12 +239,13 @@ class TrialConfig(_Section):
         rate *= depth_factor(t.depth_rule, t.base_depth, self.ladder[size].depth)
         return rate * batch_factor(t.batch_rule, t.base_batch, t.batch)
 
-    def _network(self, size: str) -> dict[str, int]:
+    def _network(self, size: str) -> dict[str, Any]:
         return {
             **self.ladder[size].model_dump(),
             "side": self.data.side,
             "channels": self.data.channels,
             "patch": self.model.patch,
+            "positions": self.model.positions,
             "classes": self.data.classes,
             "levels": 1 if self.mng.schedule == "none" else self.mng.levels,
         }

@@ -43,11 +43,13 @@ def memory_plan(config: TrialConfig, batch: int, plain_attention: bool, availabl
 def model_info(config: TrialConfig) -> dict[str, Any]:
     """Parameters and FLOPs (2 per multiply-add, one sample) of a trial's two networks.
 
-    `*_params_paper` follows Table 2, which also counts the fixed position tables and, in G, a patch embedder.
+    `*_params_paper` follows Table 2, which counts the tables of positions also where they are fixed, and in G a patch
+    embedder.
     The released code multiplies the output of that embedder by zero, so we do not build it.
     """
     g, d = config.generator_spec, config.discriminator_spec
     g_params, d_params = parameter_counts(config)
+    fixed = g.positions == "fixed"
     unused_embedder = g.patch**2 * g.channels * g.width + g.width
     items = iteration_flops(config)
     return {
@@ -56,8 +58,8 @@ def model_info(config: TrialConfig) -> dict[str, Any]:
         "patch": config.model.patch,
         "g_params": g_params,
         "d_params": d_params,
-        "g_params_paper": g_params + g.tokens * g.width + unused_embedder,
-        "d_params_paper": d_params + d.tokens * d.width,
+        "g_params_paper": g_params + fixed * g.tokens * g.width + unused_embedder,
+        "d_params_paper": d_params + fixed * d.tokens * d.width,
         "g_forward_flops": flops.generator_forward(g),
         "d_forward_flops": flops.discriminator_forward(d),
         "iteration_flops_rounded": flops.round_counts(g, d),

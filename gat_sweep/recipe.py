@@ -26,6 +26,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "mng.mixing": "official",
         "objective.gp_weight": OFFICIAL_OBJECTIVE.gp_weight,
         "objective.align_reduction": OFFICIAL_OBJECTIVE.align_reduction,
+        "objective.align_view": OFFICIAL_OBJECTIVE.align_view,
+        "augment.color_means": "before",
+        "model.positions": "trained",
+        "eval.null": "official",
     },
 }
 

@@ -1,4 +1,4 @@
-"""evaluate: distances of a checkpoint, of pictures, or of a tokenizer's reconstructions."""
+"""evaluate: distances of a checkpoint, of networks, of pictures, or of a tokenizer's reconstructions."""
 
 import json
 from dataclasses import asdict
@@ -59,8 +59,8 @@ def evaluate(
 ) -> None:
     """Measure FID or another distance of a checkpoint or pictures.
 
-    TARGET is a trial's checkpoint, or generated pictures: an npz with arr_0, or a folder. With --reconstruction,
-    measures a tokenizer's reconstructions instead.
+    TARGET is a trial's checkpoint, a folder of networks (of export or import-official), or generated pictures: an npz
+    with arr_0, or a folder. With --reconstruction, measures a tokenizer's reconstructions instead.
 
     \b
     Example:
@@ -73,7 +73,7 @@ def evaluate(
     from gat_sweep.train.device import chosen_device
 
     if reconstruction == bool(target):
-        raise UserError("give a checkpoint, an npz or a folder of pictures; or --reconstruction alone")
+        raise UserError("give a checkpoint, a folder of networks or of pictures, or an npz; or --reconstruction alone")
     found = evaluate_command(
         place(target, "TARGET") if target else None,
         recipe,

@@ -15,6 +15,7 @@ from gat_sweep.commands.options import (
     settings_option,
 )
 from gat_sweep.errors import UserError
+from gat_sweep.gat.spec import NullStyle
 
 
 @click.command()
@@ -33,6 +34,11 @@ from gat_sweep.errors import UserError
     default=1.0,
     show_default=True,
     help="Guidance away from the mean over classes; 1 is off.",
+)
+@click.option(
+    "--null",
+    type=click.Choice(["paper", "official"]),
+    help="How that mean is computed: paper (default), or as in the released code.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the latent codes.")
 @click.option("--batch", type=int, default=32, show_default=True, help="Pictures at once.")
@@ -54,6 +60,7 @@ def sample(
     classes: str | None,
     psi: float,
     guidance: float,
+    null: NullStyle | None,
     seed: int,
     batch: int,
     grid: str | None,
@@ -84,12 +91,15 @@ def sample(
         raise UserError("--steps and --rows need --interpolate intra or inter; add it, or use --count and --grid")
     if interpolate is not None and (count is not None or grid is not None):
         raise UserError("--interpolate makes --rows rows of --steps pictures; use these instead of --count and --grid")
+    if null is not None and guidance == 1:
+        raise UserError(f"--null {null} needs --guidance other than 1; add it, or leave --null out")
     shape = (8 if rows is None else rows, 8 if steps is None else steps) if interpolate else _grid(grid or "8x8")
     request = Request(
         count=64 if count is None else count,
         classes=_classes(classes),
         psi=psi,
         guidance=guidance,
+        null=null or "paper",
         seed=seed,
         batch=batch,
         grid=shape,

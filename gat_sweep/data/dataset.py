@@ -105,6 +105,11 @@ def check_teacher(config: TrialConfig, dataset: Dataset) -> None:
         return
     if isinstance(dataset, BuiltIn):
         return  # the tokens of so few images are computed and kept in memory (vision/teacher.py)
+    if config.objective.align_view == "official":
+        raise UserError(
+            "objective.align_view=official needs pictures, as stored tokens are of pictures resized with antialias; "
+            "set teacher.cached=false, or objective.align_view=paper"
+        )
     grid = config.data.side // config.model.patch
     asked = (teacher.name, 1 + grid**2, teacher.width)
     stored = dataset.cached_teacher

@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gat_sweep.errors import UserError
-from gat_sweep.files.weights import weights_digest
+from gat_sweep.files.weights import check_finite, weights_digest
 
 PIXELS = "pixels"  # the trivial tokenizer
 DECODED_PIXELS = 2**19  # most pixels to decode at once, such as 8 pictures of 256x256
+# Their config.json has no scaling_factor. It is 0.18215, the default of diffusers.
+SCALED_AS_DEFAULT = ("stabilityai/sd-vae-ft-mse", "stabilityai/sd-vae-ft-ema")
 DIGESTED_FIELDS = (
     *("act_fn", "norm_num_groups", "block_out_channels", "down_block_types", "up_block_types", "layers_per_block"),
     *("latent_channels", "scaling_factor", "shift_factor"),
@@ -179,7 +181,8 @@ def load_tokenizer(source: str, device: torch.device | str = "cpu", channels: in
         # diffusers calls huggingface_hub in a deprecated way, which a user cannot fix.
         warnings.filterwarnings("ignore", "The `local_dir_use_symlinks` argument", UserWarning)
         try:
-            kind = AutoencoderKL.load_config(source).get("_class_name")
+            written = AutoencoderKL.load_config(source)
+            kind = written.get("_class_name")
             if kind != "AutoencoderKL":
                 raise UserError(f"tokenizer '{source}' is a {kind}, not an AutoencoderKL; name the VAE's own folder")
             model, loading = AutoencoderKL.from_pretrained(
@@ -199,6 +202,13 @@ def load_tokenizer(source: str, device: torch.device | str = "cpu", channels: in
         raise UserError(
             f"the VAE '{source}' is normalised by channel (latents_mean), which is not supported; give another"
         )
+    # Without a scale in the file, diffusers takes that of Stable Diffusion 1, whatever the VAE.
+    if "scaling_factor" not in written and source not in SCALED_AS_DEFAULT:
+        raise UserError(
+            f"the VAE '{source}' has no scaling_factor in its config.json; add it there: the number that its latents "
+            "are multiplied by, 0.18215 for the VAEs of Stable Diffusion 1 and 2"
+        )
+    check_finite(model.state_dict(), f"the VAE '{source}'")
     return Vae(model.to(device).eval().requires_grad_(False), source)
 
 

@@ -4,7 +4,7 @@ import hashlib
 import pickle
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,26 @@ def read_weights(path: str | Path, setting: str) -> dict[str, Tensor]:
     try:
         with only_weights(f"{setting} {path}"):
             if str(path).endswith(".safetensors"):
-                return load_file(path)
-            return tensors_only(torch.load(path, weights_only=True, map_location="cpu"))
+                found = load_file(path)
+            else:
+                found = tensors_only(torch.load(path, weights_only=True, map_location="cpu"))
     except OSError as error:
         raise UserError(f"{setting} {path}: {error.strerror or error}") from None
+    check_finite(found, f"{setting} {path}")
+    return found
 
 
 def check_weights_file(path: str | Path, setting: str) -> None:
     """Raises UserError, which names `setting`, when there is no such file."""
     if not Path(path).is_file():
         raise UserError(f"{setting} {path}: no such file; set {setting} to a file of weights")
+
+
+def check_finite(tensors: Mapping[str, Tensor], what: object) -> None:
+    """Raises UserError, which begins with `what`, when a weight is infinite or not a number."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{what}: '{name}' has values that are not finite; give a file from before they were")
 
 
 @contextmanager

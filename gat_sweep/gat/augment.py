@@ -69,7 +69,7 @@ def augment(x: Tensor, config: Augmentation, draws: AugmentDraws) -> Tensor:
     affine map per image, at every level.
     """
     side = x.shape[-1]
-    color = _color_map(x[0, :, -1], draws)
+    color = _color_map(x[0, :, -1], draws, config.color_means)
     gain, offset = (t.unsqueeze(1) for t in color)  # over levels
     x = x * gain + offset
 
@@ -94,8 +94,10 @@ def move(pictures: Tensor, draws: AugmentDraws, scale: int) -> Tensor:
     return moved * inside[:, None].to(pictures.dtype)
 
 
-def move_tokens(tokens: Tensor, draws: AugmentDraws, patch: int) -> Tensor:
+def move_tokens(tokens: Tensor, draws: AugmentDraws, patch: float) -> Tensor:
     """Translates and flips a teacher's tokens [B, 1+T, W] ([cls] first, unchanged); T is a square grid of patches.
+
+    patch: side of a patch, in units of the shifts.
 
     A shift that is not a whole number of patches interpolates between tokens. Tokens from outside the picture
     are 0, which gives the student no direction to follow.
@@ -124,16 +126,18 @@ def _moved(draws: AugmentDraws, side: int, scale: int = 1) -> tuple[Tensor, Tens
     return row.clamp(0, side - 1) * side + column.clamp(0, side - 1), inside
 
 
-def _color_map(final: Tensor, draws: AugmentDraws) -> tuple[Tensor, Tensor]:
+def _color_map(final: Tensor, draws: AugmentDraws, means: str) -> tuple[Tensor, Tensor]:
     """Gain and offset of brightness, then saturation, then contrast (x -> gain x + offset); final [S, B, C, Y, X].
 
     m is the mean over channels, M the mean over the image; b, s, c are the draws:
     c (s (x - m) + m - M) + M + b = (c s) x + c (1 - s) m + (1 - c) M + b.
+    With the means of the image before brightness (`means` is "before"), the last b is c s b.
     """
     b, s, c = (t[..., None, None, None] for t in (draws.brightness, draws.saturation, draws.contrast))
     over_channels = final.mean(dim=-3, keepdim=True)
     over_image = over_channels.mean(dim=(-2, -1), keepdim=True)
     colored = draws.colored[..., None, None, None]
     gain = torch.where(colored, c * s, 1.0)
-    offset = torch.where(colored, c * (1 - s) * over_channels + (1 - c) * over_image + b, 0.0)
+    shift = b if means == "after" else c * s * b
+    offset = torch.where(colored, c * (1 - s) * over_channels + (1 - c) * over_image + shift, 0.0)
     return gain, offset

@@ -8,12 +8,12 @@ from gat_sweep.gat.layers import (
     Attention,
     MappingLinear,
     SwiGLU,
+    add_position,
     embed_patches,
     in_float32,
     init_linears,
     rms_norm,
     rope_table,
-    sincos_position_table,
 )
 from gat_sweep.gat.spec import DiscriminatorSpec
 
@@ -69,7 +69,7 @@ class Discriminator(nn.Module):
                 nn.Linear(spec.projector_width, spec.teacher_width),
             )
         grid = spec.side // patch
-        self.register_buffer("position", sincos_position_table(width, grid), persistent=False)
+        add_position(self, spec)
         self.register_buffer("rope", rope_table(width // spec.heads, grid, extra_tokens=1), persistent=False)
         self.init_weights()
 

@@ -9,13 +9,13 @@ from gat_sweep.gat.layers import (
     Attention,
     MappingLinear,
     SwiGLU,
+    add_position,
     init_linears,
     rms_norm,
     rope_table,
     second_moment_norm,
-    sincos_position_table,
 )
-from gat_sweep.gat.spec import GeneratorSpec
+from gat_sweep.gat.spec import GeneratorSpec, NullStyle
 
 MODULATION_GAIN = 0.1  # "all scaling parameters produced from style codes" start small (A.1)
 STYLE_MEAN_DECAY = 0.995
@@ -73,7 +73,7 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList(GeneratorBlock(width, spec.heads) for _ in range(spec.depth))
         pixels = spec.patch**2 * spec.channels
         self.outputs = nn.ModuleList(OutputLayer(width, pixels) for _ in range(spec.levels))
-        self.register_buffer("position", sincos_position_table(width, grid), persistent=False)
+        add_position(self, spec)
         self.register_buffer("rope", rope_table(width // spec.heads, grid), persistent=False)
         # Running mean of w per class (one row when unconditional), for truncation.
         self.register_buffer("style_mean", torch.zeros(max(classes, 1), width))
@@ -100,15 +100,15 @@ class Generator(nn.Module):
             code = torch.cat([second_moment_norm(self.class_embedding(y_B)), code], dim=-1)
         return self.mapping(code)
 
-    def null_style(self, z_BZ: Tensor, official: bool = False) -> Tensor:
+    def null_style(self, z_BZ: Tensor, null: NullStyle = "paper") -> Tensor:
         """w_null_BD: the mapping of (class, z) averaged over all classes, for guidance.
 
-        official: as in the released code, which normalises both halves across the classes instead of across
+        null: "official" is as in the released code, which normalises both halves across the classes instead of across
         their own entries, so the z half becomes nearly its sign.
         """
         assert self.class_embedding is not None, "guidance needs classes"
         code_BZ, class_CZ = second_moment_norm(z_BZ), second_moment_norm(self.class_embedding.weight)
-        if official:
+        if null == "official":
             code_BZ = second_moment_norm(z_BZ[..., None])[..., 0]
             class_CZ = second_moment_norm(self.class_embedding.weight.T).T
         total = torch.zeros(len(z_BZ), self.style_mean.shape[1], device=z_BZ.device)
@@ -152,18 +152,18 @@ class Generator(nn.Module):
         y_B: Tensor | None,
         psi: float = 1.0,
         guidance: float = 1.0,
-        official_null: bool = False,
+        null: NullStyle = "paper",
     ) -> Tensor:
         """The style w_BD for sampling; truncation and guidance are applied here, before the backbone.
 
-        psi: w' = mean + psi (w - mean), 1 = off. guidance s: w' = null + s (w - null), 1 = off.
+        psi: w' = mean + psi (w - mean), 1 = off. guidance s: w' = null + s (w - null), 1 = off. null: as in null_style.
         """
         w_BD = self.style(z_BZ, y_B)
         if psi != 1.0:
             mean_BD = self.style_mean[y_B if self.spec.classes else torch.zeros(len(z_BZ), dtype=torch.long)]
             w_BD = mean_BD + psi * (w_BD - mean_BD)
         if guidance != 1.0:
-            null_BD = self.null_style(z_BZ, official_null)
+            null_BD = self.null_style(z_BZ, null)
             w_BD = null_BD + guidance * (w_BD - null_BD)
         return w_BD
 
@@ -174,7 +174,7 @@ class Generator(nn.Module):
         y_B: Tensor | None,
         psi: float = 1.0,
         guidance: float = 1.0,
-        official_null: bool = False,
+        null: NullStyle = "paper",
     ) -> Tensor:
         """Images [B, C, Y, X] in one forward of the backbone; the options are those of `styled`."""
-        return self.synthesize(self.styled(z_BZ, y_B, psi, guidance, official_null))[-1]
+        return self.synthesize(self.styled(z_BZ, y_B, psi, guidance, null))[-1]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gat_sweep.gat.spec import ffn_width
+from gat_sweep.gat.spec import NetworkSpec, ffn_width
 
 ROPE_THETA = 10000.0
 NORM_EPS = 1e-6
@@ -16,7 +16,7 @@ QK_NORM_EPS = torch.finfo(torch.float32).eps  # the default of torch and of the 
 
 
 def sincos_position_table(width: int, grid: int) -> Tensor:
-    """Fixed 2-D sin-cos table of MAE, [grid*grid, width], row-major.
+    """2-D sin-cos table of MAE, [1, grid*grid, width], row-major.
 
     The first half of the channels encodes the column, the second half the row; each half is [sin, cos].
     """
@@ -26,7 +26,20 @@ def sincos_position_table(width: int, grid: int) -> Tensor:
     axis = torch.cat([angle.sin(), angle.cos()], dim=1)  # [grid, width/2]
     column = axis[None, :, :].expand(grid, grid, -1)
     row = axis[:, None, :].expand(grid, grid, -1)
-    return torch.cat([column, row], dim=2).reshape(grid * grid, width).float()
+    return torch.cat([column, row], dim=2).reshape(1, grid * grid, width).float()
+
+
+def add_position(network: nn.Module, spec: NetworkSpec) -> None:
+    """Gives a network its table `position`, [1, T, D]: a constant, or a parameter that starts as the constant.
+
+    The paper is silent. The released code learns the tables, because each step switches on gradients of the whole
+    network.
+    """
+    table = sincos_position_table(spec.width, spec.side // spec.patch)
+    if spec.positions == "trained":
+        network.register_parameter("position", nn.Parameter(table))
+    else:
+        network.register_buffer("position", table, persistent=False)
 
 
 def rope_table(head_dim: int, grid: int, extra_tokens: int = 0) -> Tensor:

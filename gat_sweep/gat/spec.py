@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+NullStyle = Literal["paper", "official"]
+
 
 @dataclass(frozen=True)
 class NetworkSpec:
@@ -19,6 +21,7 @@ class NetworkSpec:
     patch: int  # p
     classes: int  # 0: unconditional
     levels: int  # K of Eq. 1
+    positions: Literal["fixed", "trained"] = "fixed"  # trained: the table of positions is a parameter
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -69,10 +72,13 @@ class Objective:
     align_weight: float = 1.0  # lambda_REPA
     # "mean": over the N+1 tokens (Eq. 9). "official": the [cls] term plus the mean over patches.
     align_reduction: Literal["mean", "official"] = "mean"
+    # Picture that the teacher sees. "paper": resized with antialias, moved and flipped like its latent. "official": the
+    # released code's, resized without antialias, flipped, and moved by one pixel at most.
+    align_view: Literal["paper", "official"] = "paper"
 
 
 # The weights of the authors' released code.
-OFFICIAL_OBJECTIVE = Objective(gp_weight=0.05, align_reduction="official")
+OFFICIAL_OBJECTIVE = Objective(gp_weight=0.05, align_reduction="official", align_view="official")
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,9 @@ class Augmentation:
     """Probabilities and ranges of the augmentation; the defaults are the values that GAT was trained with."""
 
     color: float = 0.5  # probability that brightness, saturation and contrast change, together
+    # Means around which saturation and contrast change: of the image after brightness (Zhao et al. 2020), or before
+    # it (the released code, which so multiplies the brightness by both factors).
+    color_means: Literal["after", "before"] = "after"
     translation: float = 0.125  # largest shift, as a share of the side
     cutout: float = 0.5  # side of the erased square, as a share of the side
     flip: float = 0.4  # probability of a horizontal flip

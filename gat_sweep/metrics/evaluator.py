@@ -114,6 +114,8 @@ class Evaluator:
             "tokenizer": dataset.identity.digest or dataset.identity.source,
             "decoder": "float32",
         }
+        if config.eval.guidance != 1:
+            self.protocol["null"] = config.eval.null
 
     def measure(self, ema: Generator, extras: bool = False, between: Callable[[], None] = lambda: None) -> Evaluation:
         """Frechet distance of `eval.samples` pictures of `ema`, and eval.extras where asked for; on every rank.
@@ -141,7 +143,7 @@ class Evaluator:
         generator = torch.Generator().manual_seed(config.eval.seed * 1_000_003 + start)
         z = torch.randn(len(labels), config.model.z_dim, generator=generator).to(self.device)
         y = labels if config.data.classes else None
-        return self.decoder.decode(ema.sample(z, y, psi=config.eval.psi, guidance=config.eval.guidance))
+        return self.decoder.decode(ema.sample(z, y, config.eval.psi, config.eval.guidance, config.eval.null))
 
     def _features(self, ema: Generator, n: int, between: Callable[[], None]) -> Tensor:
         """Features [n, F] of all ranks, in the order of their seeds, on rank 0; other ranks return only their own."""

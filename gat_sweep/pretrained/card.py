@@ -10,6 +10,7 @@ from gat_sweep.data.tokenizer import TokenizerIdentity
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 
+NOT_AVERAGED = "not an average (the file has no EMA)"  # training["weights"] of an imported checkpoint without an EMA
 MEASURES = ("kernel_distance", "kernel_distance_std", "precision", "recall", "fd_infinity", "fd_infinity_se")
 
 
@@ -43,11 +44,11 @@ def model_card(generator: Generator, discriminator: Discriminator | None, about:
     if about.tokenizer:
         tokenizer = f"{about.tokenizer.source} {about.tokenizer.digest}".strip()
     facts = [
-        ("generator", f"{sizes} (EMA of the weights)"),
+        ("generator", f"{sizes} ({training.get('weights', 'EMA of the weights')})"),
         ("discriminator", _parameters(discriminator) if discriminator else "not in this folder"),
         ("latents", f"{spec.channels} x {spec.side} x {spec.side}, {conditional}, latent code of {spec.z_dim}"),
         ("tokenizer", tokenizer),
-        *((name.replace("_", " "), _plain(value)) for name, value in training.items()),
+        *((name.replace("_", " "), _plain(value)) for name, value in training.items() if name != "weights"),
     ]
     lines = [
         "---",

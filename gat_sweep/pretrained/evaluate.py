@@ -1,4 +1,4 @@
-"""`gat-sweep evaluate`: the evaluation of a trial's checkpoint, of pictures in files, or of reconstructions."""
+"""`gat-sweep evaluate`: the evaluation of a checkpoint, a folder of networks, pictures in files, or reconstructions."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ from gat_sweep.metrics.evaluator import (
 )
 from gat_sweep.metrics.picture_sets import open_pictures
 from gat_sweep.metrics.reference import check_reference, load_reference, reference_dataset
-from gat_sweep.pretrained.folder import is_checkpoint
+from gat_sweep.pretrained.folder import CONFIG, from_pretrained, is_checkpoint
 from gat_sweep.recipe import check_key, load_recipe, resolve
 from gat_sweep.run.checkpoint import read_network, read_trial
 from gat_sweep.text import Eta, Say, silent
@@ -43,9 +43,9 @@ def evaluate_command(
 ) -> Evaluation:
     """Measures `target` and returns the evaluation.
 
-    target: a trial's checkpoint (step_*), which is measured with its config; pictures (an npz with arr_0, or a
-    folder), which are measured with the config of the recipe; or None, for the recipe's real pictures after encoding
-    and decoding.
+    target: a trial's checkpoint (step_*), which is measured with its config; a folder of save_pretrained, or pictures
+    (an npz with arr_0, or a folder), which are measured with the config of the recipe; or None, for the recipe's real
+    pictures after encoding and decoding.
     settings: changed values by dotted key; for a checkpoint only `eval.*`, `data.path` and `data.tokenizer`.
     home: has the cache of references; a checkpoint uses its own home.
     Raises UserError when there is nothing to measure, or something necessary is missing.
@@ -56,6 +56,8 @@ def evaluate_command(
         return evaluate_reconstruction(resolve(load_recipe(recipe), settings), home, device, say)
     if is_checkpoint(target):
         return evaluate_checkpoint(target, settings, device, say)
+    if (target / CONFIG).exists():
+        return evaluate_folder(target, resolve(load_recipe(recipe), settings), home, device, say)
     if not isinstance(target, Path):
         raise UserError(f"{target} is not a checkpoint; pictures must be files on this machine")
     return evaluate_pictures(target, resolve(load_recipe(recipe), settings), home, device, say)
@@ -78,6 +80,40 @@ def evaluate_checkpoint(
     read_network(checkpoint, "ema", ema)
     ema.to(device)
     return Evaluator(config, dataset, path.parents[4], device, say=say).measure(ema, extras=True)
+
+
+def evaluate_folder(
+    path: Place, config: TrialConfig, home: Place, device: torch.device, say: Say = silent
+) -> Evaluation:
+    """Measures the generator of a folder of save_pretrained with the data and the protocol of a config.
+
+    Raises UserError when the folder is damaged, the data has other shapes or classes, or the data's tokenizer is not
+    the folder's.
+    """
+    check_extractor(config.eval)
+    found = from_pretrained(path)
+    spec, tokenizer = found.generator.spec, found.about.tokenizer
+    ours = {"data.side": spec.side, "data.channels": spec.channels, "data.classes": spec.classes}
+    asked = {"data.side": config.data.side, "data.channels": config.data.channels, "data.classes": config.data.classes}
+    wrong = [
+        f"{key}={asked[key]} but the networks of {path} have {ours[key]}" for key in ours if asked[key] != ours[key]
+    ]
+    if wrong:
+        raise UserError(f"{config.recipe} has {'; '.join(wrong)}; give another --recipe, or --set these")
+    dataset = load_dataset(config.data)
+    if tokenizer is None:
+        say(f"{path} does not record its tokenizer; that of the data set, {dataset.identity.source}, is assumed")
+    elif tokenizer.digest != dataset.identity.digest:
+        raise UserError(
+            f"networks of {path} make latents of the tokenizer {tokenizer.source} ({tokenizer.digest or 'pixels'}), "
+            f"but data set '{dataset.name}' has {dataset.identity.source} ({dataset.identity.digest or 'pixels'}); "
+            "give data that was encoded with theirs"
+        )
+    config = resolve(config.model_dump(), {"model.z_dim": spec.z_dim})
+    check_evaluation(config, dataset)
+    evaluator = Evaluator(config, dataset, home, device, say=say)
+    evaluator.protocol["ema"] = found.about.training.get("ema_decay")
+    return evaluator.measure(found.generator.to(device), extras=True)
 
 
 def evaluate_pictures(

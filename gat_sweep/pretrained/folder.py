@@ -26,6 +26,7 @@ from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Dataset, Encoded
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
+from gat_sweep.files.weights import check_finite
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
@@ -267,6 +268,7 @@ def _filled(kind: type[nn.Module], spec: NetworkSpec, tensors: dict[str, Tensor]
     if spec.depth > len(tensors):  # checked first, because config.json may claim a network of any depth
         raise UserError(f"{file} has {len(tensors)} tensors, too few for {spec.depth} blocks; export it again")
     check_tensors(tensors, shapes(kind, spec), file)
+    check_finite(tensors, file)
     network = kind(spec)
     network.load_state_dict(tensors)
     return network

@@ -4,10 +4,12 @@ Their checkpoint is a .pt with the state dicts `generator`, `discriminator` and 
 `steps`, `wallclock_time` and `wandb_run_id`. Import to a folder of save_pretrained and export from it keep every bit of
 the three state dicts. They also keep `steps` and the arguments that their generate.py reads. Optimizers and other
 records are dropped, so training cannot continue from an imported checkpoint, neither here nor in the released code.
+A file with `ema` or `generator` alone, or with one state dict of G and nothing else, is imported too.
 
-Their state dicts also have tensors that our networks compute or do not have: the fixed position tables and rotary
-tables (checked against ours), and in G a patch embedder whose output is multiplied by zero. official.safetensors keeps
-these, and all of `generator`, which is not the EMA.
+Their training learns the position tables, so these are weights (model.positions is trained); a table that is still the
+constant of the start is a fixed one. Their state dicts also have tensors that our networks compute or do not have: the
+rotary tables (checked against ours), and in G a patch embedder whose output is multiplied by zero. official.safetensors
+keeps these, and all of `generator`, which is not the EMA.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,12 @@ from torch import Tensor, nn
 from gat_sweep.data.tokenizer import load_tokenizer
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, write
-from gat_sweep.files.weights import BAD_WEIGHTS
+from gat_sweep.files.weights import BAD_WEIGHTS, check_finite
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.layers import rope_table, sincos_position_table
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
-from gat_sweep.pretrained.card import About
+from gat_sweep.pretrained.card import NOT_AVERAGED, About
 from gat_sweep.pretrained.folder import (
     DISCRIMINATOR,
     OFFICIAL_FILE,
@@ -47,6 +49,7 @@ from gat_sweep.run.checkpoint import read_network, read_trial
 
 # Our names -> theirs; all other names are the same.
 OFFICIAL_NAMES_G = [
+    (r"^position$", "pos_embed"),
     (r"^style_mean$", "w_avg"),
     (r"^class_embedding\.", "y_embedder.embedding_table."),
     (r"^mapping\.", "latent_embedder."),
@@ -58,6 +61,7 @@ OFFICIAL_NAMES_G = [
     (r"\.ffn\.w_out\.", ".mlp.w3."),
 ]
 OFFICIAL_NAMES_D = [
+    (r"^position$", "pos_embed"),
     (r"^class_embedding\.", "y_embedder.embedding_table."),
     (r"^class_mapping\.", "y_embedder.latent_embedder."),
     (r"^patch_embedding\.", "x_embedder.proj."),
@@ -74,7 +78,8 @@ OFFICIAL_NAMES_D = [
 PARTS = ("generator", "discriminator", "ema")
 ARGUMENTS = ("model", "modelD", "resolution", "num_classes", "fused_attn", "qk_norm")  # needed to build their networks
 LEVELS = 4  # of their networks, for any depth
-TABLES = ("pos_embed", "feat_rope.freqs_cos", "feat_rope.freqs_sin")
+POSITION = "pos_embed"
+TABLES = (POSITION, "feat_rope.freqs_cos", "feat_rope.freqs_sin")
 TABLE_ERROR = 1e-5  # largest difference between two computations of a table in float32
 
 State = dict[str, Tensor]
@@ -87,21 +92,32 @@ def official_name(name: str, rules: list[tuple[str, str]]) -> str:
     return name
 
 
-def import_official(path: Path, folder: Place, tokenizer: str | None = None) -> None:
+def import_official(path: Path, folder: Place, say: Callable[[str], None], tokenizer: str | None = None) -> None:
     """Writes a checkpoint of the released code as a folder of save_pretrained, with the EMA as its generator.
 
-    Shapes are inferred from the tensors. tokenizer: the tokenizer of the latents, which tensors do not tell (default:
-    not recorded, then sampling needs --tokenizer).
-    Raises UserError when the file is not such a checkpoint, its tensors do not fit together, or the tokenizer does not
-    fit them.
+    Shapes are inferred from the tensors. Without an EMA, the weights of `generator` are written.
+    tokenizer: the tokenizer of the latents, which tensors do not tell (default: not recorded, then sampling needs
+    --tokenizer).
+    say: gets a line for each part that the file lacks.
+    Raises UserError when the file is not such a checkpoint, its tensors do not fit together or are not finite, or the
+    tokenizer does not fit them.
     """
     check_new(folder)
     found = read_official(path)
-    spec_g = _generator_spec(found["ema"], f"{path}: ema")
-    spec_d = _discriminator_spec(found["discriminator"], spec_g, f"{path}: discriminator")
-    _check(found["ema"], Generator, spec_g, f"{path}: ema")
-    _check(found["generator"], Generator, spec_g, f"{path}: generator")
-    _check(found["discriminator"], Discriminator, spec_d, f"{path}: discriminator")
+    main = "ema" if "ema" in found else "generator"
+    generators = {part: found[part] for part in (main, "generator") if part in found}
+    positions = _positions(generators.values(), f"{path}: {main}")
+    spec_g = _generator_spec(found[main], positions, f"{path}: {main}")
+    for part, state in generators.items():
+        _check(state, Generator, spec_g, f"{path}: {part}")
+    discriminator = None
+    if "discriminator" in found:
+        where = f"{path}: discriminator"
+        positions = _positions([found["discriminator"]], where)
+        spec_d = _discriminator_spec(found["discriminator"], spec_g, positions, where)
+        _check(found["discriminator"], Discriminator, spec_d, where)
+        discriminator = Discriminator(spec_d)
+        discriminator.load_state_dict(_ours(found["discriminator"], Discriminator, spec_d), assign=True)
     identity = None
     if tokenizer is not None:
         identity = load_tokenizer(tokenizer, channels=spec_g.channels).identity
@@ -110,17 +126,26 @@ def import_official(path: Path, folder: Place, tokenizer: str | None = None) -> 
                 f"tokenizer '{tokenizer}' has {identity.channels} channels, but {path} makes {spec_g.channels}; give "
                 "the one that it was trained with"
             )
-    generator, discriminator = Generator(spec_g), Discriminator(spec_d)
+    generator = Generator(spec_g)
     # assign=True keeps tensors of another precision unchanged.
-    generator.load_state_dict(_ours(found["ema"], Generator, spec_g), assign=True)
-    discriminator.load_state_dict(_ours(found["discriminator"], Discriminator, spec_d), assign=True)
-    kept = {f"generator.{name}": tensor for name, tensor in found["generator"].items()}
-    kept |= {f"ema.{name}": found["ema"][name] for name in _fixed(Generator, spec_g)}
-    kept |= {f"discriminator.{name}": found["discriminator"][name] for name in _fixed(Discriminator, spec_d)}
+    generator.load_state_dict(_ours(found[main], Generator, spec_g), assign=True)
+    kept = {f"ema.{name}": found[main][name] for name in _fixed(Generator, spec_g)}
+    if main == "ema" and "generator" in found:
+        kept |= {f"generator.{name}": tensor for name, tensor in found["generator"].items()}
+    if discriminator is not None:
+        names = _fixed(Discriminator, discriminator.spec)
+        kept |= {f"discriminator.{name}": found["discriminator"][name] for name in names}
     facts: dict[str, Any] = {name: found[name] for name in ("steps", "args") if name in found}
     training = {"code": "github.com/hse1032/GAT", "file": path.name}
     if "steps" in found:
         training["step"] = found["steps"]
+    if main != "ema":
+        training["weights"] = NOT_AVERAGED
+        say(f"{path} has no EMA; the weights of its generator are used")
+    elif "generator" not in found:
+        say(f"{path} has no weights of the generator beside the EMA; an export writes the EMA in their place")
+    if discriminator is None:
+        say(f"{path} has no discriminator")
     about = About(tokenizer=identity, training=training, official=facts)
     save_pretrained(folder, generator, about, discriminator, kept)
 
@@ -141,23 +166,26 @@ def export_official(source: Place, path: Path, settings: Mapping[str, Any], say:
         content = _of_trial(source, settings)
     else:
         opened = open_folder(source)
-        ema = _theirs(opened.tensors(WEIGHTS), OFFICIAL_NAMES_G)
-        discriminator = _theirs(opened.tensors(f"{DISCRIMINATOR}/{WEIGHTS}"), OFFICIAL_NAMES_D)
-        if OFFICIAL_FILE in opened.about.files:
-            kept = opened.tensors(OFFICIAL_FILE)
-            content = {part: _below(kept, part) for part in PARTS}
-            content["ema"] |= ema
-            content["discriminator"] |= discriminator
-            content |= opened.about.official or {}
-            if "args" in content:
-                content["args"] = argparse.Namespace(**content["args"])
-        else:
+        imported = OFFICIAL_FILE in opened.about.files
+        if not imported:
             _check_theirs(opened.spec)
-            ema |= _fixed(Generator, opened.spec)
-            discriminator |= _fixed(Discriminator, opened.discriminator_spec())
-            content = {"generator": ema, "discriminator": discriminator, "ema": ema}
-            content["steps"] = opened.about.training.get("step", 0)
-            say("the folder has only the EMA weights; they are written as both 'ema' and 'generator'")
+        kept = opened.tensors(OFFICIAL_FILE) if imported else {}
+        ema = _theirs(opened.tensors(WEIGHTS), OFFICIAL_NAMES_G)
+        ema |= _below(kept, "ema") if imported else _fixed(Generator, opened.spec)
+        content = {"ema": ema, "generator": _below(kept, "generator")}
+        if not content["generator"]:
+            content["generator"] = ema
+            say("the folder has one set of weights of the generator; it is written as both 'ema' and 'generator'")
+        weights = f"{DISCRIMINATOR}/{WEIGHTS}"
+        if weights in opened.about.files:
+            state = _theirs(opened.tensors(weights), OFFICIAL_NAMES_D)
+            state |= _below(kept, "discriminator") if imported else _fixed(Discriminator, opened.discriminator_spec())
+            content["discriminator"] = state
+        else:
+            say("the folder has no discriminator; their generate.py does not need it")
+        content |= (opened.about.official or {}) if imported else {"steps": opened.about.training.get("step", 0)}
+        if "args" in content:
+            content["args"] = argparse.Namespace(**content["args"])
     if "args" not in content:
         say("for this file, give --model, --resolution and --num-classes to generate.py of the released code")
     file = io.BytesIO()
@@ -166,10 +194,11 @@ def export_official(source: Place, path: Path, settings: Mapping[str, Any], say:
 
 
 def read_official(path: Path) -> dict[str, Any]:
-    """The three state dicts of a checkpoint, and if present `args` (a dictionary of ARGUMENTS) and `steps`.
+    """The state dicts of a checkpoint, and if present `args` (a dictionary of ARGUMENTS) and `steps`.
 
+    A state dict of G alone counts as `generator`. The prefixes `module.` and `_orig_mod.` of names are taken off.
     Only tensors, plain values and argparse's Namespace (the type of `args`) are unpickled.
-    Raises UserError when the file contains anything else, or lacks a state dict.
+    Raises UserError when the file contains anything else, or has no generator.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a checkpoint of the released code (.pt)")
@@ -185,18 +214,37 @@ def read_official(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from None
+    if isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values()):
+        found = {"generator": found}
+    if not isinstance(found, dict) or not ("ema" in found or "generator" in found):
+        raise UserError(f"{path} has neither 'ema' nor 'generator'; give a checkpoint of the released code (.pt)")
     content: dict[str, Any] = {}
     for part in PARTS:
-        state = found.get(part) if isinstance(found, dict) else None
+        if part not in found:
+            continue
+        state = found[part]
         if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-            raise UserError(f"{path} lacks the state dict '{part}'; give a checkpoint with {', '.join(PARTS)}")
-        content[part] = {str(name): tensor.detach().clone() for name, tensor in state.items()}
+            raise UserError(f"{path}: '{part}' is not a state dict; give a checkpoint with state dicts of tensors")
+        content[part] = {}
+        for key, tensor in state.items():
+            name = _bare(str(key))
+            if name in content[part]:
+                raise UserError(f"{path}: {part} has '{name}' twice, with and without a prefix; give one of them")
+            content[part][name] = tensor.detach().clone()
     if isinstance(found.get("args"), argparse.Namespace):
         arguments = vars(found["args"])
         content["args"] = {name: arguments[name] for name in ARGUMENTS if isinstance(arguments.get(name), str | int)}
     if isinstance(found.get("steps"), int):
         content["steps"] = found["steps"]
     return content
+
+
+def _bare(name: str) -> str:
+    """A name without what DistributedDataParallel sets before all, and torch.compile before what it compiled."""
+    name = name.replace("_orig_mod.", "")
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
 
 
 def _of_trial(source: Place, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,10 +285,11 @@ def _fixed(kind: type[nn.Module], spec: NetworkSpec) -> State:
     grid = spec.side // spec.patch
     cos, sin = rope_table(spec.width // spec.heads, grid).unbind(-1)
     fixed = {
-        "pos_embed": sincos_position_table(spec.width, grid)[None],
         "feat_rope.freqs_cos": cos.repeat_interleave(2, dim=-1),
         "feat_rope.freqs_sin": sin.repeat_interleave(2, dim=-1),
     }
+    if spec.positions == "fixed":
+        fixed[POSITION] = sincos_position_table(spec.width, grid)
     if issubclass(kind, Generator):
         weight = torch.empty(spec.width, spec.channels * spec.patch**2)
         nn.init.xavier_uniform_(weight, generator=torch.Generator().manual_seed(0))
@@ -250,33 +299,46 @@ def _fixed(kind: type[nn.Module], spec: NetworkSpec) -> State:
 
 
 def _check(state: State, kind: type[nn.Module], spec: NetworkSpec, where: str) -> None:
-    """Raises UserError unless their state dict has all tensors of such a network, and the tables that we compute."""
+    """Raises UserError unless their state dict has all tensors of such a network, finite, and the tables we compute."""
     fixed = _fixed(kind, spec)
     expected = {name: tensor.shape for name, tensor in fixed.items()}
     expected |= {official_name(name, _rules(kind)): shape for name, shape in shapes(kind, spec).items()}
     check_tensors(state, expected, where)
-    for name in TABLES:
+    check_finite(state, where)
+    for name in fixed.keys() & set(TABLES):
         error = (state[name].float() - fixed[name]).abs().max().item()
         if not error <= max(TABLE_ERROR, torch.finfo(state[name].dtype).eps):
             raise UserError(f"{where}.{name} differs by {error:.2g} from the fixed table; give another file")
 
 
-def _generator_spec(state: State, where: str) -> GeneratorSpec:
+def _positions(states: Iterable[State], where: str) -> str:
+    """Whether position tables are trained in any of the state dicts: other than the constants that they start as."""
+    for state in states:
+        _, tokens, width = _shape(state, POSITION, 3, where)
+        table = sincos_position_table(width, math.isqrt(tokens))
+        given = state[POSITION].float()
+        limit = max(TABLE_ERROR, torch.finfo(state[POSITION].dtype).eps)
+        if given.shape != table.shape or not (given - table).abs().max() <= limit:
+            return "trained"
+    return "fixed"
+
+
+def _generator_spec(state: State, positions: str, where: str) -> GeneratorSpec:
     classes, z_dim = _shape(state, "y_embedder.embedding_table.weight", 2, where)
     width, channels, patch, _ = _shape(state, "x_embedder.proj.weight", 4, where)
-    shared = _shared(state, width, patch, where)
+    shared = _shared(state, width, patch, where) | {"positions": positions}
     levels = _count(state, "final_layers")
     return _spec(GeneratorSpec, where, **shared, channels=channels, classes=classes, levels=levels, z_dim=z_dim)
 
 
-def _discriminator_spec(state: State, generator: GeneratorSpec, where: str) -> DiscriminatorSpec:
+def _discriminator_spec(state: State, generator: GeneratorSpec, positions: str, where: str) -> DiscriminatorSpec:
     """Shapes of D. Levels and channels, of which D's tensors show only the product, are from the generator.
 
     Raises UserError when inputs, side or classes differ from those of the generator.
     """
     classes, class_width = _shape(state, "y_embedder.embedding_table.weight", 2, where)
     width, inputs, patch, _ = _shape(state, "x_embedder.proj.weight", 4, where)
-    shared = _shared(state, width, patch, where)
+    shared = _shared(state, width, patch, where) | {"positions": positions}
     for what, ours, its in [
         ("inputs", inputs, generator.levels * generator.channels),
         ("side", shared["side"], generator.side),
@@ -300,8 +362,8 @@ def _discriminator_spec(state: State, generator: GeneratorSpec, where: str) -> D
     )
 
 
-def _shared(state: State, width: int, patch: int, where: str) -> dict[str, int]:
-    _, tokens, _ = _shape(state, "pos_embed", 3, where)
+def _shared(state: State, width: int, patch: int, where: str) -> dict[str, Any]:
+    _, tokens, _ = _shape(state, POSITION, 3, where)
     (head,) = _shape(state, "blocks.0.attn.q_norm.weight", 1, where)
     grid = math.isqrt(tokens)
     if grid**2 != tokens or width % head:
@@ -331,9 +393,9 @@ def _count(state: State, list_name: str) -> int:
     return len({name.split(".")[1] for name in state if name.startswith(f"{list_name}.")})
 
 
-def _spec(kind: type[Any], where: str, **numbers: int) -> Any:
+def _spec(kind: type[Any], where: str, **values: Any) -> Any:
     try:
-        return kind(**numbers)
+        return kind(**values)
     except (ValueError, ZeroDivisionError) as error:
         raise UserError(f"{where}: {error}") from None
 

@@ -1,21 +1,38 @@
-"""Comparison with the authors' released code: outputs, losses and gradients of one D step and one G step."""
+"""Comparison with the authors' released code, for two kinds of reference file (docs/parity.md).
+
+A step: outputs of both networks, and losses and gradients of one D step and one G step with the same weights, without
+augmentation. An iteration: losses, gradient norms, clipped gradients and the running mean of w of one iteration of the
+engine with preset official, in which D moves before the G step, with augmentation, learned positions and a teacher.
+"""
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
+from gat_sweep.compute import TEACHER_SIDE
+from gat_sweep.config import TrialConfig
+from gat_sweep.data.rows import Rows
 from gat_sweep.errors import UserError
+from gat_sweep.gat.augment import AugmentDraws
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.losses import Draws, discriminator_losses, generator_loss
 from gat_sweep.gat.mng import make_perturb
 from gat_sweep.gat.spec import OFFICIAL_OBJECTIVE, DiscriminatorSpec, GeneratorSpec
 from gat_sweep.pretrained.official import OFFICIAL_NAMES_D, OFFICIAL_NAMES_G, official_name
+from gat_sweep.recipe import PRESETS, load_recipe, resolve
+from gat_sweep.train.batch import Batch
+from gat_sweep.train.engine import Engine
+from gat_sweep.vision.teacher import Teacher, teacher_tokens
 
+MOVED = 5e-5  # how much rounding may change the loss of G after a step of D
 LIMITS = {"max_abs_output": 1e-5, "max_rel_loss": 1e-5, "max_rel_grad": 1e-4}
 
 
@@ -33,13 +50,14 @@ class Parity:
 
 
 def check_parity(path: Path) -> Parity:
-    """Runs our networks and losses with the weights, inputs and noises of a reference file.
+    """Runs our networks and losses, or the engine, with the weights, inputs and random numbers of a reference file.
 
     Raises UserError when the file cannot be read or does not have the layout of a reference.
     """
     tensors, config, extra = _read(path)
     try:
-        return _compare(tensors, config, extra)
+        compare = _compare_iteration if "after.w_avg" in tensors else _compare_step
+        return compare(tensors, config, extra)
     except KeyError as error:
         raise UserError(f"{path}: the reference lacks {error}; see docs/parity.md for the layout") from None
 
@@ -58,8 +76,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, int], dict[str, int]
     return tensors, json.loads(metadata["config"]), json.loads(metadata["d_extra"])
 
 
-def _compare(ref: dict[str, Tensor], config: dict[str, int], extra: dict[str, int]) -> Parity:
-    shared = {
+def _compare_step(ref: dict[str, Tensor], config: dict[str, int], extra: dict[str, int]) -> Parity:
+    shared: dict[str, Any] = {
         "width": config["hidden_size"],
         "depth": config["depth"],
         "heads": config["num_heads"],
@@ -84,7 +102,7 @@ def _compare(ref: dict[str, Tensor], config: dict[str, int], extra: dict[str, in
 
     # Outputs
     fake_levels, w = generator(z, y)
-    guided = generator.sample(z, y, guidance=1.5, official_null=True)
+    guided = generator.sample(z, y, guidance=1.5, null="official")
     levels_in = ref["D.input_levels"]
     with torch.no_grad():
         logits, projected = discriminator(levels_in.transpose(0, 1).flatten(1, 2), y, len(y))
@@ -137,6 +155,117 @@ def _compare(ref: dict[str, Tensor], config: dict[str, int], extra: dict[str, in
     return Parity(max_abs_output, max_rel_loss, max_rel_grad)
 
 
+class _Teacher(nn.Module):
+    """The network of the reference's teacher: the mean colours of 4x4 patches, times a matrix."""
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.register_buffer("weight", weight)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Tokens [B, 1 + 16, W] of pictures [B, 3, 224, 224]; the first is their mean."""
+        tokens = F.avg_pool2d(x, TEACHER_SIDE // 4).flatten(2).transpose(1, 2) @ self.weight.T
+        return torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+
+
+def _iteration_config(config: dict[str, int], extra: dict[str, int], batch: int) -> TrialConfig:
+    """The paper's recipe with preset official, at the sizes of a reference."""
+    size = {"width": config["hidden_size"], "depth": config["depth"], "heads": config["num_heads"]}
+    changes = {
+        "ladder": {"reference": size},
+        "model.generator": "reference",
+        "model.discriminator": "reference",
+        "model.patch": config["patch_size"],
+        "model.class_width": extra["cmap_dim"],
+        "model.projector_width": extra["projector_dim"],
+        "teacher.width": extra["teacher_dim"],
+        "data.side": config["input_size"],
+        "data.channels": config["in_channels"],
+        "data.classes": config["num_classes"],
+        "train.batch": batch,
+        "train.precision": "float32",
+        "workers.count": 1,
+    }
+    return resolve(load_recipe("imagenet256"), PRESETS["official"], changes)
+
+
+def _augment_draws(ref: dict[str, Tensor], step: str, config: TrialConfig) -> AugmentDraws:
+    """A reference's augmentation in our terms. It moves and cuts before it flips, we do so after."""
+
+    def drawn(name: str) -> Tensor:
+        return torch.stack([ref[f"{step}.{part}.{name}"] for part in ("real", "fake")])
+
+    side = config.data.side
+    cut = int(side * config.augment.cutout + 0.5)
+    flipped = drawn("flip").bool()
+    shift_x, cut_x = drawn("translation_x"), drawn("cutout_x") - cut // 2
+    return AugmentDraws(
+        colored=drawn("colored").bool(),
+        brightness=drawn("brightness") - 0.5,
+        saturation=drawn("saturation") * 2,
+        contrast=drawn("contrast") + 0.5,
+        shift_y=drawn("translation_y"),
+        shift_x=torch.where(flipped, -shift_x, shift_x),
+        flipped=flipped,
+        cut_y=drawn("cutout_y") - cut // 2,
+        cut_x=torch.where(flipped, side - cut - cut_x, cut_x),
+    )
+
+
+def _compare_iteration(ref: dict[str, Tensor], config: dict[str, int], extra: dict[str, int]) -> Parity:
+    trial = _iteration_config(config, extra, len(ref["z"]))
+    engine = Engine(trial, torch.device("cpu"))
+    generator, discriminator = engine.generator, engine.discriminator
+    _load(generator, ref, "G.param.", OFFICIAL_NAMES_G)
+    _load(discriminator, ref, "D.param.", OFFICIAL_NAMES_D)
+    generator.style_mean.copy_(ref["G.param.w_avg"])
+
+    def draws(step: str) -> Draws:
+        penalty = None
+        if f"{step}.gp_eps_real" in ref:
+            fake = ref[f"{step}.gp_eps_fake_levels"]
+            penalty = torch.stack([ref[f"{step}.gp_eps_real"].expand_as(fake), fake])
+        mng = torch.stack([ref[f"{step}.noise_real_levels"], ref[f"{step}.noise_fake_levels"]])
+        return Draws(mng, penalty, _augment_draws(ref, step, trial))
+
+    draws_d, draws_g = draws("D_step"), draws("G_step")
+    assert draws_d.augment is not None
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    teacher = Teacher(
+        _Teacher(ref["teacher.weight"]), extra["teacher_dim"], 1, mean, std, 4, trial.objective.align_view
+    )
+    rows = Rows(ref["real"], None, ref["y"], pictures=ref["pictures"])
+    tokens = teacher_tokens(teacher, trial, rows, draws_d.augment)
+    terms = engine.iterate(Batch(ref["real"], ref["y"], ref["z"], tokens, draws_d, draws_g))
+    losses: list[tuple[Tensor, Tensor, Tensor | float]] = [
+        (terms["loss_d"], ref["D_step.loss"], 0.0),
+        (terms["adversarial_d"], ref["D_step.disc_loss"], 0.0),
+        (terms["penalty_real"], ref["D_step.r1_loss"], _penalty_rounding(terms["penalty_real"], terms)),
+        (terms["penalty_fake"], ref["D_step.r2_loss"], _penalty_rounding(terms["penalty_fake"], terms)),
+        (terms["alignment"], ref["D_step.z_kd_cls"] + ref["D_step.z_kd_patch"], 0.0),
+        # AdamW makes a whole step of a gradient that is only rounding.
+        (terms["loss_g"], ref["G_step.loss"], MOVED * ref["G_step.loss"]),
+        (terms["grad_norm_d"], ref["D_step.norm"], 0.0),
+        (terms["grad_norm_g"], ref["G_step.norm"], 0.0),
+    ]
+    # Without momentum (beta1 0), AdamW's first moment is the clipped gradient.
+    gradients = []
+    for step, module, optimizer, rules in [
+        ("D_step", discriminator, engine.optimizer_d, OFFICIAL_NAMES_D),
+        ("G_step", generator, engine.optimizer_g, OFFICIAL_NAMES_G),
+    ]:
+        for parameter in module.parameters():
+            parameter.grad = optimizer.state[parameter]["exp_avg"]
+        gradients.append(_gradients(module, ref, f"{step}.grad.", rules))
+    return Parity(
+        max_abs_output=(generator.style_mean - ref["after.w_avg"]).abs().max().item(),
+        max_rel_loss=max(_relative(*pair) for pair in losses),
+        max_rel_grad=max(_relative_gradients(pairs) for pairs in gradients),
+    )
+
+
 def _relative(ours: Tensor, theirs: Tensor, rounding: Tensor | float) -> float:
     """Largest relative difference that rounding does not explain."""
     return (((ours - theirs).abs() - rounding).clamp(min=0) / theirs.abs()).max().item()
@@ -157,9 +286,9 @@ def _relative_gradients(pairs: list[tuple[Tensor, Tensor]]) -> float:
     """Largest difference over tensors, relative to the largest entry of each tensor.
 
     A gradient that is zero by construction (D's head bias cancels between real and fake) is only rounding. So the
-    difference is relative to at least 1e-4 of the network's largest gradient.
+    difference is relative to at least 1e-3 of the network's largest gradient.
     """
-    floor = 1e-4 * max(theirs.abs().max().item() for _, theirs in pairs)
+    floor = 1e-3 * max(theirs.abs().max().item() for _, theirs in pairs)
     return max((ours - theirs).abs().max().item() / max(theirs.abs().max().item(), floor) for ours, theirs in pairs)
 
 

@@ -30,7 +30,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, write
 from gat_sweep.files.weights import weights_digest
 from gat_sweep.gat.generator import Generator
-from gat_sweep.gat.spec import GeneratorSpec
+from gat_sweep.gat.spec import GeneratorSpec, NullStyle
 from gat_sweep.pretrained.folder import Pretrained, check_new, from_pretrained, from_trial, is_checkpoint
 from gat_sweep.text import Eta, Say, silent
 
@@ -43,7 +43,7 @@ class Request:
     """Options of a sampling.
 
     classes: classes of the pictures, repeated in order; "all"; or None to draw a class for each picture.
-    psi, guidance: as in Generator.styled; 1 = off.
+    psi, guidance: as in Generator.styled; 1 = off. null: as in Generator.null_style.
     batch: pictures per forward; it changes only time and memory.
     grid: (rows, columns).
     interpolate: makes rows of `columns` pictures each, whose styles lie on a line after truncation and guidance.
@@ -56,6 +56,7 @@ class Request:
     classes: tuple[int, ...] | str | None = None
     psi: float = 1.0
     guidance: float = 1.0
+    null: NullStyle = "paper"
     seed: int = 0
     batch: int = 32
     grid: tuple[int, int] = (8, 8)
@@ -232,7 +233,7 @@ def _lines(generator: Generator, request: Request, classes: tuple[int, ...] | No
 def _styled(generator: Generator, request: Request, z_BZ: Tensor, y_B: Tensor | None) -> Tensor:
     device = generator.style_mean.device
     y_B = None if y_B is None else y_B.to(device)
-    return generator.styled(z_BZ.to(device), y_B, psi=request.psi, guidance=request.guidance)
+    return generator.styled(z_BZ.to(device), y_B, request.psi, request.guidance, request.null)
 
 
 class Archive:

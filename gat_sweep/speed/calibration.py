@@ -76,6 +76,6 @@ def _sample_seconds(config: TrialConfig, engine: Engine, device: torch.device) -
     y = torch.zeros(CHUNK, dtype=torch.long, device=device) if config.data.classes else None
 
     def evaluate() -> None:
-        extractor(decoder.decode(engine.ema.sample(z, y, psi=config.eval.psi, guidance=config.eval.guidance)))
+        extractor(decoder.decode(engine.ema.sample(z, y, config.eval.psi, config.eval.guidance, config.eval.null)))
 
     return min(timed(evaluate, device) for _ in range(2)) / CHUNK

@@ -26,13 +26,22 @@ class SlowLinear(nn.Linear):
 
 
 def position_table(width: int, grid: int) -> Tensor:
-    """Fixed 2-D sin-cos table of MAE, [T, D]."""
+    """2-D sin-cos table of MAE, [1, T, D]."""
     frequency = 1 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     rows = []
     for y in range(grid):
         for x in range(grid):
             rows.append(torch.cat([f(at * frequency) for at in (x, y) for f in (torch.sin, torch.cos)]))
-    return torch.stack(rows).float()
+    return torch.stack(rows).float()[None]
+
+
+def add_position(network: nn.Module, spec: Any) -> None:
+    """The table as a constant of a network, or as one of its parameters (model.positions)."""
+    table = position_table(spec.width, spec.side // spec.patch)
+    if spec.positions == "trained":
+        network.position = nn.Parameter(table)
+    else:
+        network.register_buffer("position", table, persistent=False)
 
 
 def rope_angles(head: int, grid: int) -> Tensor:
@@ -129,7 +138,7 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList(GeneratorBlock(width, spec.heads) for _ in range(spec.depth))
         pixels = spec.patch**2 * spec.channels
         self.outputs = nn.ModuleList(OutputLayer(width, pixels) for _ in range(spec.levels))
-        self.register_buffer("position", position_table(width, grid), persistent=False)
+        add_position(self, spec)
         self.register_buffer("angles", rope_angles(width // spec.heads, grid), persistent=False)
         self.register_buffer("style_mean", torch.zeros(max(spec.classes, 1), width))
 
@@ -189,7 +198,7 @@ class Discriminator(nn.Module):
             self.projector = nn.Sequential(
                 nn.Linear(width, pw), nn.SiLU(), nn.Linear(pw, pw), nn.SiLU(), nn.Linear(pw, spec.teacher_width)
             )
-        self.register_buffer("position", position_table(width, grid), persistent=False)
+        add_position(self, spec)
         angles = rope_angles(width // spec.heads, grid)
         self.register_buffer("angles", torch.cat([torch.zeros_like(angles[:1]), angles]), persistent=False)
 

@@ -15,7 +15,14 @@ from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, Featu
 
 from gat_sweep.config import Eval, metric_name
 from gat_sweep.errors import UserError
-from gat_sweep.files.weights import check_weights_file, only_weights, read_weights, tensors_only, weights_digest
+from gat_sweep.files.weights import (
+    check_finite,
+    check_weights_file,
+    only_weights,
+    read_weights,
+    tensors_only,
+    weights_digest,
+)
 
 WIDTHS = {"efficientnet_lite0": 1280, "inception_v3": 2048, "dinov2_vitl14": 1024}  # of the features
 
@@ -172,7 +179,9 @@ def inception_weights(path: str | None) -> dict[str, Tensor]:
             found = torch.hub.load_state_dict_from_url(
                 URL_INCEPTION_V3, map_location="cpu", progress=False, check_hash=True, weights_only=True
             )
-            return tensors_only(found)
+            found = tensors_only(found)
+        check_finite(found, f"the download {URL_INCEPTION_V3}")
+        return found
     except OSError as error:
         raise UserError(_missing("inception_v3", URL_INCEPTION_V3, error)) from None
 
@@ -189,9 +198,11 @@ def vision_transformer(model: str, weights: str | None, side: int, setting: str)
         check_weights_file(weights, setting)
     try:
         with only_weights(f"{setting} {weights} does not fit {model}: it" if weights else f"timm/{model}"):
-            return timm.create_model(model, pretrained=True, img_size=side, num_classes=0, **overlay)
+            network = timm.create_model(model, pretrained=True, img_size=side, num_classes=0, **overlay)
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         raise UserError(_missing(model, f"https://huggingface.co/timm/{model}", error, setting)) from None
+    check_finite(network.state_dict(), f"{setting} {weights}" if weights else f"timm/{model}")
+    return network
 
 
 def _check_resize(config: Eval) -> None:

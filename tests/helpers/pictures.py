@@ -202,3 +202,9 @@ def photo_config(path: Path, **overrides: Any) -> TrialConfig:
     """Photographs of 32x32 as the extractor sees them, unscaled."""
     values = {"data.path": str(path), "data.classes": 2, "eval.resize": 32, "eval.samples": 150, "eval.extras": EXTRAS}
     return resolve(recipe("cifar10"), values, {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def write_npz(path: Path, shown: np.ndarray, **arrays: np.ndarray) -> Path:
+    """As ADM's evaluator takes them: pictures uint8 [N, h, w, 3] in arr_0."""
+    np.savez(path, arr_0=shown.transpose(0, 2, 3, 1), **arrays)
+    return path

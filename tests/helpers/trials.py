@@ -90,6 +90,11 @@ def networks(classes: int = 10) -> tuple[Generator, Discriminator]:
     return generator, discriminator
 
 
+def new_ema(config: TrialConfig) -> Generator:
+    torch.manual_seed(0)
+    return Generator(config.generator_spec).requires_grad_(False)
+
+
 def checkpoint_of(trial: Trial, step: int = 4) -> Path:
     """A checkpoint of a trial that was not trained, its networks all different."""
     torch.manual_seed(3)

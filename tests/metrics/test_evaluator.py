@@ -1,4 +1,4 @@
-"""Evaluations from pictures to numbers: parity with torch-fidelity, references, one and two workers, the command."""
+"""Evaluations from pictures to numbers: parity with torch-fidelity, references, one and two workers."""
 
 import json
 import math
@@ -13,8 +13,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch_fidelity
-from helpers.pictures import EXTRAS, Photographs, encoded_latents, encoded_pixels, photo_config, photographs
-from helpers.trials import tiny_config
+from helpers.pictures import (
+    EXTRAS,
+    Photographs,
+    encoded_latents,
+    encoded_pixels,
+    photo_config,
+    photographs,
+    write_npz,
+)
+from helpers.trials import new_ema, tiny_config
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,19 +30,16 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
 from gat_sweep import text
-from gat_sweep.commands.evaluate import evaluation_table
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import dataset_decoder, load_dataset
 from gat_sweep.data.tokenizer import Pixels
 from gat_sweep.errors import UserError
-from gat_sweep.gat.generator import Generator
 from gat_sweep.metrics import evaluator as evaluate
 from gat_sweep.metrics import picture_sets, reference
 from gat_sweep.metrics.distances import covariance_root, feature_statistics, frechet_distance, frechet_infinity
 from gat_sweep.metrics.evaluator import Evaluation, Evaluator, check_evaluation, measure_features
 from gat_sweep.metrics.reference import Reference, load_reference, reference_dataset
-from gat_sweep.pretrained.evaluate import evaluate_command, evaluate_pictures
-from gat_sweep.run.checkpoint import save_checkpoint
+from gat_sweep.pretrained.evaluate import evaluate_pictures
 from gat_sweep.vision.extractors import EfficientNetLite0
 
 CPU = torch.device("cpu")
@@ -46,17 +51,6 @@ def reference_of(config: TrialConfig, home: Path) -> Reference:
 
 def checked(config: TrialConfig) -> None:
     check_evaluation(config, reference_dataset(config))
-
-
-def write_npz(path: Path, shown: np.ndarray, **arrays: np.ndarray) -> Path:
-    """As ADM's evaluator takes them: pictures uint8 [N, h, w, 3] in arr_0."""
-    np.savez(path, arr_0=shown.transpose(0, 2, 3, 1), **arrays)
-    return path
-
-
-def new_ema(config: TrialConfig) -> Generator:
-    torch.manual_seed(0)
-    return Generator(config.generator_spec).requires_grad_(False)
 
 
 # ---------------------------------------------------------------- parity
@@ -275,7 +269,8 @@ def test_how_pictures_are_drawn_is_in_the_protocol_and_in_the_number(
         ema.style_mean += 0.5
         results.append(Evaluator(config, load_dataset(config.data), home_with_reference, CPU).measure(ema))
     (key, value), (before, after) = next(iter(change.items())), (json.loads(r.protocol) for r in results)
-    assert {k for k in before if before[k] != after[k]} == {key.removeprefix("eval__")}
+    null = {"null"} if key == "eval__guidance" else set()  # without guidance there is no null style
+    assert {k for k in after if before.get(k) != after[k]} == {key.removeprefix("eval__")} | null
     assert after[key.removeprefix("eval__")] == value and results[0].value != results[1].value
 
 
@@ -315,63 +310,7 @@ def test_two_workers_find_what_one_finds(tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-# ---------------------------------------------------------------- the command
-
-
-def test_a_checkpoint_is_measured_as_its_trial_was(tmp_path: Path, home_with_reference: Path) -> None:
-    config = tiny_config(eval__extras=["kernel_distance"])
-    trial = tmp_path / "run" / "trials" / "t"
-    (trial / "checkpoints").mkdir(parents=True)
-    (tmp_path / "cache").symlink_to(home_with_reference / "cache")
-    (trial / "config.json").write_text(config.model_dump_json())
-    path, ema, dataset = trial / "checkpoints" / "step_00000004", new_ema(config), load_dataset(config.data)
-    save_checkpoint(path.parent, 4, {"ema": ema}, {"data": dataset.digest})
-    found = evaluate_command(path, "imagenet256", {}, tmp_path, CPU)
-    assert found == Evaluator(config, dataset, tmp_path, CPU).measure(ema, extras=True)
-    changed = evaluate_command(path, "imagenet256", {"eval.samples": 100, "eval.extras": []}, tmp_path, CPU)
-    assert (changed.n, changed.kernel_distance) == (100, None) and changed.value != found.value
-    assert evaluation_table(found).row_count > 10
-    with pytest.raises(UserError, match=r"--set model\.patch: a trained model allows only"):
-        evaluate_command(path, "imagenet256", {"model.patch": 4}, tmp_path, CPU)
-    save_checkpoint(path.parent, 4, {"ema": ema}, {"data": "elsewhere"})
-    with pytest.raises(UserError, match="was trained on data elsewhere"):
-        evaluate_command(path, "imagenet256", {}, tmp_path, CPU)
-    (trial / "config.json").unlink()
-    with pytest.raises(UserError, match=r"config\.json is missing"):
-        evaluate_command(path, "imagenet256", {}, tmp_path, CPU)
-
-
-def test_a_folder_of_pictures_is_measured_as_the_same_in_an_npz(tmp_path: Path) -> None:
-    encoded_pixels(tmp_path / "data", 70, 32)
-    shown = photographs(66, 32, seed=3)
-    write_npz(tmp_path / "samples.npz", shown)
-    (tmp_path / "folder").mkdir()
-    for i, picture in enumerate(shown):
-        Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / "folder" / f"{i:03d}.png")
-    settings = {"data.path": str(tmp_path / "data"), "data.classes": 2, "eval.resize": 32}
-    both = [evaluate_command(tmp_path / name, "cifar10", settings, tmp_path, CPU) for name in ("samples.npz", "folder")]
-    assert both[0].value == both[1].value and both[0].n == 66
-    protocol = json.loads(both[0].protocol)
-    assert protocol["psi"] is None and protocol["pictures"] != json.loads(both[1].protocol)["pictures"]
-
-
-@pytest.mark.slow
-def test_what_a_tokenizer_costs_is_measured_without_a_generator(home: Path) -> None:
-    """Nothing for pixels, something for 4 of 16 cosine coefficients, next to nothing for all of them."""
-    costs = {}
-    for channels in (1, 4, 16):
-        values = {"data.channels": channels, "eval.samples": 1797, "eval.resize": 32}
-        found = evaluate_command(None, "digits", values, home, CPU)
-        costs[channels] = found.value
-        protocol = json.loads(found.protocol)
-        assert found.n == 1797 and protocol["pictures"] == "reconstructions" and protocol["ema"] is None
-    assert costs[1] == pytest.approx(0, abs=1e-2) and costs[4] > 3 and costs[16] < costs[4] / 10
-
-
-def test_a_tokenizer_is_measured_on_as_many_pictures_as_asked(home: Path) -> None:
-    found = evaluate_command(None, "digits", {"eval.samples": 100, "eval.resize": 32}, home, CPU)
-    protocol = json.loads(found.protocol)
-    assert found.n == 100 and protocol["pictures"] == "reconstructions" and protocol["ema"] is None
+# ---------------------------------------------------------------- what cannot be measured, and how long it takes
 
 
 def test_pictures_that_cannot_be_measured_are_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.pretrained.folder import from_pretrained, save_pretrained
 from gat_sweep.pretrained.official import OFFICIAL_NAMES_G, export_official, import_official, official_name
 from gat_sweep.run.checkpoint import open_checkpoint
+from gat_sweep.text import silent
 
 PARTS = ("generator", "discriminator", "ema")
 
@@ -88,7 +89,7 @@ def read(path: Path) -> Any:
 
 
 def test_imported_networks_compute_the_reference_values(tmp_path: Path, reference: dict[str, torch.Tensor]) -> None:
-    import_official(saved(tmp_path / "a.pt", released(reference)), tmp_path / "out")
+    import_official(saved(tmp_path / "a.pt", released(reference)), tmp_path / "out", silent)
     found = from_pretrained(tmp_path / "out", discriminator=True)
     spec = found.generator.spec
     assert (spec.width, spec.depth, spec.heads, spec.side, spec.channels) == (64, 4, 4, 8, 4)
@@ -113,7 +114,7 @@ def test_in_and_out_again_changes_no_bit(
     theirs = released(reference)
     theirs["ema"] = {name: tensor.to(dtype) for name, tensor in theirs["ema"].items()}
     said: list[str] = []
-    import_official(saved(tmp_path / "a.pt", theirs), tmp_path / "out")
+    import_official(saved(tmp_path / "a.pt", theirs), tmp_path / "out", silent)
     export_official(tmp_path / "out", tmp_path / "b.pt", {}, said.append)
     ours = read(tmp_path / "b.pt")
     assert_same_states(theirs, ours)
@@ -127,11 +128,101 @@ def test_in_and_out_again_changes_no_bit(
 def test_without_alignment_and_bookkeeping(tmp_path: Path, reference: dict[str, torch.Tensor]) -> None:
     theirs = {part: state for part, state in released(reference).items() if part in PARTS}
     theirs["discriminator"] = {k: t for k, t in theirs["discriminator"].items() if not k.startswith("proj.")}
-    import_official(saved(tmp_path / "a.pt", theirs), tmp_path / "out")
-    export_official(tmp_path / "out", tmp_path / "b.pt", {}, lambda text: None)
+    import_official(saved(tmp_path / "a.pt", theirs), tmp_path / "out", silent)
+    export_official(tmp_path / "out", tmp_path / "b.pt", {}, silent)
     ours = read(tmp_path / "b.pt")
     assert_same_states(theirs, ours)
     assert sorted(ours) == sorted(PARTS)
+
+
+def learned(theirs: dict[str, Any]) -> None:
+    """Position tables as the released training leaves them: each network's own, and the EMA's behind G's."""
+    random = torch.Generator().manual_seed(1)
+    move = {part: 0.04 * torch.randn(theirs[part]["pos_embed"].shape, generator=random) for part in PARTS}
+    move["ema"] = 0.01 * move["generator"]
+    for part in PARTS:
+        theirs[part]["pos_embed"] += move[part]
+
+
+def test_learned_positions_are_weights_and_come_back(tmp_path: Path, reference: dict[str, torch.Tensor]) -> None:
+    theirs = released(reference)
+    learned(theirs)
+    import_official(saved(tmp_path / "a.pt", theirs), tmp_path / "out", silent)
+    found = from_pretrained(tmp_path / "out", discriminator=True)
+    assert found.discriminator is not None
+    assert found.generator.spec.positions == found.discriminator.spec.positions == "trained"
+    assert torch.equal(found.generator.position, theirs["ema"]["pos_embed"])
+    assert torch.equal(found.discriminator.position, theirs["discriminator"]["pos_embed"])
+    with torch.no_grad():
+        levels, _ = found.generator(reference["z"], reference["y"])
+    assert 1e-4 < (levels - reference["G.levels"]).abs().max() < 1  # other tables, other pictures
+    export_official(tmp_path / "out", tmp_path / "b.pt", {}, silent)
+    assert_same_states(theirs, read(tmp_path / "b.pt"))
+
+
+def test_a_network_whose_table_did_not_move_has_a_fixed_one(tmp_path: Path, reference: dict[str, torch.Tensor]) -> None:
+    theirs = released(reference)
+    theirs["discriminator"]["pos_embed"] += 1e-3
+    import_official(saved(tmp_path / "a.pt", theirs), tmp_path / "out", silent)
+    found = from_pretrained(tmp_path / "out", discriminator=True)
+    assert found.discriminator is not None
+    assert (found.generator.spec.positions, found.discriminator.spec.positions) == ("fixed", "trained")
+    export_official(tmp_path / "out", tmp_path / "b.pt", {}, silent)
+    assert_same_states(theirs, read(tmp_path / "b.pt"))
+
+
+def test_a_trial_with_trained_positions_goes_out_and_in(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(tiny_trial(tmp_path, model__positions="trained"))
+    export_official(checkpoint, tmp_path / "a.pt", {}, silent)
+    theirs, state = read(tmp_path / "a.pt"), open_checkpoint(checkpoint)
+    for part in PARTS:
+        assert torch.equal(theirs[part]["pos_embed"], state.part(part)["position"])
+    import_official(tmp_path / "a.pt", tmp_path / "back", silent)
+    found = from_pretrained(tmp_path / "back").generator.state_dict()
+    assert [name for name, tensor in state.part("ema").items() if not torch.equal(tensor, found[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("kept", "lines"),
+    [
+        (("ema",), ["no weights of the generator beside the EMA", "no discriminator"]),
+        (("generator",), ["has no EMA", "no discriminator"]),
+        (("ema", "discriminator"), ["no weights of the generator beside the EMA"]),
+        (("generator", "discriminator"), ["has no EMA"]),
+        ((), ["has no EMA", "no discriminator"]),
+    ],
+    ids=["EMA", "generator", "EMA and D", "generator and D", "bare"],
+)
+def test_what_a_file_lacks_is_said(
+    tmp_path: Path, reference: dict[str, torch.Tensor], kept: tuple[str, ...], lines: list[str]
+) -> None:
+    theirs = released(reference)
+    part = kept[0] if kept else "generator"
+    content = {name: theirs[name] for name in kept} if kept else theirs["generator"]
+    said: list[str] = []
+    import_official(saved(tmp_path / "a.pt", content), tmp_path / "out", said.append)
+    assert len(said) == len(lines) and all(line in text for line, text in zip(lines, said, strict=True))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("EMA of the weights" in card) == (part == "ema")
+    weights = from_pretrained(tmp_path / "out").generator.state_dict()
+    assert torch.equal(weights["style_mean"], theirs[part]["w_avg"])
+    export_official(tmp_path / "out", tmp_path / "b.pt", {}, silent)
+    back = read(tmp_path / "b.pt")
+    whole = {"ema": theirs[part], "generator": theirs[part], "discriminator": theirs["discriminator"]}
+    if "discriminator" not in kept:
+        assert "discriminator" not in back
+        back["discriminator"] = whole["discriminator"]
+    assert_same_states(whole, back)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, reference: dict[str, torch.Tensor], prefix: str) -> None:
+    theirs = released(reference)
+    wrapped = theirs | {part: {f"{prefix}{name}": t for name, t in theirs[part].items()} for part in PARTS}
+    wrapped["ema"] = {name.replace("blocks.1.", "blocks.1._orig_mod."): t for name, t in theirs["ema"].items()}
+    import_official(saved(tmp_path / "a.pt", wrapped), tmp_path / "out", silent)
+    export_official(tmp_path / "out", tmp_path / "b.pt", {}, silent)
+    assert_same_states(theirs, read(tmp_path / "b.pt"))
 
 
 def test_a_trial_goes_out_with_what_they_need(tmp_path: Path) -> None:
@@ -154,7 +245,7 @@ def test_a_trial_goes_out_with_what_they_need(tmp_path: Path) -> None:
     row, pair = torch.tensor(3.0), torch.tensor(1.0)  # of token 13 = (3, 1): half of the head turns by the row
     assert theirs["discriminator"]["feat_rope.freqs_cos"][13, 0] == pytest.approx(row.cos().item())
     assert theirs["discriminator"]["feat_rope.freqs_sin"][13, 7] == pytest.approx((pair / 100).sin().item())
-    import_official(tmp_path / "a.pt", tmp_path / "back", tokenizer="pixels")
+    import_official(tmp_path / "a.pt", tmp_path / "back", silent, tokenizer="pixels")
     found = from_pretrained(tmp_path / "back").generator.state_dict()
     assert [name for name, tensor in state.part("ema").items() if not torch.equal(tensor, found[name])] == []
 
@@ -165,7 +256,7 @@ def test_a_folder_of_a_trial_has_the_running_average_only_and_says_so(tmp_path: 
     said: list[str] = []
     export_official(tmp_path / "out", tmp_path / "a.pt", {}, said.append)
     theirs = read(tmp_path / "a.pt")
-    assert "only the EMA weights" in said[0]
+    assert "one set of weights" in said[0]
     assert all(torch.equal(theirs["generator"][name], tensor) for name, tensor in theirs["ema"].items())
 
 
@@ -191,7 +282,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path: Path, reference: dict[str, to
         )
         saved(tmp_path / "a.pt", theirs)
     with pytest.raises(UserError, match="is not a checkpoint of tensors") as error:
-        import_official(tmp_path / "a.pt", tmp_path / "out")
+        import_official(tmp_path / "a.pt", tmp_path / "out", silent)
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt"]
     if where == "file":  # it would have
@@ -207,12 +298,16 @@ def reshaped(part: str, key: str, *shape: int) -> Callable[[dict[str, Any]], Non
     return lambda theirs: theirs[part].update({key: torch.zeros(shape)})
 
 
-def moved(theirs: dict[str, Any]) -> None:
-    theirs["discriminator"]["pos_embed"] += 1e-3
+def turned(theirs: dict[str, Any]) -> None:
+    theirs["discriminator"]["feat_rope.freqs_sin"] += 1e-3
 
 
-def prefixed(theirs: dict[str, Any]) -> None:
-    theirs["ema"] = {f"module.{name}": tensor for name, tensor in theirs["ema"].items()}
+def doubled(theirs: dict[str, Any]) -> None:
+    theirs["ema"]["module.w_avg"] = theirs["ema"]["w_avg"] + 1
+
+
+def poisoned(part: str, key: str, value: float) -> Callable[[dict[str, Any]], None]:
+    return lambda theirs: theirs[part][key].view(-1)[-1:].fill_(value)
 
 
 def gapped(theirs: dict[str, Any]) -> None:
@@ -220,9 +315,9 @@ def gapped(theirs: dict[str, Any]) -> None:
 
 
 BAD: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
-    (lambda theirs: theirs.pop("ema"), "lacks the state dict 'ema'"),
-    (lambda theirs: theirs.pop("discriminator"), "lacks the state dict 'discriminator'"),
-    (lambda theirs: theirs.update(generator=[1]), "lacks the state dict 'generator'"),
+    (lambda theirs: [theirs.pop("ema"), theirs.pop("generator")], "has neither 'ema' nor 'generator'"),
+    (lambda theirs: theirs.update(generator=[1]), "'generator' is not a state dict"),
+    (lambda theirs: theirs.update(discriminator=None), "'discriminator' is not a state dict"),
     (without("ema", "w_avg"), "ema lacks 'w_avg'"),
     (without("ema", "x_embedder.proj.weight"), "ema lacks 'x_embedder.proj.weight', which gives shapes"),
     (without("generator", "blocks.1.mlp.w3.bias"), "generator lacks 'blocks.1.mlp.w3.bias'"),
@@ -236,8 +331,11 @@ BAD: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (reshaped("ema", "pos_embed", 15, 64), "it needs 3 dimensions"),
     (reshaped("ema", "blocks.0.attn.q_norm.weight", 0), "it needs 1 dimensions"),
     (reshaped("ema", "extra", 3), "has 'extra', which these networks do not have"),
-    (moved, "discriminator.pos_embed differs by 0.001 from the fixed table"),
-    (prefixed, "ema lacks"),
+    (turned, "discriminator.feat_rope.freqs_sin differs by 0.001 from the fixed table"),
+    (doubled, "ema has 'w_avg' twice"),
+    (poisoned("ema", "blocks.2.mlp.w3.weight", float("nan")), "ema: 'blocks.2.mlp.w3.weight' has values that are not"),
+    (poisoned("generator", "w_avg", float("inf")), "generator: 'w_avg' has values that are not finite"),
+    (poisoned("discriminator", "pos_embed", float("nan")), "discriminator: 'pos_embed' has values that are not"),
     (gapped, "ema lacks 'blocks.3."),
 ]
 
@@ -249,7 +347,7 @@ def test_what_does_not_fit_costs_one_line(
     theirs = released(reference)
     change(theirs)
     with pytest.raises(UserError) as error:
-        import_official(saved(tmp_path / "a.pt", theirs), tmp_path / "out")
+        import_official(saved(tmp_path / "a.pt", theirs), tmp_path / "out", silent)
     assert words in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -291,5 +389,5 @@ def test_the_commands_and_their_mistakes(
 def test_networks_that_they_cannot_build_do_not_go_out(tmp_path: Path, overrides: dict[str, Any], words: str) -> None:
     checkpoint = checkpoint_of(tiny_trial(tmp_path, **overrides))
     with pytest.raises(UserError, match=words):
-        export_official(checkpoint, tmp_path / "a.pt", {}, lambda text: None)
+        export_official(checkpoint, tmp_path / "a.pt", {}, silent)
     assert not (tmp_path / "a.pt").exists()

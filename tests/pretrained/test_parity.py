@@ -9,7 +9,11 @@ from helpers.trials import REFERENCE, altered_reference, recipe
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from gat_sweep.gat.spec import OFFICIAL_OBJECTIVE
 from gat_sweep.pretrained.parity import LIMITS, check_parity
+from gat_sweep.recipe import PRESETS, resolve
+
+ITERATION = REFERENCE.with_name("official_iteration.safetensors")
 
 
 def test_outputs_losses_and_every_gradient_match() -> None:
@@ -43,6 +47,34 @@ def test_a_changed_weight_changes_everything(tmp_path: Path) -> None:
     assert result.max_abs_output > 1e-5 and result.max_rel_grad > 1e-4
 
 
+def test_a_whole_iteration_with_preset_official_matches() -> None:
+    """The released loop: D's step, AdamW, G's step on the moved D, augmentation, learned positions, its teacher."""
+    result = check_parity(ITERATION)
+    assert result.passed and result.max_rel_grad > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mng.mixing", "paper"),
+        ("objective.gp_weight", 0.0505),
+        ("objective.align_reduction", "mean"),
+        ("objective.align_view", "paper"),
+        ("augment.color_means", "after"),
+        ("train.base_lr", 4.04e-4),
+    ],
+)
+def test_each_value_of_the_preset_is_needed(key: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS["official"], key, value)
+    assert not check_parity(ITERATION).passed
+
+
+def test_with_fixed_positions_there_are_too_few_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS["official"], "model.positions", "fixed")
+    with pytest.raises(ValueError, match="gradients"):
+        check_parity(ITERATION)
+
+
 def test_missing_files_and_foreign_files_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("hello")
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
@@ -56,9 +88,6 @@ def test_missing_files_and_foreign_files_are_one_line(tmp_path: Path) -> None:
 
 
 def test_the_preset_is_the_objective_that_parity_runs() -> None:
-    from gat_sweep.gat.spec import OFFICIAL_OBJECTIVE
-    from gat_sweep.recipe import PRESETS, resolve
-
     config = resolve(recipe("imagenet256"), PRESETS["official"])
     assert config.objective == OFFICIAL_OBJECTIVE and config.mng.mixing == "official"
     assert resolve(recipe("imagenet256")).objective != OFFICIAL_OBJECTIVE
