@@ -9,9 +9,10 @@ from gat_sweep.commands.options import address_option, console
 
 @click.command()
 @click.option(
-    "--images", help="Pictures: a folder of class folders, CIFAR's folder, or parquet (a file, a folder, a glob)."
+    "--images",
+    help="Pictures: a folder or zip of class folders, CIFAR's folder, or parquet (a file, a folder, a glob).",
 )
-@click.option("--latents", help="Latents in edm2's or REPA's layout (dataset.json, *.npy), instead of --images.")
+@click.option("--latents", help="A folder or zip of latents as edm2 and REPA write them (dataset.json, *.npy).")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write.")
 @click.option(
     "--tokenizer", required=True, help="A VAE (hub id or folder of diffusers' AutoencoderKL), pixels, or dct4."
@@ -25,7 +26,8 @@ from gat_sweep.commands.options import address_option, console
 )
 @click.option("--store-images", is_flag=True, help="Also keep the pictures, lossless, for teacher and references.")
 @click.option("--size", type=click.IntRange(min=8), default=256, show_default=True, help="Side of the cropped squares.")
-@click.option("--label-column", help="Column of labels in parquet files; default: the only one there is.")
+@click.option("--label-column", help="Column of labels in parquet files; default: label, or the only one.")
+@click.option("--follow-links", is_flag=True, help="Read through links in a folder, also to files outside it.")
 @click.option(
     "--max-bad",
     type=click.IntRange(min=0),
@@ -49,6 +51,7 @@ def encode(
     store_images: bool,
     size: int,
     label_column: str | None,
+    follow_links: bool,
     max_bad: int,
     shard_size: int,
     batch: int,
@@ -79,6 +82,7 @@ def encode(
         store_images=store_images,
         size=size,
         label_column=label_column,
+        follow_links=follow_links,
         max_bad=max_bad,
         shard_size=shard_size,
         batch=batch,

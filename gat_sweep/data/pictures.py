@@ -33,7 +33,7 @@ def decoding() -> Iterator[None]:
 def load_square(data: bytes, size: int) -> np.ndarray:
     """The picture in `data`, as uint8 [3, size, size], scaled and cropped as in ADM.
 
-    Pillow converts other modes to RGB. EXIF rotation is not applied, as in ADM.
+    Other modes are converted to RGB (see rgb). EXIF rotation is not applied, as in ADM.
     Raises Unusable.
     """
     if not data:
@@ -42,7 +42,7 @@ def load_square(data: bytes, size: int) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_header(image, size)
             image.load()
-            return center_crop(image.convert("RGB"), size)
+            return center_crop(rgb(image), size)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise Unusable(f"large: its header claims more than {Image.MAX_IMAGE_PIXELS} pixels") from None
     except UnidentifiedImageError:
@@ -50,6 +50,23 @@ def load_square(data: bytes, size: int) -> np.ndarray:
     except BAD_DATA as error:
         word = "truncated" if "truncated" in str(error).lower() else "broken"
         raise Unusable(f"{word}: {' '.join(str(error).split())[:120]}") from None
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB. Grey values of 16 bits are scaled; Pillow would cut them off at 255.
+
+    Raises Unusable when the scale is not known: integers of 32 bits, floating point, and values that use fewer bits
+    than their file has.
+    """
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        values = np.asarray(image)
+        if values.max(initial=0) < 2**12:
+            raise Unusable(f"depth: 16 bits, but no value above {values.max(initial=0)}; scale it to 8 bits")
+        image = Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        kind = "integers of 32 bits" if image.mode == "I" else "floating point"
+        raise Unusable(f"depth: {kind}, of an unknown scale; scale it to 8 bits")
+    return image.convert("RGB")
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gat_sweep.encode.units import Plan, Source, Unit, divide, read_file
+from gat_sweep.encode.archive import read_file
+from gat_sweep.encode.units import Plan, Source, Unit, divide
 from gat_sweep.errors import UserError
 
 SIDE = 32

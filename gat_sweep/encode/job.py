@@ -34,7 +34,7 @@ class EncodeJob:
 
     out: Path
     tokenizer: str  # "pixels", or a VAE (see load_tokenizer)
-    images: str | None = None  # folder or parquet (see plan_images); with latents, the folder of their pictures
+    images: str | None = None  # folder, zip or parquet (see plan_images); with latents, the folder of their pictures
     latents: str | None = None  # folder that the tool of edm2 or REPA wrote, to import instead of encoding
     teacher: str | None = None  # network whose tokens are stored
     teacher_checkpoint: str | None = None
@@ -42,6 +42,7 @@ class EncodeJob:
     store_images: bool = False  # store pictures, lossless, with the latents of a VAE
     size: int = 256  # side of the pictures; for imported latents it follows from the latents and the VAE
     label_column: str | None = None  # of parquet files
+    follow_links: bool = False  # of folders
     shard_size: int = 1024  # images
     batch: int = 16  # images per forward of the networks
     max_bad: int = 100  # stop when more images than this are unusable
@@ -87,6 +88,8 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
             manifest = open_shards(out).manifest
             console.print(f"{out} is already encoded: {manifest.count:,} images", soft_wrap=True, highlight=False)
             return manifest
+        for note in plan.notes:
+            console.print(note, soft_wrap=True, highlight=False, markup=False)
         encoding = Encoding(
             plan.source,
             str(out),
@@ -133,7 +136,7 @@ def _plan(job: EncodeJob, tokenizer: TokenizerIdentity) -> tuple[Plan, int]:
             raise UserError("nothing to encode; give --images or --latents")
         if job.size % tokenizer.factor:
             raise UserError(f"--size {job.size} is not a multiple of {tokenizer.factor}, the VAE's factor; give one")
-        return plan_images(images, job.shard_size, job.label_column), job.size
+        return plan_images(images, job.shard_size, job.label_column, job.follow_links), job.size
     if images is None and (job.teacher or job.store_images):
         raise UserError(
             "--teacher and --store-images need pictures; add --images, the folder that the latents were made from"

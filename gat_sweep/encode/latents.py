@@ -1,15 +1,15 @@
 """Latents from the dataset tools of edm2 and REPA: .npy files of mean and std, listed in dataset.json."""
 
-import json
 import math
 import os
 import re
-from pathlib import PurePosixPath
 
 import numpy as np
 
 from gat_sweep.data.pictures import EXTENSIONS, Unusable
-from gat_sweep.encode.units import Plan, Source, divide, numbered_classes, open_file
+from gat_sweep.encode.archive import open_file
+from gat_sweep.encode.listing import listed
+from gat_sweep.encode.units import NO_LABELS, Plan, Source, divide, numbered_classes
 from gat_sweep.errors import UserError
 from gat_sweep.files.npy import read_array, read_header
 
@@ -17,29 +17,30 @@ LARGEST = 2**24  # most values of a latent
 
 
 def plan_latents(latents: str, images: str | None, shard_size: int) -> Plan:
-    """Plan of the .npy files that dataset.json lists, paired with the pictures in the folder `images` if given.
+    """Plan of the .npy files of a folder or zip with a dataset.json, paired with the pictures in `images` if given.
 
     Raises UserError when the list names files outside the folder, or when the pictures are of other images.
     """
-    items = _listed(latents, ".npy")
-    names, labels = [name for name, _ in items], [label for _, label in items]
+    names, labels = listed(latents, ".npy")
     pictures: list[str] = []
     if images is not None:
-        paired = _listed(images, EXTENSIONS)
-        if len(paired) != len(items):
+        pictures, their_labels = listed(images, EXTENSIONS)
+        if len(pictures) != len(names):
             raise UserError(
-                f"{images} lists {len(paired)} pictures, but {latents} lists {len(items)} latents; give folders of the "
-                "same images"
+                f"{images} lists {len(pictures)} pictures, but {latents} lists {len(names)} latents; give folders of "
+                "the same images"
             )
-        for (latent, label), (picture, its_label) in zip(items, paired, strict=True):
-            if _number(latent) != _number(picture) or label != its_label:
+        for i, (latent, picture) in enumerate(zip(names, pictures, strict=True)):
+            same_label = (labels and labels[i]) == (their_labels and their_labels[i])
+            if _number(latent) != _number(picture) or not same_label:
                 raise UserError(
                     f"{picture} is not the picture of {latent} (by number and label); give folders of the same images"
                 )
-        pictures = [name for name, _ in paired]
     channels, side = _latent_shape(latents, names[0])
     source = Source("latents", latents, latent=(channels, side), pictures=images or "")
-    return Plan(source, numbered_classes(labels, latents), divide(names, labels, shard_size, pictures))
+    classes = () if labels is None else numbered_classes(labels, latents)
+    units = divide(names, labels or [0] * len(names), shard_size, pictures)
+    return Plan(source, classes, units, () if labels else (NO_LABELS,))
 
 
 def load_moments(root: str, name: str, latent: tuple[int, int]) -> np.ndarray:
@@ -59,27 +60,6 @@ def load_moments(root: str, name: str, latent: tuple[int, int]) -> np.ndarray:
     if values[channels:].min() < 0:
         raise Unusable("negative std: the second half must be the std, not the log-variance")
     return values.astype(np.float32)
-
-
-def _listed(folder: str, extensions: str | tuple[str, ...]) -> list[tuple[str, int]]:
-    """Files and labels that folder/dataset.json lists."""
-    path = os.path.join(folder, "dataset.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            entries = json.load(file)["labels"]
-        items = [(str(name), label) for name, label in entries]
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; give a folder that the dataset tool of edm2 or REPA wrote") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f'{path}: expected {{"labels": [["path", class], ...]}}; write it again') from None
-    for name, label in items:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not name.endswith(extensions):
-            raise UserError(f"{path}: '{name}' is not a {extensions} file in its folder; write the list again")
-        if type(label) is not int:
-            raise UserError(f"{path}: the label of '{name}' is {label!r}, not a class number; write the list again")
-    if not items:
-        raise UserError(f"{path} lists no files; write it again")
-    return items
 
 
 def _latent_shape(root: str, name: str) -> tuple[int, int]:

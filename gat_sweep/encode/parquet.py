@@ -5,15 +5,18 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gat_sweep.encode.units import Plan, Source, Unit, divide, numbered_classes
+from gat_sweep.data.pictures import EXTENSIONS
+from gat_sweep.encode.units import Plan, Source, Unit, class_order, divide, numbered_classes, order_note
 from gat_sweep.errors import UserError
 from gat_sweep.text import nearest
 
 SMALLEST_ROW = 16  # least bytes of a compressed picture; the names of too many claimed rows would fill the memory
+IDENTIFIER = re.compile(r"(^|_)(id|idx|index|number|level_0__)$", re.IGNORECASE)
 BAD_TABLE = (OSError, pa.ArrowException)
 
 
@@ -24,8 +27,11 @@ def plan_parquet(tables: list[str], shard_size: int, label_column: str | None) -
     """
     root = os.path.commonpath([os.path.dirname(os.path.abspath(table)) for table in tables])
     schema = _parquet(tables[0]).schema_arrow
-    column, label = _image_column(schema, tables[0]), _label_column(schema, label_column, tables[0])
+    column = _image_column(schema, tables[0])
+    label, notes = _label_column(schema, label_column, tables[0])
     units: list[Unit] = []
+    values: list[Any] = []  # labels of all rows
+    counts: list[tuple[str, int]] = []
     for table in tables:
         file = _parquet(table)
         for name in filter(None, (column, label)):
@@ -34,18 +40,26 @@ def plan_parquet(tables: list[str], shard_size: int, label_column: str | None) -
         rows, size = file.metadata.num_rows, os.path.getsize(table)
         if rows * SMALLEST_ROW > size:
             raise UserError(f"{table} claims {rows:,} rows in {size:,} bytes, too few for pictures; download it again")
-        labels = [0] * rows
+        _check_bytes(file, table, column)
         if label is not None:
-            labels = _read(file, table, label).to_pylist()
-            if None in labels:
-                raise UserError(f"{table}: row {labels.index(None)} has no label; give another --label-column")
-        relative = os.path.relpath(os.path.abspath(table), root)
-        names = [f"{relative}:{row}" for row in range(len(labels))]
-        units += divide(names, labels, shard_size, first=len(units))
+            given = _read(file, table, label).to_pylist()
+            if None in given:
+                raise UserError(f"{table}: row {given.index(None)} has no label; give another --label-column")
+            values += given
+        counts.append((os.path.relpath(os.path.abspath(table), root), rows))
+    classes: tuple[str, ...] = ()
+    labels = [0] * sum(rows for _, rows in counts)
+    if label is not None and values:
+        labels, classes = _classes_of(schema, label, values, tables[0])
+        notes = (*notes, order_note(classes))
+    start = 0
+    for relative, rows in counts:
+        names = [f"{relative}:{row}" for row in range(rows)]
+        units += divide(names, labels[start : start + rows], shard_size, first=len(units))
+        start += rows
     if not units:
         raise UserError(f"{tables[0]} has no rows; name files with pictures")
-    classes = () if label is None else _classes_of(schema, label, [y for unit in units for y in unit.labels], tables[0])
-    return Plan(Source("parquet", root, column), classes, units)
+    return Plan(Source("parquet", root, column), classes, units, notes)
 
 
 def _parquet(path: str) -> pq.ParquetFile:
@@ -86,33 +100,86 @@ def _image_column(schema: pa.Schema, table: str) -> str:
     return found[0]
 
 
-def _label_column(schema: pa.Schema, asked: str | None, table: str) -> str | None:
-    integers = [f.name for f in schema if pa.types.is_integer(f.type)]
-    if asked is not None:
-        if asked not in integers:
-            raise UserError(f"{table} has no integer column '{asked}'; {nearest(asked, integers)}")
-        return asked
-    if "label" in integers or not integers:
-        return "label" if integers else None
-    if len(integers) > 1:
-        raise UserError(f"{table} has the integer columns {', '.join(integers)}; choose one with --label-column")
-    return integers[0]
-
-
-def _classes_of(schema: pa.Schema, label: str, labels: list[int], table: str) -> tuple[str, ...]:
-    """Class names from Hugging Face's metadata; numbers if there are no names."""
+def _check_bytes(file: pq.ParquetFile, table: str, column: str) -> None:
+    """Raises UserError when the first row names its picture by a path only, as then all rows do."""
     try:
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"]
+        first = next(file.iter_batches(batch_size=1, columns=[column]), None)
+    except BAD_TABLE:
+        return  # _read says it, with the row group
+    value = first.column(0)[0].as_py() if first is not None and first.num_rows else None
+    if isinstance(value, dict) and value.get("bytes") is None and value.get("path"):
+        raise UserError(
+            f"{table} has no pictures, only their paths, such as {value['path']}; give that folder, or write the table "
+            "with the bytes (datasets' embed_external_files)"
+        )
+
+
+def _label_column(schema: pa.Schema, asked: str | None, table: str) -> tuple[str | None, tuple[str, ...]]:
+    """The column of labels, if there is one, and lines about what was chosen.
+
+    It is the one asked for, or `label`, or the only one that Hugging Face's metadata says to be of classes, or else the
+    only column of integers whose name is not that of a number of rows.
+    """
+    usable = [f.name for f in schema if _is_label(f.type)]
+    for name in schema.names:
+        if schema.names.count(name) > 1:
+            raise UserError(f"{table} has the column '{name}' twice; rename one of them")
+    if asked is not None:
+        if asked not in usable:
+            raise UserError(f"{table} has no column of labels '{asked}'; {nearest(asked, usable)}")
+        return asked, ()
+    if "label" in schema.names:
+        if "label" not in usable:
+            kind = schema.field("label").type
+            raise UserError(f"{table}: the column 'label' is {kind}, not a class; choose another with --label-column")
+        return "label", ()
+    named = [name for name in usable if _class_names(schema, name)]
+    integers = [f.name for f in schema if pa.types.is_integer(f.type) and not IDENTIFIER.search(f.name)]
+    for candidates in (named, integers):
+        if len(candidates) > 1:
+            raise UserError(f"{table} could have its labels in {', '.join(candidates)}; choose with --label-column")
+        if candidates:
+            return candidates[0], (f"labels are the column '{candidates[0]}'",)
+    other = f" (--label-column takes {', '.join(usable)})" if usable else ""
+    return None, (f"no column of labels: encoded without classes{other}",)
+
+
+def _is_label(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return text or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)
+
+
+def _class_names(schema: pa.Schema, label: str) -> list[str]:
+    """Class names of a column in Hugging Face's metadata; empty if there are none."""
+    try:
+        return list(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]["names"] or [])
     except (ValueError, KeyError, TypeError, RecursionError):  # from another writer
-        names = None
+        return []
+
+
+def _classes_of(schema: pa.Schema, label: str, values: list[Any], table: str) -> tuple[list[int], tuple[str, ...]]:
+    """Class numbers of the rows, and class names: of Hugging Face's metadata, of text, or numbers."""
+    if isinstance(values[0], str | bool):
+        words = [str(value) for value in values]
+        classes = class_order(words)
+        numbers = {name: i for i, name in enumerate(classes)}
+        return [numbers[word] for word in words], classes
+    if isinstance(values[0], float):
+        broken = next((value for value in values if not value.is_integer()), None)
+        if broken is not None:
+            raise UserError(f"{table}: the label {broken} in '{label}' is not a class; choose another --label-column")
+    labels = [int(value) for value in values]
+    names = _class_names(schema, label)
     if not names:
-        return numbered_classes(labels, table)
+        return labels, numbered_classes(labels, table)
     if not 0 <= min(labels) <= max(labels) < len(names):
         raise UserError(
             f"{table}: labels are {min(labels)} to {max(labels)}, but there are {len(names)} classes; name a labelled "
             "split"
         )
-    return tuple(str(name) for name in names)
+    return labels, tuple(str(name) for name in names)
 
 
 def parquet_rows(source: Source, unit: Unit) -> Iterator[bytes]:
@@ -128,6 +195,30 @@ def parquet_rows(source: Source, unit: Unit) -> Iterator[bytes]:
     for value in rows:
         content = value["bytes"] if pa.types.is_struct(rows.type) else value
         yield content.as_py() or b""
+
+
+def folder_tables(folder: Path) -> list[str]:
+    """Parquet files of a folder: at its top, or below it as in a clone from Hugging Face (data/train-*.parquet).
+
+    Raises UserError when pictures stand beside them, or when they are in several folders.
+    """
+    tables = sorted(folder.glob("*.parquet"))
+    if not tables:
+        tables = sorted(path for path in folder.glob("*/**/*.parquet") if not _hidden(path.relative_to(folder)))
+    places = sorted({str(table.parent) for table in tables})
+    if len(places) > 1:
+        raise UserError(f"--images {folder} has parquet files in {', '.join(places[:4])}; name one of them")
+    if tables:
+        beside = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS]
+        if beside:
+            raise UserError(
+                f"--images {folder} has parquet files and pictures, such as {beside[0].name}; name one kind"
+            )
+    return [str(table) for table in tables]
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def check_one_split(tables: list[str]) -> None:

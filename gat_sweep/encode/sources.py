@@ -4,21 +4,20 @@ No module that reads imports torch: there are many reader processes, and without
 """
 
 import glob
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from gat_sweep.data.pictures import EXTENSIONS, Unusable, decoding, load_square, png
+from gat_sweep.data.pictures import Unusable, decoding, load_square, png
+from gat_sweep.encode.archive import is_archive, read_file
 from gat_sweep.encode.cifar import cifar_files, cifar_rows, plan_cifar
+from gat_sweep.encode.folder import plan_folder
 from gat_sweep.encode.latents import load_moments
-from gat_sweep.encode.parquet import check_one_split, parquet_rows, plan_parquet
-from gat_sweep.encode.units import Plan, Source, Unit, check_inside, divide, read_file
+from gat_sweep.encode.parquet import check_one_split, folder_tables, parquet_rows, plan_parquet
+from gat_sweep.encode.units import Plan, Source, Unit
 from gat_sweep.errors import UserError
-
-SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
 @dataclass(frozen=True)
@@ -33,18 +32,22 @@ class Loaded:
     images: list[bytes]  # the pictures as PNG, if they are stored
 
 
-def plan_images(images: str, shard_size: int, label_column: str | None = None) -> Plan:
-    """Plan of the pictures of a folder, a parquet file, a folder or glob of parquet files, or the batches of CIFAR.
+def plan_images(images: str, shard_size: int, label_column: str | None = None, links: bool = False) -> Plan:
+    """Plan of the pictures of a folder or zip, a parquet file, a folder or glob of parquet files, or CIFAR's batches.
+
+    links: as in plan_folder.
 
     Raises UserError when there are no pictures, or when it is not clear which are meant.
     """
     if cifar := cifar_files(images):
         return plan_cifar(*cifar, shard_size)
     path = Path(images)
+    if is_archive(images):
+        return plan_folder(images, shard_size)
     if path.is_dir():
-        tables = sorted(str(file) for file in path.glob("*.parquet"))
+        tables = folder_tables(path)
         if not tables:
-            return _plan_folder(path, shard_size)
+            return plan_folder(images, shard_size, links)
         check_one_split(tables)
     elif path.is_file():
         tables = [images]
@@ -53,8 +56,8 @@ def plan_images(images: str, shard_size: int, label_column: str | None = None) -
     if not tables or not all(table.endswith(".parquet") for table in tables):
         missing = "" if path.exists() or tables else "there is no such file or folder; "
         raise UserError(
-            f"--images {images}: {missing}give a folder of pictures, the folder of CIFAR, a .parquet file, or a folder "
-            "or glob of .parquet files"
+            f"--images {images}: {missing}give a folder or a .zip of pictures, the folder of CIFAR, or a .parquet "
+            "file, or a folder or glob of such files"
         )
     return plan_parquet(tables, shard_size, label_column)
 
@@ -90,52 +93,6 @@ def read_unit(source: Source, unit: Unit, size: int, as_png: bool = False) -> Lo
     )
 
 
-def _plan_folder(root: Path, shard_size: int) -> Plan:
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    loose = [name for name in sorted(os.listdir(root)) if _is_picture(name)]
-    if not classes:
-        if not loose:
-            raise UserError(f"--images {root}: it has no pictures ({', '.join(EXTENSIONS)}) and no parquet files")
-        return Plan(Source("folder", str(root)), (), divide(loose, [0] * len(loose), shard_size))
-    if set(classes) <= SPLITS:
-        raise UserError(f"--images {root} has the splits {', '.join(classes)}; name one of them")
-    if loose:
-        raise UserError(
-            f"--images {root} has pictures outside its class folders, such as {loose[0]}; move them into one"
-        )
-    names: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        check_inside(str(root), os.path.join(root, name))
-        files = sorted(_walk(str(root), name))
-        if not files:
-            raise UserError(f"--images {root}: no pictures in class folder '{name}'; remove it")
-        names += files
-        labels += [label] * len(files)
-    return Plan(Source("folder", str(root)), tuple(classes), divide(names, labels, shard_size))
-
-
-def _walk(root: str, prefix: str) -> Iterator[str]:
-    """Paths of all pictures in a folder of the root and its subfolders; links to folders are not followed.
-
-    Raises UserError for a picture that is a link to a file outside the root.
-    """
-    with os.scandir(os.path.join(root, prefix)) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                yield from _walk(root, f"{prefix}/{entry.name}")
-            elif _is_picture(entry.name):
-                if entry.is_symlink():
-                    check_inside(root, entry.path)
-                yield f"{prefix}/{entry.name}"
-
-
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-
-
 def _pictures(source: Source, unit: Unit) -> Iterator[bytes | None]:
     """Content of the picture files of a unit; None for each image of latents without pictures."""
     if source.kind == "parquet":
@@ -147,4 +104,4 @@ def _pictures(source: Source, unit: Unit) -> Iterator[bytes | None]:
     else:
         root, names = (source.pictures, unit.pictures) if source.kind == "latents" else (source.root, unit.names)
         for name in names:
-            yield read_file(root, name)
+            yield read_file(root, name, source.links)

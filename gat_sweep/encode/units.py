@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-import os
-import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import IO, Literal
+from typing import Literal
 
 from gat_sweep.errors import UserError
 
-LARGEST = 2**28  # most bytes of a picture file
+NO_LABELS = "dataset.json has no labels: encoded without classes"
 
 
 @dataclass(frozen=True)
@@ -23,6 +20,7 @@ class Source:
     column: str = ""  # parquet: the column of pictures; cifar: the key of labels
     latent: tuple[int, int] = (0, 0)  # latents: channels and side
     pictures: str = ""  # latents: the folder of their pictures, if there is one
+    links: bool = False  # whether links to files outside the folder are followed
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Plan:
     source: Source
     classes: tuple[str, ...]  # names; empty for unlabelled data
     units: list[Unit]
+    notes: tuple[str, ...] = ()  # what was left out, chosen or assumed; a line each
 
     def __len__(self) -> int:
         return sum(len(unit.names) for unit in self.units)
@@ -69,6 +68,20 @@ def divide(
     ]
 
 
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in the order of their numbers: sorted as numbers if all are numbers, as text otherwise."""
+    distinct = set(names)
+    if all(name.isascii() and name.isdecimal() for name in distinct):
+        return tuple(sorted(distinct, key=lambda name: (int(name), name)))
+    return tuple(sorted(distinct))
+
+
+def order_note(classes: Sequence[str]) -> str:
+    """A line that says which class has which number."""
+    shown = list(classes) if len(classes) <= 6 else [*classes[:3], "...", classes[-1]]
+    return f"{len(classes)} classes, numbered from 0 in this order: {', '.join(shown)}"
+
+
 def numbered_classes(labels: Sequence[int], where: str) -> tuple[str, ...]:
     """Numbers as class names. Raises UserError when a number is missing."""
     seen = sorted(set(labels))
@@ -79,43 +92,3 @@ def numbered_classes(labels: Sequence[int], where: str) -> tuple[str, ...]:
             "renumber them, or name another --label-column"
         )
     return tuple(str(label) for label in seen)
-
-
-def open_file(root: str, name: str) -> IO[bytes]:
-    """Opens a file in a folder. Raises UserError when it cannot be read from disk.
-
-    Links to files outside the folder are refused; otherwise the author of the folder could choose any file.
-    """
-    path = os.path.join(root, name)
-    check_inside(root, path)
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise UserError(f"{path} is not a file; remove it and run the same command again")
-        return open(path, "rb")
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); fix that and run the same command again") from None
-
-
-def read_file(root: str, name: str) -> bytes:
-    """Content of a file in a folder. Raises UserError as open_file does, and for files that are too large."""
-    path = os.path.join(root, name)
-    try:
-        with open_file(root, name) as file:
-            content = file.read(LARGEST + 1)
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); fix that and run the same command again") from None
-    if len(content) > LARGEST:
-        raise UserError(f"{path} has more than {LARGEST:,} bytes, which no picture needs; remove it")
-    return content
-
-
-def check_inside(root: str, path: str) -> None:
-    """Raises UserError when a path in a folder leads outside it; the folder itself may be a link."""
-    found = os.path.realpath(path)
-    if not found.startswith(_real(root) + os.sep):
-        raise UserError(f"{path} is a link to {found}, outside {root}; copy the files there instead")
-
-
-@lru_cache
-def _real(root: str) -> str:
-    return os.path.realpath(root).rstrip(os.sep)

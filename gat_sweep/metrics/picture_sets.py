@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gat_sweep.data.pictures import BAD_DATA, FORMATS, decoding
+from gat_sweep.data.pictures import BAD_DATA, EXTENSIONS, FORMATS, Unusable, decoding, rgb
 from gat_sweep.errors import UserError
 from gat_sweep.files.npy import BAD_ARRAY, read_header
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LARGEST = 2**22  # most pixels of a picture in an array, because a batch must fit into memory
 
 
@@ -87,9 +86,9 @@ def array_pictures(path: Path) -> Pictures:
 
 
 def _folder_pictures(folder: Path) -> Pictures:
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
     if not paths:
-        raise UserError(f"{folder} has no pictures ({', '.join(SUFFIXES)})")
+        raise UserError(f"{folder} has no pictures ({', '.join(EXTENSIONS)})")
     digest = hashlib.sha256()
     for path in paths:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -109,8 +108,8 @@ def _folder_pictures(folder: Path) -> Pictures:
 def _picture(path: Path) -> np.ndarray:
     try:
         with decoding(), Image.open(path, formats=FORMATS) as image:
-            return np.array(image.convert("RGB"))
-    except (*BAD_DATA, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            return np.array(rgb(image))
+    except (*BAD_DATA, Unusable, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"{path} is not a readable picture: {_message(error)}") from None
 
 
