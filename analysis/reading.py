@@ -1,6 +1,5 @@
 """Reader of run tables: one row per evaluation of a trial, as parquet (the sweep's) or CSV (a user's own)."""
 
-import csv
 import json
 import math
 from collections import defaultdict
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.csvfile import SUFFIXES, read_csv
 from analysis.table import BROKEN, STATUSES, Cell, Facts, Protocol, Row, Table, Trial
 
 # Columns that a user's CSV must have, and columns with a default if they are absent or blank.
@@ -26,6 +26,8 @@ PARQUET_REQUIRED = CSV_REQUIRED + CSV_OPTIONAL
 # Columns with one value per trial; each may be absent. Other columns of a CSV are read as config values.
 CONSTANTS = ("lr_g", "lr_d", "g_width", "d_width", "d_forward_flops", "data_images", "flops_per_image", "config")
 
+LEAST_PER_STEP = 1e3  # FLOP; a step of the smallest networks costs a million
+
 # Columns that vary within a trial and may be absent.
 MORE = ("images", "flags", "split_half")
 
@@ -34,7 +36,7 @@ VALUES = ("value", "fd_infinity", "kernel_distance")
 
 
 def load_table(path: Path, column: str = "value") -> Table:
-    """Read a directory of .parquet files (one per trial), one .parquet or one .csv.
+    """Read a directory of .parquet files (one per trial), one .parquet, or one .csv or .tsv.
 
     column: the one of VALUES to read values from; the metric of another than `value` is named `<metric>:<column>`.
     Raises ValueError, in one line that names the file and, if a cell is at fault, its row, column and value.
@@ -47,16 +49,18 @@ def load_table(path: Path, column: str = "value") -> Table:
         files = sorted(path.glob("*.parquet"))
         if not files:
             raise ValueError(f"{path}: no .parquet files in this directory")
-    elif path.is_file() and path.suffix in (".parquet", ".csv"):
+    elif path.is_file() and path.suffix.lower() in (".parquet", *SUFFIXES):
         files = [path]
     else:
         problem = "not a run table" if path.exists() else "no such file or directory"
-        raise ValueError(f"{path}: {problem}; give a directory of .parquet files, a .parquet or a .csv")
+        raise ValueError(f"{path}: {problem}; give a directory of .parquet files, a .parquet, a .csv or a .tsv")
 
     by_trial: dict[str, list[Row]] = defaultdict(list)
     facts: dict[str, Facts] = {}
     for file in files:
-        for row, its_facts in _read_csv(file, column) if file.suffix == ".csv" else _read_parquet(file, column):
+        for row, its_facts in (
+            _read_csv(file, column) if file.suffix.lower() in SUFFIXES else _read_parquet(file, column)
+        ):
             by_trial[row.trial].append(row)
             facts[row.trial] = its_facts  # the last row's, because a trial may have been extended
     if not by_trial:
@@ -110,24 +114,15 @@ def _number(row: Row) -> str:
 
 
 def _read_csv(path: Path, column: str) -> Iterator[tuple[Row, Facts]]:
-    try:
-        # utf-8-sig: spreadsheets put a byte-order mark before the first column's name.
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, skipinitialspace=True, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            _require(path, header, (*CSV_REQUIRED, *_extra(column)), f"; optional: {', '.join(CSV_OPTIONAL)}")
-            for fields in reader:
-                if not any(field.strip() for field in fields):
-                    continue
-                where = f"{path}, row {reader.line_num}"
-                if len(fields) != len(header):
-                    raise ValueError(f"{where}: {len(fields)} fields, but the header has {len(header)}")
-                values = dict(zip(header, (f.strip() for f in fields), strict=True))
-                known = {*CSV_REQUIRED, *CSV_OPTIONAL, *CONSTANTS, *VALUES, *MORE}
-                others = tuple((name, value) for name, value in values.items() if name not in known)
-                yield _check(values, where, column), _facts(values, where, others)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as CSV in UTF-8: {error}") from error
+    known = {*CSV_REQUIRED, *CSV_OPTIONAL, *CONSTANTS, *VALUES, *MORE}
+    empty = True
+    for line, values in read_csv(path, known):
+        if empty:
+            _require(path, list(values), (*CSV_REQUIRED, *_extra(column)), f"; optional: {', '.join(CSV_OPTIONAL)}")
+            empty = False
+        where = f"{path}, row {line}"
+        others = tuple((name, value) for name, value in values.items() if name not in known)
+        yield _check(values, where, column), _facts(values, where, others)
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[tuple[Row, Facts]]:
@@ -137,6 +132,9 @@ def _read_parquet(path: Path, column: str) -> Iterator[tuple[Row, Facts]]:
         raise ValueError(f"{path}: cannot be read as parquet: {_one_line(str(error))}") from error
     wanted = (*PARQUET_REQUIRED, *_extra(column))
     _require(path, table.column_names, wanted)
+    for name in wanted:
+        if table.column_names.count(name) > 1:
+            raise ValueError(f"{path}: the column {name} is there twice; delete one of them")
     constants = [name for name in (*CONSTANTS, *MORE) if name in table.column_names]
     for number, row in enumerate(table.select([*wanted, *constants]).to_pylist(), start=1):
         where = f"{path}, row {number}"
@@ -181,6 +179,11 @@ def _check(row: Mapping[str, Any], where: str, column: str) -> Row:
         raise ValueError(
             f"{where}: flops are {flops:g}, less than one forward pass of the generator in each of {step} steps "
             f"({forward * step:g}); give the FLOP of all training so far, 2 per multiply-add, not in another unit"
+        )
+    if 0 < flops < LEAST_PER_STEP * step:
+        raise ValueError(
+            f"{where}: flops are {flops:g} after {step} steps, too few for any network; give the FLOP of all training "
+            "so far, 2 per multiply-add, not in another unit and not their logarithm"
         )
     return Row(
         trial=_text(row, "trial", where),

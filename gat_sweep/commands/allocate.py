@@ -51,8 +51,8 @@ def allocate(
 ) -> None:
     """Find the size and the length for a compute.
 
-    Fits a joint law of size and images to all checkpoints of SOURCE, the name of a run, a .parquet or a .csv. Leaves
-    allocate.json, allocate.svg and allocate.png in the run and in MLflow.
+    Fits a joint law of size and images to all checkpoints of SOURCE, the name of a run, a .parquet, a .csv or a .tsv.
+    Leaves allocate.json, allocate.svg and allocate.png in the run and in MLflow.
 
     \b
     Example:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 HELP = """{about}
 
-SOURCE is the name of a run, a .parquet or a .csv. Leaves {name}.json, .svg and .png in the run and in MLflow.
+SOURCE is the name of a run, a .parquet, a .csv or a .tsv. Leaves {name}.json, .svg and .png in the run and in MLflow.
 
 \b
 Example:

@@ -66,7 +66,7 @@ def design(
     """Choose the runs that tell most about a goal.
 
     Compares sizes, lengths and seeds by the expected error of the goal over several laws, and writes a sweep file.
-    Trains nothing. SOURCE, the name of a run, a .parquet or a .csv, says what is known; without it, nothing is.
+    Trains nothing. SOURCE, the name of a run, a .parquet, a .csv or a .tsv, says what is known; without it, nothing is.
 
     \b
     Example:

@@ -53,8 +53,8 @@ def fit_law(
 ) -> None:
     """Fit a law, metric = a C^-b or E + a C^-b, and check it.
 
-    Scores the run's predictions. SOURCE is the name of a run, a .parquet or a .csv. Leaves law.json, law.svg and
-    law.png in the run and in MLflow.
+    Scores the run's predictions. SOURCE is the name of a run, a .parquet, a .csv or a .tsv. Leaves law.json, law.svg
+    and law.png in the run and in MLflow.
 
     \b
     Example:
@@ -66,7 +66,7 @@ def fit_law(
     from gat_sweep.results.fit_law import fit_law_command
 
     if paper + bool(source) + selftest != 1:
-        raise UserError("give the name of a run, a .parquet or a .csv; or --paper or --selftest alone")
+        raise UserError("give the name of a run, a .parquet, a .csv or a .tsv; or --paper or --selftest alone")
     if selftest:
         from analysis.selftest.run import run_selftest
 

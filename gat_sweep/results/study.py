@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from analysis.csvfile import SUFFIXES
 from analysis.reading import load_table
 from analysis.table import Table
 from gat_sweep.errors import UserError
@@ -39,11 +40,11 @@ class Study:
 
 def is_table(source: str) -> bool:
     """Whether a source is a table by its path, and not a run by its name."""
-    return source.endswith((".parquet", ".csv"))
+    return source.lower().endswith((".parquet", *SUFFIXES))
 
 
 def open_study(source: str, home: Place, out: Path | None, metric: str = "value") -> Study:
-    """Open a run's table by the run's name, or a .parquet or .csv by its path.
+    """Open a run's table by the run's name, or a .parquet, .csv or .tsv by its path.
 
     metric: the column to read values from. out: folder for results; default: the run's own, or one beside the file.
     Raises UserError if there is no such run or file, or the table has an error.

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -229,7 +230,7 @@ def test_paths_that_are_no_table(tmp_path: Path) -> None:
         load_table(tmp_path)
     with pytest.raises(ValueError, match="no such file"):
         load_table(tmp_path / "absent.csv")
-    with pytest.raises(ValueError, match="missing columns"):
+    with pytest.raises(ValueError, match="no rows"):
         load_table(write_csv(tmp_path, ""))
     with pytest.raises(ValueError, match="no rows"):
         load_table(write_csv(tmp_path, HEADER))
@@ -293,6 +294,59 @@ def test_what_a_table_cannot_mean_is_refused_with_its_row(file: str, message: st
     with pytest.raises(ValueError, match=message) as error:
         load_table(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("flops", ["18", "18.5", "1.0", "999999"])
+def test_flops_in_another_unit_are_refused_without_a_forward_to_compare(tmp_path: Path, flops: str) -> None:
+    header = "trial,generator_size,step,flops,metric,value"
+    with pytest.raises(ValueError, match=rf"row 2: flops are {flops.removesuffix('.0')} after 1000 steps, too few"):
+        load_table(write_csv(tmp_path, header, f"S,S,1000,{flops},fid,50"))
+
+
+# ---------------------------------------------------------------- as other programs write them
+
+PLAIN = "trial,generator_size,step,flops,metric,value\nS-0,S,1000,1e12,fid,84.5\nB-0,B,1000,3.5e12,fid,58\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.CSV", PLAIN),
+        ("a.tsv", PLAIN.replace(",", "\t")),
+        ("a.csv", PLAIN.replace(",", ";")),
+        ("a.csv", PLAIN.replace(",", ";").replace("84.5", "84,5").replace("3.5e12", "3,5e12")),
+        ("a.csv", "sep=;\n" + PLAIN.replace(",", ";")),
+        ("a.csv", "SEP=,\n" + PLAIN),
+        (
+            "a.csv",
+            PLAIN.replace("trial,generator_size", "Trial,Generator Size").replace("flops", "FLOPs"),
+        ),
+        ("a.csv", "# of the wiki\n\n" + PLAIN.replace("B-0", "# B is from last week\nB-0")),
+        ("a.csv", "\ufeff" + PLAIN.replace("\n", "\r\n")),
+        ("a.csv", PLAIN.replace("84.5", '"84.5"').replace("metric", '"metric"')),
+    ],
+    ids=["CSV", "tsv", "semicolons", "decimal commas", "sep", "SEP", "capitals", "comments", "BOM", "quotes"],
+)
+def test_tables_of_other_programs_are_read_as_the_plain_one(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "plain.csv").write_text(PLAIN)
+    (tmp_path / name).write_text(text, newline="")
+    ours, theirs = load_table(tmp_path / name), load_table(tmp_path / "plain.csv")
+    assert [trial.rows for trial in ours.trials] == [trial.rows for trial in theirs.trials]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (PLAIN.replace("metric", "Step"), "the column step is there twice"),
+        (PLAIN.replace("84.5", "84,5"), "row 2: 7 fields, but the header has 6"),
+        (PLAIN.replace(",", ";").replace("84.5", "1.184,5"), "row 2: value must be a positive number, got '1.184,5'"),
+        ("sep=|\n" + PLAIN, "its first line says 'sep=|'; use comma, semicolon, tab"),
+    ],
+)
+def test_what_is_not_clear_in_a_csv_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_table(tmp_path / "a.csv")
 
 
 def test_flops_that_do_not_rise_are_refused(tmp_path: Path) -> None:
