@@ -33,7 +33,7 @@ from gat_sweep.commands import (
     train,
     ui,
 )
-from gat_sweep.errors import UserError
+from gat_sweep.errors import UserError, system_line
 
 GROUPS: dict[str, list[click.Command]] = {
     "Sweep": [design.design, plan.plan, doctor.doctor, run.run, train.train],
@@ -91,9 +91,10 @@ def main() -> None:
     except click.ClickException as error:
         _fail(error.format_message())
     except OSError as error:  # a full disk, a folder in a file's place, a loop of links, no permission
-        if not error.filename:
+        line = system_line(error)
+        if line is None:
             raise
-        _fail(f"{error.filename}: {error.strerror}")
+        _fail(line)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)

@@ -181,9 +181,16 @@ def both_networks(sizes: tuple[str, ...]) -> list[dict[str, Any]]:
     return [{"model.generator": size, "model.discriminator": size} for size in sizes] or [{}]
 
 
+NARROWEST = 80  # columns; below it a table would show no values
+
+
 def console() -> Console:
-    """A console for tables: as wide as the terminal, or 200 columns in a pipe."""
-    return Console() if sys.stdout.isatty() else Console(width=int(os.environ.get("COLUMNS", "200")))
+    """A console for tables: as wide as COLUMNS says, or the terminal, or 200 columns in a pipe; at least NARROWEST."""
+    asked = os.environ.get("COLUMNS", "")
+    width = int(asked) if asked.isascii() and asked.isdecimal() and int(asked) else None
+    if width is None:
+        width = Console().width if sys.stdout.isatty() else 200
+    return Console(width=max(width, NARROWEST))
 
 
 better_option = click.option(

@@ -13,8 +13,17 @@ from gat_sweep.commands.options import (
 )
 from gat_sweep.text import duration, human
 
+AHEAD = 5.0  # seconds that two clocks may differ by
+
 if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
+
+
+def _ago(age: float) -> str:
+    """The age of a sign of life, in seconds; another machine's clock may be ahead."""
+    if age < -AHEAD:
+        return f"(its clock is {duration(-age)} ahead of this one's, so whether it lives is not known)"
+    return f"{duration(max(age, 0))} ago"
 
 
 def status_table(status: dict[str, Any]) -> Table:
@@ -23,7 +32,7 @@ def status_table(status: dict[str, Any]) -> Table:
     for column in ["trial", "status", "step", "saved", "value", "FLOP", "GPU hours", "workers", "remarks"]:
         table.add_column(column, justify="left" if column in ("trial", "status", "workers", "remarks") else "right")
     for row in status["trials"]:
-        workers = ", ".join(f"{w['host']}:{w['pid']} {w['phase']} {duration(w['age'])} ago" for w in row["workers"])
+        workers = ", ".join(f"{w['host']}:{w['pid']} {w['phase']} {_ago(w['age'])}" for w in row["workers"])
         table.add_row(
             row["trial"],
             row["status"],

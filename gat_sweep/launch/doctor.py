@@ -10,7 +10,7 @@ import torch
 from gat_sweep import cluster
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import check_teacher, dataset_decoder, load_dataset
-from gat_sweep.errors import UserError
+from gat_sweep.errors import UserError, system_line
 from gat_sweep.files.storage import Place
 from gat_sweep.launch.prepare import check_feasible
 from gat_sweep.launch.probe import check_writable, probe_nodes
@@ -59,6 +59,11 @@ def _finding(check: str, examine_it: Callable[[], str]) -> Finding:
         return Finding(check, True, examine_it())
     except UserError as error:
         return Finding(check, False, str(error))
+    except OSError as error:
+        line = system_line(error)
+        if line is None:
+            raise
+        return Finding(check, False, f"{line}; give another --home, or mend that")
 
 
 def _each(configs: list[TrialConfig], look: Callable[[TrialConfig], str]) -> str:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ BATCH = 64  # pictures per forward of the extractor, always the same because oth
 # in their order, so the sum does not depend on the number of workers.
 PARTS, PART_BATCHES = 64, 256
 KEPT = 10_000  # most pictures whose features are kept, for the kernel distance, precision and recall
+ROUNDING = 1e-4  # of a covariance, relative to its largest variance; ADM's are in float32 or float64
 THREADS = 4  # threads that read ahead
 
 
@@ -261,6 +263,16 @@ def _needs_features(config: TrialConfig) -> bool:
 
 
 def _read_npz(path: Path, width: int) -> tuple[Tensor, Tensor]:
+    """As _checked_npz, which takes seconds: once for each content of the file in a process."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise UserError(f"eval.reference {path}: {error.strerror or error}") from None
+    return _checked_npz(path, width, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=2)
+def _checked_npz(path: Path, width: int, _time: int, _size: int) -> tuple[Tensor, Tensor]:
     """mu [width] and sigma [width, width] of a file, float64. Raises UserError when it does not have them."""
     wanted = {"mu": (width,), "sigma": (width, width)}
     try:
@@ -286,6 +298,12 @@ def _read_npz(path: Path, width: int) -> tuple[Tensor, Tensor]:
     mu, sigma = values["mu"], values["sigma"]
     if not (mu.isfinite().all() and sigma.isfinite().all()):
         raise UserError(f"eval.reference {path} has values that are not finite; download it again")
+    scale = sigma.diagonal().abs().max()
+    if (sigma - sigma.T).abs().max() > ROUNDING * scale or torch.linalg.eigvalsh(sigma)[0] < -ROUNDING * scale:
+        raise UserError(
+            f"eval.reference {path}: its sigma is not a covariance (not symmetric, or with a negative variance); "
+            "download it again"
+        )
     return mu, sigma
 
 

@@ -169,6 +169,8 @@ def _measured(
     say: Say,
 ) -> Evaluation:
     """Measures `count` pictures in batches against the config's reference; about: protocol of the pictures."""
+    if count < 2:
+        raise UserError(f"{name}: one picture has no covariance; give two or more")
     extractor = make_extractor(config.eval, device)
     if "fd_infinity" in config.eval.extras:
         check_enough(count, extractor.width)

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -11,6 +13,8 @@ from helpers.processes import Gat
 from helpers.trials import REFERENCE, altered_reference
 
 from gat_sweep.cli import cli
+from gat_sweep.commands.options import console
+from gat_sweep.commands.status import _ago
 
 WIDTHS = Path(__file__).parents[2] / "sweeps" / "widths.yaml"
 
@@ -138,3 +142,34 @@ def test_no_option_takes_a_number_that_is_not_finite(text: str) -> None:
     for _, option in floats:
         with pytest.raises(click.BadParameter, match=r"not a number of at most 1e\+30|not in the range"):
             option.type.convert(text, option, None)
+
+
+@pytest.mark.parametrize(
+    ("columns", "width"), [(None, 200), ("", 200), ("0", 200), ("-5", 200), ("wide", 200), ("40", 80), ("133", 133)]
+)
+def test_tables_are_as_wide_as_can_be_read(columns: str | None, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: False)
+    assert console().width == width
+
+
+def test_another_analysis_on_the_path_costs_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from gat_sweep.entry import main; main()", "--version"]
+    for name, status in (("analysis", 2), ("other", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+        found = subprocess.run(
+            command, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, cwd=tmp_path.parent
+        )
+        assert found.returncode == status, found.stderr
+        if status:
+            assert found.stderr.startswith(f"gat-sweep: 'analysis' is {tmp_path}/analysis/__init__.py, not gat-sweep's")
+            assert len(found.stderr.splitlines()) == 1
+            shutil.rmtree(tmp_path / name)
+
+
+def test_a_sign_of_life_from_the_future_is_no_age() -> None:
+    assert (_ago(12.3), _ago(-2.0)) == ("0:12 ago", "0:00 ago")
+    assert _ago(-90.0) == "(its clock is 1:30 ahead of this one's, so whether it lives is not known)"

@@ -170,6 +170,11 @@ def test_references_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "small.npz", r"mu \[2048\].*features have 1280 values")
     np.savez(tmp_path / "nan.npz", mu=sound["mu"], sigma=np.full((1280, 1280), math.nan))
     refused(tmp_path / "nan.npz", "not finite")
+    skew, negative = np.eye(1280), np.eye(1280)
+    skew[0, 1], negative[3, 3] = 0.1, -0.1
+    for name, sigma in (("skew", skew), ("negative", negative)):
+        np.savez(tmp_path / f"{name}.npz", mu=sound["mu"], sigma=sigma)
+        refused(tmp_path / f"{name}.npz", "its sigma is not a covariance")
     np.savez(tmp_path / "pickle.npz", mu=np.array([{}], dtype=object), sigma=sound["sigma"])
     refused(tmp_path / "pickle.npz", "not an npz with mu and sigma")
     (tmp_path / "text.npz").write_text("mu, sigma")

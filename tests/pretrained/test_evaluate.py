@@ -106,3 +106,9 @@ def test_a_folder_is_refused_where_the_data_is_for_other_networks(tmp_path: Path
     with pytest.raises(UserError, match=r"latents of the tokenizer dct1 \(dct1\), but data set 'digits' has pixels"):
         evaluate_command(tmp_path / "gat", "digits", {}, tmp_path, CPU)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gat"]
+
+
+def test_one_picture_has_no_covariance(tmp_path: Path) -> None:
+    write_npz(tmp_path / "one.npz", photographs(1, 32))
+    with pytest.raises(UserError, match="one: one picture has no covariance; give two or more"):
+        evaluate_command(tmp_path / "one.npz", "digits", {}, tmp_path, CPU)
