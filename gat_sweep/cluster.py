@@ -3,9 +3,11 @@
 import logging
 import os
 import secrets
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +25,10 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
+    # Under `uv run`, Ray would copy the working folder to every worker. Workers here use the driver's environment.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
+GONE = signal.SIGUSR2  # raises KeyboardInterrupt here when Ray's processes have ended
 MAX_DRIVERS = 64  # most trials at once, for a cluster of any size
 SOCKET_PATH = 107  # bytes of the path of a Unix socket, on Linux
 GREETING_S = 10.0  # seconds to wait for a cluster; Ray itself tries for minutes and ignores Ctrl-C
@@ -102,9 +107,55 @@ def session(address: str | None, cpus: int | None = None, gpus: int | None = Non
             )
         try:
             there = ray.cluster_resources()
-            yield Cluster(there.get("CPU", 0), there.get("GPU", 0), "sweep_driver" in there)
+            with nullcontext() if address else _ends_with_ray():
+                yield Cluster(there.get("CPU", 0), there.get("GPU", 0), "sweep_driver" in there)
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _ends_with_ray(beat: float = 5.0) -> Iterator[None]:
+    """Context that ends when the Ray that was started here does; it looks every `beat` seconds.
+
+    Without its raylet, Ray's own calls wait for ever. In another thread than the main one it only waits with them.
+    Raises UserError when a process of Ray has ended.
+    """
+    from ray._private import worker
+
+    node: Any = worker.global_worker.node
+    processes = {
+        kind: process.process for kind in ("raylet", "gcs_server") for process in node.all_processes.get(kind, [])
+    }
+    ended, lost = threading.Event(), list[str]()
+
+    def watch() -> None:
+        while not ended.wait(beat):
+            lost.extend(
+                f"{kind} (pid {process.pid})" for kind, process in processes.items() if process.poll() is not None
+            )
+            if lost:
+                os.kill(os.getpid(), GONE)
+                return
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(GONE, signal.default_int_handler)
+    thread = threading.Thread(target=watch, name="ray", daemon=True)
+    thread.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not lost:
+            raise
+        raise UserError(
+            f"Ray on this machine has ended: its {' and '.join(lost)} is gone, killed or out of memory; what was saved "
+            "stays, run the same command again to continue"
+        ) from None
+    finally:
+        ended.set()
+        thread.join()
+        signal.signal(GONE, before)
 
 
 def nodes() -> list[Node]:

@@ -82,7 +82,7 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
         "store_images": store_images,
     }
     out = Path(os.path.abspath(job.out))
-    with locked(out):
+    with locked(out, lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False)):
         ledger = Ledger(out, identity)
         if ledger.finished:
             manifest = open_shards(out).manifest

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from gat_sweep.data.shards import MANIFEST, Record, Shard, Skipped
 from gat_sweep.errors import UserError
+from gat_sweep.files.storage import NO_LOCKS
+from gat_sweep.text import Say
 
 LEDGER = "encode.jsonl"
 LOCK = ".lock"
@@ -82,9 +84,10 @@ class Ledger:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, say: Say) -> Iterator[None]:
     """Creates the folder and locks it against other processes, until the end of the block or of the process.
 
+    On a file system without locks it only says so.
     Raises UserError when another process has the lock.
     """
     try:
@@ -93,7 +96,12 @@ def locked(folder: Path) -> Iterator[None]:
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise UserError(f"--out {folder}: {error.strerror}; choose a writable folder") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            say(f"the file system of {folder} has no locks; do not encode into it twice at the same time")
         yield
     except BlockingIOError:
         raise UserError(

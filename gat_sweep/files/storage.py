@@ -4,6 +4,7 @@ A folder is a pathlib.Path. An object store is a Remote, which has the methods o
 pyarrow's filesystems. Credentials come from the environment or the machine's role, never from the URI.
 """
 
+import errno
 import os
 import tempfile
 from functools import lru_cache
@@ -17,6 +18,7 @@ from gat_sweep.files.credentials import check_no_credentials
 
 ATTEMPTS = 10  # retries of a request, with growing pauses: an outage of about a minute fails no trial
 SEGMENT = 2**16  # bytes; objects cannot grow, so a growing file consists of objects of about this size
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # what flock says on a file system without locks
 OPTIONS = ("region", "endpoint_override", "scheme")  # options that may follow the ? of an s3:// URI
 
 

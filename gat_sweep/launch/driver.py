@@ -76,9 +76,17 @@ def measure_reference(trial: Trial) -> None:
 
 @contextmanager
 def stopping_on_sigterm(trials: list[Trial]) -> Iterator[None]:
-    """Context in which SIGTERM asks the trials to save and end, as `gat-sweep stop` does."""
+    """Context in which SIGTERM asks the trials to save and end, as `gat-sweep stop` does.
+
+    A second SIGTERM does not wait for them: it raises KeyboardInterrupt, as Ctrl-C does.
+    """
+    asked = False
 
     def stop(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
         request_stop(trials[0].run_folder, "gat-sweep run was told to end (SIGTERM)")
 
     before = signal.signal(signal.SIGTERM, stop)  # replaces Ray's handler, which ends the process at once

@@ -30,8 +30,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import validation as limits
 from requests.exceptions import RequestException
 
+from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_no_credentials, without_credentials
-from gat_sweep.files.storage import Place, children, size_of, write
+from gat_sweep.files.storage import NO_LOCKS, Place, children, size_of, write
 from gat_sweep.run.journal import FILE, read_records
 
 for _name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
@@ -63,7 +64,8 @@ class Child:
 def create_store(uri: str, home: Place) -> None:
     """Create the database behind a sqlite `uri`; does nothing if it exists or if `uri` is a server.
 
-    Raises MlflowException if the database cannot be opened or was written by another version of MLflow.
+    Raises MlflowException if the database cannot be opened or was written by another version of MLflow, and UserError
+    on a file system without locks.
     """
     if not uri.startswith("sqlite:"):
         return
@@ -71,7 +73,15 @@ def create_store(uri: str, home: Place) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Two processes that open a fresh database at once corrupt its migration.
     with (folder / "mlflow.db.lock").open("w") as lock, warnings.catch_warnings():
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            raise UserError(
+                f"the file system of {folder} has no locks, which MLflow's database needs; give a --home elsewhere, or "
+                "the --tracking-uri of a server"
+            ) from None
         warnings.filterwarnings("ignore", "The ``noload`` loader strategy", DeprecationWarning)  # mlflow's
         MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
 

@@ -1,5 +1,7 @@
 """`gat-sweep encode`: shards that depend on their images alone, whoever wrote them and however often it was cut off."""
 
+import errno
+import fcntl
 import io
 import json
 import os
@@ -246,6 +248,17 @@ def test_two_at_once_are_refused(tmp_path: Path, tiles: str) -> None:
         yield from here(encoding, units)
 
     assert run(job, by=meanwhile).count == 320
+
+
+def test_without_locks_it_goes_on_and_says_so(tmp_path: Path, tiles: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    expected = run(EncodeJob(tmp_path / "a", "pixels", images=tiles, size=16))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said = io.StringIO()
+    assert run(EncodeJob(tmp_path / "b", "pixels", images=tiles, size=16), said).shards == expected.shards
+    assert f"the file system of {tmp_path / 'b'} has no locks" in said.getvalue()
 
 
 @pytest.mark.parametrize(

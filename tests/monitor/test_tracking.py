@@ -1,5 +1,7 @@
 """Shipping trials to a real sqlite store: every point once, whatever crashes in between."""
 
+import errno
+import fcntl
 import json
 import math
 import os
@@ -321,3 +323,12 @@ def test_two_processes_create_one_store_quietly(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [(process.communicate()[0], process.returncode) for process in both] == [("", 0), ("", 0)]
     assert [path.name for path in tmp_path.iterdir()] == ["home"]  # nothing in the working directory
+
+
+def test_a_file_system_without_locks_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match="has no locks, which MLflow's database needs; give a --home elsewhere"):
+        tracking.create_store(f"sqlite:///{tmp_path}/mlflow.db", tmp_path)
