@@ -75,7 +75,7 @@ class Ordeal:
 @pytest.mark.reliability
 def test_through_every_way_to_end(home: Path, tmp_path: Path, figures: Figures) -> None:
     """On Ray: the worker killed with SIGKILL twice and told to end with SIGTERM once, the run asked to stop, told to
-    end with SIGTERM, interrupted with Ctrl-C and killed with SIGKILL; the result is bit for bit that of one process."""
+    end with SIGTERM, interrupted with Ctrl-C, left alone by Ray and killed with SIGKILL; the result is bit for bit that of one process."""
     ordeal = Ordeal(home, tmp_path)
     random = np.random.default_rng(0)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
@@ -106,6 +106,12 @@ def test_through_every_way_to_end(home: Path, tmp_path: Path, figures: Figures) 
 
     ordeal.start()
     ordeal.worker()
+    (raylet,) = [child for child in psutil.Process(ordeal.process.pid).children() if child.name() == "raylet"]
+    raylet.kill()
+    assert ordeal.end(60) == 2
+
+    ordeal.start()
+    ordeal.worker()
     ordeal.process.kill()
     ordeal.process.communicate()
     ordeal.start()
@@ -117,5 +123,5 @@ def test_through_every_way_to_end(home: Path, tmp_path: Path, figures: Figures) 
     assert [r["value"] for r in rows(ordeal.straight)] == [r["value"] for r in rows(ordeal.trial)]
     attempts = [r for _, r in read_records(ordeal.trial.folder) if r.get("status") == "running"]
     trained = round(Meter(ordeal.trial).read().flops / step_flops(ordeal.trial.config))
-    assert trained >= STEPS and len(attempts) == 8
-    figures(ends=7, recovered=7, steps_trained_twice=trained - STEPS, of_steps=STEPS, differences=0)
+    assert trained >= STEPS and len(attempts) == 9
+    figures(ends=8, recovered=8, steps_trained_twice=trained - STEPS, of_steps=STEPS, differences=0)
