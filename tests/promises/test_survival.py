@@ -74,8 +74,9 @@ class Ordeal:
 @pytest.mark.slow
 @pytest.mark.reliability
 def test_through_every_way_to_end(home: Path, tmp_path: Path, figures: Figures) -> None:
-    """On Ray: the worker killed with SIGKILL twice and told to end with SIGTERM once, the run asked to stop, told to
-    end with SIGTERM, interrupted with Ctrl-C, left alone by Ray and killed with SIGKILL; the result is bit for bit that of one process."""
+    """On Ray: the worker killed with SIGKILL twice and told to end with SIGTERM once; the run asked to stop, told to
+    end with SIGTERM, interrupted with Ctrl-C, left by a raylet that was killed, and killed itself. The result is bit
+    for bit that of one process."""
     ordeal = Ordeal(home, tmp_path)
     random = np.random.default_rng(0)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
