@@ -27,10 +27,11 @@ FLOORS = [
     {"data", "recipe"},
     {"vision", "sweep"},
     {"run", "plan", "metrics", "encode"},
-    {"train", "monitor", "pretrained"},
-    {"launch", "results", "inspection", "speed"},
+    {"train", "monitor"},
+    {"launch", "results", "inspection", "speed", "pretrained"},
     {"commands"},
     {"cli"},
+    {"entry"},
 ]
 # The files that may import a package; a folder stands for all that is in it.
 MAY_IMPORT = {

@@ -122,8 +122,10 @@ def _walk(root: str, prefix: str, links: bool, found: Found, above: tuple[str, .
             name = f"{prefix}/{entry.name}" if prefix else entry.name
             if entry.is_dir():
                 if entry.is_symlink() and not links:
-                    found.links.append(name)
-                    continue
+                    if prefix:
+                        found.links.append(name)
+                        continue
+                    check_inside(root, entry.path)  # a class less would be another data set
                 real = os.path.realpath(entry.path)
                 if real in above:
                     raise UserError(f"{entry.path} is a link to a folder that it is in; remove it")

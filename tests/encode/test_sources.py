@@ -170,13 +170,17 @@ def test_what_a_folder_holds_besides_is_counted(tmp_path: Path) -> None:
     root = tmp_path / "root"
     for name in ("a/1.png", "a/1.txt", "a/2.txt", "b/2.jpg", "b/1.GIF", "a/noend", "a/.hidden"):
         save(root / name, b"")
-    (root / "c").symlink_to(elsewhere)
+    (root / "a" / "more").symlink_to(elsewhere)
     plan = plan_images(str(root), 10)
     assert plan.classes == ("a", "b")
     assert plan.notes[1:] == (
         "not read: 4 other files (2 .txt, 1 .gif, 1 without suffix)",
-        "not read: 1 link to folders, such as c (--follow-links reads them)",
+        "not read: 1 link to folders, such as a/more (--follow-links reads them)",
     )
+    (root / "c").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="c is a link to .*elsewhere, outside .*; give --follow-links"):
+        plan_images(str(root), 10)
+    (root / "a" / "more").unlink()
     followed = plan_images(str(root), 10, links=True)
     assert followed.classes == ("a", "b", "c") and names(followed)[2] == ("c/deep/3.png", 2)
     save(elsewhere / "deep" / "3.png", encoded(Image.fromarray(PHOTO[:16, :16]), "PNG"))
