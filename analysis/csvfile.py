@@ -66,7 +66,7 @@ def _header(fields: list[str], known: Collection[str], path: Path) -> list[str]:
     for field in fields:
         name, plain = field.strip(), re.sub(r"[\s_-]+", "_", field.strip().lower())
         name = plain if plain in known else name
-        if name in header:
+        if name and name in header:  # spreadsheets leave empty columns at the end
             raise ValueError(f"{path}: the column {name} is there twice; rename or delete one of them")
         header.append(name)
     return header

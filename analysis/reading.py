@@ -182,8 +182,8 @@ def _check(row: Mapping[str, Any], where: str, column: str) -> Row:
         )
     if 0 < flops < LEAST_PER_STEP * step:
         raise ValueError(
-            f"{where}: flops are {flops:g} after {step} steps, too few for any network; give the FLOP of all training "
-            "so far, 2 per multiply-add, not in another unit and not their logarithm"
+            f"{where}: flops are {flops:g} after {step} steps, too few to train a network; give the FLOP of all "
+            "training so far, 2 per multiply-add, not in another unit and not their logarithm"
         )
     return Row(
         trial=_text(row, "trial", where),

@@ -1,14 +1,18 @@
 """Files in a folder or in a zip archive, such as edm2's dataset tool writes; a root ending in .zip is an archive."""
 
+import io
 import os
 import stat
 import zipfile
+import zlib
 from functools import lru_cache
 from typing import IO
 
 from gat_sweep.errors import UserError
 
 LARGEST = 2**28  # most bytes of a picture file
+# What zipfile raises for a file that is not there, damaged, encrypted, or packed by a method it does not know.
+BAD_MEMBER = (KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError)
 
 
 def is_archive(root: str) -> bool:
@@ -35,11 +39,7 @@ def open_file(root: str, name: str, links: bool = False) -> IO[bytes]:
     """
     path = os.path.join(root, name)
     if is_archive(root):
-        try:
-            return _opened(root).open(name)
-        except (KeyError, zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError) as error:
-            said = " ".join(str(error).split())[:120]
-            raise UserError(f"cannot read {path} ({said}); write the archive again") from None
+        return io.BytesIO(_member(root, name))
     if not links:
         check_inside(root, path)
     try:
@@ -56,13 +56,23 @@ def read_file(root: str, name: str, links: bool = False) -> bytes:
     try:
         with open_file(root, name, links) as file:
             content = file.read(LARGEST + 1)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"cannot read {path} ({error}); write the archive again") from None
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}); fix that and run the same command again") from None
     if len(content) > LARGEST:
         raise UserError(f"{path} has more than {LARGEST:,} bytes, which no picture needs; remove it")
     return content
+
+
+def _member(root: str, name: str) -> bytes:
+    """Content of a file in an archive. Raises UserError when it is too large, damaged, encrypted, or not there."""
+    path = os.path.join(root, name)
+    try:
+        if (size := _opened(root).getinfo(name).file_size) > LARGEST:
+            raise UserError(f"{path} has {size:,} bytes, more than {LARGEST:,}, which no picture needs; remove it")
+        return _opened(root).read(name)
+    except BAD_MEMBER as error:
+        said = " ".join(str(error).split())[:120]
+        raise UserError(f"cannot read {path} ({said}); write the archive again") from None
 
 
 def check_inside(root: str, path: str) -> None:

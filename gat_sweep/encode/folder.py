@@ -21,7 +21,7 @@ class Found:
 
     pictures: list[str] = field(default_factory=list)  # relative to the root, with slashes
     folders: set[str] = field(default_factory=set)  # at the top
-    others: Counter[str] = field(default_factory=Counter)  # files that are no pictures, by suffix
+    others: Counter[str] = field(default_factory=Counter)  # other files, by suffix
     links: list[str] = field(default_factory=list)  # to folders, which are not followed
 
     def notes(self) -> tuple[str, ...]:
@@ -42,9 +42,9 @@ def plan_folder(root: str, shard_size: int, links: bool = False) -> Plan:
     """Plan of the pictures below a folder, or in a zip archive.
 
     A dataset.json gives the classes if there is one. Otherwise each folder at the top is a class; without folders there
-    are no classes. Names that begin with a dot are ignored.
+    the data has no classes. Names that begin with a dot are ignored.
     links: whether links are followed, also to places outside the folder.
-    Raises UserError when there are no pictures, or when it is not clear what the classes are.
+    Raises UserError when it finds no pictures, or when it is not clear what the classes are.
     """
     if has_list(root):
         names, labels = listed(root, EXTENSIONS)

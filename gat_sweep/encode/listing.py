@@ -20,7 +20,7 @@ def listed(root: str, extensions: str | tuple[str, ...]) -> tuple[list[str], lis
 
     Without labels the tools write `{"labels": null}`, and the files are all that there are, sorted. Backslashes of
     Windows become slashes.
-    Raises UserError when there is no list, or when it names other files or files outside the root.
+    Raises UserError when the list is missing, or names other files or files outside the root.
     """
     path = os.path.join(root, LIST)
     if not has_list(root):

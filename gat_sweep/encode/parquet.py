@@ -118,7 +118,7 @@ def _label_column(schema: pa.Schema, asked: str | None, table: str) -> tuple[str
     """The column of labels, if there is one, and lines about what was chosen.
 
     It is the one asked for, or `label`, or the only one that Hugging Face's metadata says to be of classes, or else the
-    only column of integers whose name is not that of a number of rows.
+    only column of integers whose name is not that of an identifier.
     """
     usable = [f.name for f in schema if _is_label(f.type)]
     for name in schema.names:
@@ -204,21 +204,17 @@ def folder_tables(folder: Path) -> list[str]:
     """
     tables = sorted(folder.glob("*.parquet"))
     if not tables:
-        tables = sorted(path for path in folder.glob("*/**/*.parquet") if not _hidden(path.relative_to(folder)))
+        tables = sorted(path for path in folder.glob("*/*.parquet") if not path.parent.name.startswith("."))
     places = sorted({str(table.parent) for table in tables})
     if len(places) > 1:
         raise UserError(f"--images {folder} has parquet files in {', '.join(places[:4])}; name one of them")
     if tables:
-        beside = [path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS]
-        if beside:
+        found = (path for shape in ("*", "*/*") for path in folder.glob(shape) if path.suffix.lower() in EXTENSIONS)
+        if beside := next(found, None):
             raise UserError(
-                f"--images {folder} has parquet files and pictures, such as {beside[0].name}; name one kind"
+                f"--images {folder} has parquet files and pictures, such as {beside.relative_to(folder)}; name one kind"
             )
     return [str(table) for table in tables]
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
 
 
 def check_one_split(tables: list[str]) -> None:

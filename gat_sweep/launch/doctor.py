@@ -63,7 +63,7 @@ def _finding(check: str, examine_it: Callable[[], str]) -> Finding:
         line = system_line(error)
         if line is None:
             raise
-        return Finding(check, False, f"{line}; give another --home, or mend that")
+        return Finding(check, False, f"{line}; give another --home, or fix that path")
 
 
 def _each(configs: list[TrialConfig], look: Callable[[TrialConfig], str]) -> str:

@@ -133,13 +133,7 @@ def _compare_step(ref: dict[str, Tensor], config: dict[str, int], extra: dict[st
         discriminator, real, fake_levels.detach(), y, teacher, draws, same, perturb, OFFICIAL_OBJECTIVE
     )
     terms["loss_d"].mean().backward()
-    losses: list[tuple[Tensor, Tensor, Tensor | float]] = [
-        (terms["loss_d"], ref["D_step.loss"], 0.0),
-        (terms["adversarial_d"], ref["D_step.disc_loss"], 0.0),
-        (terms["penalty_real"], ref["D_step.r1_loss"], _penalty_rounding(terms["penalty_real"], terms)),
-        (terms["penalty_fake"], ref["D_step.r2_loss"], _penalty_rounding(terms["penalty_fake"], terms)),
-        (terms["alignment"], ref["D_step.z_kd_cls"] + ref["D_step.z_kd_patch"], 0.0),
-    ]
+    losses = _losses_d(terms, ref)
     gradients_d = _gradients(discriminator, ref, "D_step.grad.", OFFICIAL_NAMES_D)
 
     # G step, with D's weights unchanged, as in the reference
@@ -239,12 +233,8 @@ def _compare_iteration(ref: dict[str, Tensor], config: dict[str, int], extra: di
     rows = Rows(ref["real"], None, ref["y"], pictures=ref["pictures"])
     tokens = teacher_tokens(teacher, trial, rows, draws_d.augment)
     terms = engine.iterate(Batch(ref["real"], ref["y"], ref["z"], tokens, draws_d, draws_g))
-    losses: list[tuple[Tensor, Tensor, Tensor | float]] = [
-        (terms["loss_d"], ref["D_step.loss"], 0.0),
-        (terms["adversarial_d"], ref["D_step.disc_loss"], 0.0),
-        (terms["penalty_real"], ref["D_step.r1_loss"], _penalty_rounding(terms["penalty_real"], terms)),
-        (terms["penalty_fake"], ref["D_step.r2_loss"], _penalty_rounding(terms["penalty_fake"], terms)),
-        (terms["alignment"], ref["D_step.z_kd_cls"] + ref["D_step.z_kd_patch"], 0.0),
+    losses = [
+        *_losses_d(terms, ref),
         # AdamW makes a whole step of a gradient that is only rounding.
         (terms["loss_g"], ref["G_step.loss"], MOVED * ref["G_step.loss"]),
         (terms["grad_norm_d"], ref["D_step.norm"], 0.0),
@@ -264,6 +254,17 @@ def _compare_iteration(ref: dict[str, Tensor], config: dict[str, int], extra: di
         max_rel_loss=max(_relative(*pair) for pair in losses),
         max_rel_grad=max(_relative_gradients(pairs) for pairs in gradients),
     )
+
+
+def _losses_d(terms: dict[str, Tensor], ref: dict[str, Tensor]) -> list[tuple[Tensor, Tensor, Tensor | float]]:
+    """(ours, reference, difference that rounding explains) of every loss term of D's step."""
+    return [
+        (terms["loss_d"], ref["D_step.loss"], 0.0),
+        (terms["adversarial_d"], ref["D_step.disc_loss"], 0.0),
+        (terms["penalty_real"], ref["D_step.r1_loss"], _penalty_rounding(terms["penalty_real"], terms)),
+        (terms["penalty_fake"], ref["D_step.r2_loss"], _penalty_rounding(terms["penalty_fake"], terms)),
+        (terms["alignment"], ref["D_step.z_kd_cls"] + ref["D_step.z_kd_patch"], 0.0),
+    ]
 
 
 def _relative(ours: Tensor, theirs: Tensor, rounding: Tensor | float) -> float:

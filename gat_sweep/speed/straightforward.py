@@ -219,8 +219,10 @@ def augment(levels: list[Tensor], final: Tensor, config: Any, draws: Any, side: 
     over_image = final.mean((1, 2, 3), keepdim=True)
     out = []
     for image in levels:
-        colored = s * (image - over_channels) + over_channels
-        colored = c * (colored - over_image) + over_image + b
+        brightened = image + b
+        shift = b if config.color_means == "after" else 0.0  # the means move with the brightness, or do not
+        colored = s * (brightened - over_channels - shift) + over_channels + shift
+        colored = c * (colored - over_image - shift) + over_image + shift
         image = torch.where(draws.colored[side][:, None, None, None], colored, image)
         image = torch.where(draws.flipped[side][:, None, None, None], image.flip(3), image)
         out.append(_translate_and_cut(image, config, draws, side))

@@ -299,7 +299,7 @@ def test_what_a_table_cannot_mean_is_refused_with_its_row(file: str, message: st
 @pytest.mark.parametrize("flops", ["18", "18.5", "1.0", "999999"])
 def test_flops_in_another_unit_are_refused_without_a_forward_to_compare(tmp_path: Path, flops: str) -> None:
     header = "trial,generator_size,step,flops,metric,value"
-    with pytest.raises(ValueError, match=rf"row 2: flops are {flops.removesuffix('.0')} after 1000 steps, too few"):
+    with pytest.raises(ValueError, match=rf"row 2: flops are {flops.removesuffix('.0')} after 1000 steps, too few to"):
         load_table(write_csv(tmp_path, header, f"S,S,1000,{flops},fid,50"))
 
 

@@ -160,7 +160,7 @@ def test_class_folders_with_numbers_sort_as_numbers_and_the_order_is_said(tmp_pa
     plan = plan_images(str(tmp_path), 20)
     assert plan.classes == tuple(str(i) for i in range(12)) and names(plan)[10] == ("10/x.png", 10)
     assert plan.notes == ("12 classes, numbered from 0 in this order: 0, 1, 2, ..., 11",)
-    save(tmp_path / "n1" / "x.png", b"")  # one that is no number: all sort as text
+    save(tmp_path / "n1" / "x.png", b"")  # one is not a number: all sort as text
     assert plan_images(str(tmp_path), 20).classes[:3] == ("0", "1", "10")
 
 
@@ -178,7 +178,7 @@ def test_what_a_folder_holds_besides_is_counted(tmp_path: Path) -> None:
         "not read: 1 link to folders, such as a/more (--follow-links reads them)",
     )
     (root / "c").symlink_to(elsewhere)
-    with pytest.raises(UserError, match="c is a link to .*elsewhere, outside .*; give --follow-links"):
+    with pytest.raises(UserError, match=r"c is a link to .*elsewhere, outside .*; give --follow-links"):
         plan_images(str(root), 10)
     (root / "a" / "more").unlink()
     followed = plan_images(str(root), 10, links=True)
@@ -223,7 +223,7 @@ def test_a_zip_of_class_folders_is_read_as_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", ["folder", "archive.zip"])
 def test_pictures_of_edm2s_tool_have_the_labels_of_its_list(tmp_path: Path, place: str) -> None:
-    """Its folders are numbered by thousands of files; they are no classes."""
+    """Its folders hold a thousand files each; they are not classes."""
     content = [p["bytes"] for p in pictures(4)]
     files = {f"0000{i // 2}/img0000000{i}.png": data for i, data in enumerate(content)}
     labels = [[name, 2 - i % 3] for i, name in enumerate(files)]

@@ -274,7 +274,7 @@ def test_how_pictures_are_drawn_is_in_the_protocol_and_in_the_number(
         ema.style_mean += 0.5
         results.append(Evaluator(config, load_dataset(config.data), home_with_reference, CPU).measure(ema))
     (key, value), (before, after) = next(iter(change.items())), (json.loads(r.protocol) for r in results)
-    null = {"null"} if key == "eval__guidance" else set()  # without guidance there is no null style
+    null = {"null"} if key == "eval__guidance" else set()  # only guidance uses the null style
     assert {k for k in after if before.get(k) != after[k]} == {key.removeprefix("eval__")} | null
     assert after[key.removeprefix("eval__")] == value and results[0].value != results[1].value
 
