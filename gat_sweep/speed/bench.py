@@ -60,8 +60,11 @@ def compare(config: TrialConfig, device: torch.device, iterations: int, say: Cal
     """Times `iterations` pairs of steps, after untimed steps of each for the losses, the memory and the warm-up.
 
     Returns values for JSON and for the command's table; `ratio` is the median over pairs of consecutive steps.
-    Raises ValueError when the losses of the two steps differ by more than the rounding of the precision.
+    Raises UserError for a noise that the straightforward step does not have, and ValueError when the losses of the two
+    steps differ by more than the rounding of the precision.
     """
+    if config.mng.mixing != "paper":
+        raise UserError("the straightforward step has the noise of the paper only; add --set mng.mixing=paper")
     engine = Engine(config, device)
     plain = Straightforward(config, engine.generator, engine.discriminator, device)
     random = torch.Generator(device).manual_seed(0)
@@ -141,7 +144,12 @@ def loss_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 def straightforward_flops(config: TrialConfig) -> int:
     """FLOPs per image of the straightforward step, counted by torch on the meta device."""
-    config = config.model_copy(update={"train": config.train.model_copy(update={"precision": "float32", "batch": 1})})
+    # Torch's counter fails on a view of a parameter that enters a recomputed block. Learned positions cost no product.
+    sections = {
+        "train": config.train.model_copy(update={"precision": "float32", "batch": 1}),
+        "model": config.model.model_copy(update={"positions": "fixed"}),
+    }
+    config = config.model_copy(update=sections)
     meta = torch.device("meta")
     with meta:
         networks = Generator(config.generator_spec), Discriminator(config.discriminator_spec)

@@ -45,7 +45,13 @@ def largest_difference(a: torch.nn.Module, b: torch.nn.Module) -> float:
 
 @pytest.mark.parametrize(
     "overrides",
-    [{}, TEACHER, {"data__classes": 0}, {"data__channels": 3, "model__patch": 4, "augment__color": 1.0, **TEACHER}],
+    [
+        {},
+        TEACHER,
+        {"data__classes": 0},
+        {"data__channels": 3, "model__patch": 4, "augment__color": 1.0, **TEACHER},
+        {"augment__color": 1.0, "augment__color_means": "before", "model__positions": "trained"},
+    ],
 )
 def test_the_engine_takes_the_straightforward_step(overrides: dict[str, Any]) -> None:
     """Losses, and the weights they lead to, equal those of an implementation that shares no code."""
