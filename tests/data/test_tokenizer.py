@@ -1,6 +1,7 @@
 """VAEs of diffusers behind the tokenizer's interface."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -107,8 +108,16 @@ def test_a_user_is_told_what_is_wrong(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "vae"))
     config.write_text(json.dumps(values))
 
+    config.write_text(json.dumps({key: value for key, value in values.items() if key != "scaling_factor"}))
+    with pytest.raises(UserError, match=r"has no scaling_factor in its config\.json; add it there"):
+        load_tokenizer(str(tmp_path / "vae"))
+    config.write_text(json.dumps(values))
+
     weights = tmp_path / "vae/diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
+    save_file({**tensors, "quant_conv.bias": tensors["quant_conv.bias"] * math.nan}, weights)
+    with pytest.raises(UserError, match=r"'quant_conv\.bias' has values that are not finite"):
+        load_tokenizer(str(tmp_path / "vae"))
     del tensors["quant_conv.bias"]
     save_file(tensors, weights)
     with pytest.raises(UserError, match=r"has missing or unexpected weights \(first: quant_conv.bias\)"):

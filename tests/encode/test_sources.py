@@ -258,6 +258,24 @@ def test_archives_that_cannot_be_read_as_pictures(tmp_path: Path, content: dict[
         plan_images(str(tmp_path / "a.zip"), 10)
 
 
+def test_a_damaged_file_in_a_zip_is_named(tmp_path: Path) -> None:
+    archive = Path(zipped(tmp_path / "a.zip", {"a/1.png": pictures(1)[0]["bytes"]}))
+    content = bytearray(archive.read_bytes())
+    content[60] ^= 255
+    archive.write_bytes(content)
+    plan = plan_images(str(archive), 10)
+    with pytest.raises(UserError, match=r"cannot read .*a\.zip/a/1\.png \(.*; write the archive again"):
+        read_unit(plan.source, plan.units[0], 16)
+
+
+def test_parquet_below_a_folder_of_pictures_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "cats" / "1.png", b"")
+    (tmp_path / "meta").mkdir()
+    write_parquet(tmp_path / "meta" / "t.parquet", {"image": pictures(1)})
+    with pytest.raises(UserError, match=r"has parquet files and pictures, such as cats/1\.png"):
+        plan_images(str(tmp_path), 10)
+
+
 @pytest.mark.parametrize(
     ("files", "says"),
     [

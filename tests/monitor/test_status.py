@@ -1,7 +1,9 @@
 """status, stop and logs of a run, from its files; caps on what it may spend."""
 
 import json
+import os
 import shutil
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from gat_sweep.compute import step_flops
 from gat_sweep.config import Start
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import append, write
+from gat_sweep.launch.driver import stopping_on_sigterm
 from gat_sweep.monitor.budget import Amount, Budget, Meter, admitted, check_caps, enforce, kept
 from gat_sweep.run.journal import add_record
 from gat_sweep.run.record import open_run
@@ -254,3 +257,12 @@ def test_a_home_that_cannot_be_written_costs_one_line(tmp_path: Path, gat: Gat) 
     code, _, err = gat(*args)
     assert code == 2 and "cannot be written" in err and len(err.splitlines()) == 1
     shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+def test_a_second_sigterm_does_not_wait(trials: list[Trial]) -> None:
+    with stopping_on_sigterm(trials):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert "SIGTERM" in stop_reason(trials[0].run_folder, trials[0].id)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)

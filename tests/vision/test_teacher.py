@@ -52,6 +52,11 @@ def test_a_vision_transformer_from_a_local_checkpoint(tmp_path: Path) -> None:
         expected = network.forward_features((pictures / 255 - mean) / std)
     assert torch.allclose(teacher.tokens(pictures), expected, atol=1e-4)
     assert teacher.width == 192 and expected.shape == (3, 197, 192)
+    poisoned = network.state_dict()
+    poisoned["norm.bias"] = poisoned["norm.bias"] * float("nan") + float("nan")
+    torch.save(poisoned, tmp_path / "poisoned.pth")
+    with pytest.raises(UserError, match=r"teacher\.checkpoint .*poisoned\.pth: 'norm\.bias' has values that are not"):
+        load_teacher("vit_tiny_patch16_224", str(tmp_path / "poisoned.pth"), grid=14)
     with pytest.raises(UserError, match=r"teacher.checkpoint .* does not fit"):
         load_teacher("vit_small_patch16_224", str(tmp_path / "weights.pth"), grid=14)
 
