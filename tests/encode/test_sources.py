@@ -1,14 +1,10 @@
-"""What is found to encode, how a picture is cropped, and which are left out."""
+"""What is found in folders to encode, how a picture is cropped, and which are left out."""
 
 import io
-import json
 import warnings
-import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from helpers.pictures import (
     PHOTO,
@@ -18,13 +14,10 @@ from helpers.pictures import (
     png_that_claims,
     save,
     square,
-    write_edm2,
-    write_parquet,
 )
 from PIL import Image
 
 from gat_sweep.data.pictures import Unusable, center_crop
-from gat_sweep.encode.latents import plan_latents
 from gat_sweep.encode.sources import plan_images, read_unit
 from gat_sweep.errors import UserError
 
@@ -202,80 +195,6 @@ def test_links_that_lead_back_are_refused_and_links_of_files_are_followed_on_req
         plan_images(str(root), 10, links=True)
 
 
-def zipped(path: Path, files: dict[str, bytes]) -> str:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return str(path)
-
-
-def test_a_zip_of_class_folders_is_read_as_the_folder(tmp_path: Path) -> None:
-    files = {f"{name}/{i}.png": p["bytes"] for i, p in enumerate(pictures(6)) for name in ["ab"[i % 2]]}
-    for name, content in files.items():
-        save(tmp_path / "folder" / name, content)
-    archive = zipped(tmp_path / "train.zip", files | {"a/notes.txt": b"", "__MACOSX/a/._0.png": b"", "a/.x.png": b""})
-    ours, theirs = (plan_images(images, 10) for images in (archive, str(tmp_path / "folder")))
-    assert (ours.classes, names(ours), ours.digest) == (theirs.classes, names(theirs), theirs.digest)
-    assert ours.notes[1:] == ("not read: 1 other file (1 .txt)",)
-    pixels = [read_unit(plan.source, plan.units[0], 16).pictures for plan in (ours, theirs)]
-    assert pixels[0] is not None and np.array_equal(pixels[0], pixels[1])
-
-
-@pytest.mark.parametrize("place", ["folder", "archive.zip"])
-def test_pictures_of_edm2s_tool_have_the_labels_of_its_list(tmp_path: Path, place: str) -> None:
-    """Its folders hold a thousand files each; they are not classes."""
-    content = [p["bytes"] for p in pictures(4)]
-    files = {f"0000{i // 2}/img0000000{i}.png": data for i, data in enumerate(content)}
-    labels = [[name, 2 - i % 3] for i, name in enumerate(files)]
-    files["dataset.json"] = json.dumps({"labels": labels}).encode()
-    if place == "folder":
-        for name, data in files.items():
-            save(tmp_path / place / name, data)
-    else:
-        zipped(tmp_path / place, files)
-    plan = plan_images(str(tmp_path / place), 10)
-    assert plan.classes == ("0", "1", "2") and plan.units[0].labels == [2, 1, 0, 2]
-    assert read_unit(plan.source, plan.units[0], 16).skipped == []
-
-
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ({"../a.png": b""}, "outside it"),
-        ({"a/b.txt": b""}, "no pictures in class folder 'a'; remove it .*1 .txt"),
-        ({"notes.txt": b""}, "has no pictures"),
-        ({"train/a/1.png": b"", "val/a/1.png": b""}, "has the splits train, val"),
-        ({"dataset.json": b'{"labels": [["0.npy", 0]]}', "0.npy": b""}, "give it to --latents"),
-        (None, "not a whole zip archive"),
-    ],
-)
-def test_archives_that_cannot_be_read_as_pictures(tmp_path: Path, content: dict[str, bytes] | None, says: str) -> None:
-    if content is None:
-        save(tmp_path / "a.zip", b"PK cut off")
-    else:
-        zipped(tmp_path / "a.zip", content)
-    with pytest.raises(UserError, match=says):
-        plan_images(str(tmp_path / "a.zip"), 10)
-
-
-def test_a_damaged_file_in_a_zip_is_named(tmp_path: Path) -> None:
-    archive = Path(zipped(tmp_path / "a.zip", {"a/1.png": pictures(1)[0]["bytes"]}))
-    content = bytearray(archive.read_bytes())
-    content[60] ^= 255
-    archive.write_bytes(content)
-    plan = plan_images(str(archive), 10)
-    with pytest.raises(UserError, match=r"cannot read .*a\.zip/a/1\.png \(.*; write the archive again"):
-        read_unit(plan.source, plan.units[0], 16)
-
-
-def test_parquet_below_a_folder_of_pictures_is_refused(tmp_path: Path) -> None:
-    save(tmp_path / "cats" / "1.png", b"")
-    (tmp_path / "meta").mkdir()
-    write_parquet(tmp_path / "meta" / "t.parquet", {"image": pictures(1)})
-    with pytest.raises(UserError, match=r"has parquet files and pictures, such as cats/1\.png"):
-        plan_images(str(tmp_path), 10)
-
-
 @pytest.mark.parametrize(
     ("files", "says"),
     [
@@ -299,197 +218,3 @@ def test_unclear_folders_are_refused(tmp_path: Path, files: list[str], says: str
         plan_images(str(tmp_path), 10)
     with pytest.raises(UserError, match="there is no such file or folder; give a folder"):
         plan_images(str(tmp_path / "absent"), 10)
-
-
-def pictures(count: int) -> list[dict[str, Any]]:
-    tiles = [PHOTO[8 * i : 8 * i + 16, :16] for i in range(count)]
-    return [{"bytes": encoded(Image.fromarray(tile), "PNG"), "path": f"{i}.png"} for i, tile in enumerate(tiles)]
-
-
-def test_parquet_rows_are_read_across_row_groups(tmp_path: Path) -> None:
-    images = pictures(22)
-    for part, rows in enumerate((range(10), range(10, 22))):
-        columns = {"image": [images[i] for i in rows], "label": [i % 3 for i in rows]}
-        write_parquet(tmp_path / f"train-{part:05d}-of-00002.parquet", columns, ["cat", "dog", "owl", "elk"])
-    for images_of in (str(tmp_path), str(tmp_path / "train-*.parquet")):
-        plan = plan_images(images_of, shard_size=5)
-        assert plan.classes == ("cat", "dog", "owl", "elk")
-        assert [len(unit.names) for unit in plan.units] == [5, 5, 5, 5, 2]
-        assert plan.units[4].names == [f"train-00001-of-00002.parquet:{row}" for row in (10, 11)]
-        loaded = [read_unit(plan.source, unit, 16) for unit in plan.units]
-        expected = [PHOTO[8 * i : 8 * i + 16, :16].transpose(2, 0, 1) for i in range(22)]
-        np.testing.assert_array_equal(np.concatenate([part.pictures for part in loaded]), expected)
-        assert [label for part in loaded for label in part.labels] == [i % 3 for i in range(22)]
-
-
-def test_parquet_columns_are_found_by_type(tmp_path: Path) -> None:
-    path = tmp_path / "t.parquet"
-    plain = [image["bytes"] for image in pictures(4)]
-    write_parquet(path, {"jpg": plain, "cls": [1, 0, 1, 0]})
-    plan = plan_images(str(path), 10)
-    assert plan.source.column == "jpg" and plan.classes == ("0", "1") and plan.units[0].labels == [1, 0, 1, 0]
-    write_parquet(path, {"jpg": plain})
-    assert plan_images(str(path), 10).classes == ()
-    write_parquet(path, {"jpg": plain, "width": [16] * 4, "cls": [0, 1, 2, 0]})
-    with pytest.raises(UserError, match="width, cls; choose with --label-column"):
-        plan_images(str(path), 10)
-    assert plan_images(str(path), 10, "cls").classes == ("0", "1", "2")
-    with pytest.raises(UserError, match="no column of labels 'clz'; did you mean"):
-        plan_images(str(path), 10, "clz")
-    write_parquet(path, {"a": plain, "b": plain})
-    with pytest.raises(UserError, match=r"2 image columns \['a', 'b'\]"):
-        plan_images(str(path), 10)
-
-
-@pytest.mark.parametrize(
-    ("labels", "classes", "numbers"),
-    [
-        (pa.array(["b", "a", "c", "a"]), ("a", "b", "c"), [1, 0, 2, 0]),
-        (pa.array(["b", "a", "c", "a"]).dictionary_encode(), ("a", "b", "c"), [1, 0, 2, 0]),
-        (pa.array(["10", "9", "0", "9"]), ("0", "9", "10"), [2, 1, 0, 1]),
-        (pa.array([True, False, True, True]), ("False", "True"), [1, 0, 1, 1]),
-        (pa.array([2.0, 0.0, 1.0, 1.0]), ("0", "1", "2"), [2, 0, 1, 1]),
-        (pa.array([2, 0, 1, 1], pa.uint8()), ("0", "1", "2"), [2, 0, 1, 1]),
-    ],
-    ids=["text", "dictionary", "numbers as text", "bool", "float", "uint8"],
-)
-def test_labels_of_any_type_become_classes(
-    tmp_path: Path, labels: pa.Array, classes: tuple[str, ...], numbers: list[int]
-) -> None:
-    path = tmp_path / "t.parquet"
-    write_parquet(path, {"image": pictures(4), "id": pa.array([0, 1, 2, 3]), "label": labels})
-    plan = plan_images(str(path), 10)
-    assert (plan.classes, plan.units[0].labels) == (classes, numbers)
-    assert plan.notes[0].endswith(f"in this order: {', '.join(classes)}")
-
-
-def test_text_labels_have_one_numbering_over_all_files(tmp_path: Path) -> None:
-    for part, words in enumerate((["b", "c"], ["a", "c"])):
-        write_parquet(tmp_path / f"train-{part:05d}-of-00002.parquet", {"image": pictures(2), "label": pa.array(words)})
-    plan = plan_images(str(tmp_path), 10)
-    assert plan.classes == ("a", "b", "c") and [unit.labels for unit in plan.units] == [[1, 2], [0, 2]]
-
-
-@pytest.mark.parametrize("name", ["id", "image_id", "idx", "__index_level_0__"])
-def test_an_identifier_is_no_label(tmp_path: Path, name: str) -> None:
-    path = tmp_path / "t.parquet"
-    write_parquet(path, {"image": pictures(3), name: pa.array([0, 1, 2])})
-    plan = plan_images(str(path), 10)
-    assert plan.classes == ()
-    assert plan.notes == (f"no column of labels: encoded without classes (--label-column takes {name})",)
-    assert plan_images(str(path), 10, name).classes == ("0", "1", "2")
-
-
-def test_a_clone_from_hugging_face_is_read_below_data(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    save(tmp_path / "README.md", b"")
-    save(tmp_path / ".git" / "x.parquet", b"")
-    write_parquet(tmp_path / "data" / "train-00000-of-00001.parquet", {"image": pictures(2), "label": pa.array([1, 0])})
-    plan = plan_images(str(tmp_path), 10)
-    assert plan.units[0].names == ["train-00000-of-00001.parquet:0", "train-00000-of-00001.parquet:1"]
-
-
-def test_a_table_of_paths_is_named_for_what_it_is(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "t.parquet", {"image": [{"bytes": None, "path": f"/data/{i}.png"} for i in range(2)]})
-    with pytest.raises(UserError, match=r"has no pictures, only their paths, such as /data/0\.png"):
-        plan_images(str(tmp_path / "t.parquet"), 10)
-
-
-@pytest.mark.parametrize(
-    ("labels", "named", "says"),
-    [
-        ([0, 1, 3, 3], None, "0 to 3 without 2"),
-        ([1, 2, 1, 2], None, "1 to 2 without 0"),
-        ([-1, -1, -1, -1], ["a", "b"], "labels are -1 to -1, but there are 2 classes"),
-        ([0, 1, 2, 0], ["a", "b"], "labels are 0 to 2, but there are 2 classes"),
-        ([0, 1, None, 0], None, "row 2 has no label"),
-        ([0.5, 1.0, 0.0, 0.0], None, "the label 0.5 in 'label' is not a class"),
-    ],
-)
-def test_parquet_labels_have_to_be_classes(
-    tmp_path: Path, labels: list[Any], named: list[str] | None, says: str
-) -> None:
-    path = tmp_path / "t.parquet"
-    write_parquet(path, {"image": pictures(4), "label": pa.array(labels)}, named)
-    with pytest.raises(UserError, match=says):
-        plan_images(str(path), 10)
-
-
-def test_rows_without_bytes_are_bad_pictures(tmp_path: Path) -> None:
-    path = tmp_path / "t.parquet"
-    images = [*pictures(2), None, {"bytes": None, "path": "x"}]
-    write_parquet(path, {"image": images})
-    plan = plan_images(str(path), 10)
-    loaded = read_unit(plan.source, plan.units[0], 16)
-    assert loaded.names == ["t.parquet:0", "t.parquet:1"]
-    assert loaded.skipped == [("t.parquet:2", "empty: 0 bytes"), ("t.parquet:3", "empty: 0 bytes")]
-
-
-def test_latents_of_edm2_are_read_with_their_pictures(tmp_path: Path) -> None:
-    latents = write_edm2(tmp_path)
-    plan = plan_latents(str(tmp_path / "vae"), str(tmp_path / "images"), shard_size=3)
-    assert plan.source.latent == (4, 8) and plan.classes == ("0", "1")
-    loaded = [read_unit(plan.source, unit, 16) for unit in plan.units]
-    np.testing.assert_array_equal(np.concatenate([part.moments for part in loaded]), latents)
-    np.testing.assert_array_equal(loaded[1].pictures[0], PHOTO[3:19, :16].transpose(2, 0, 1))
-    alone = plan_latents(str(tmp_path / "vae"), None, 3)
-    without = read_unit(alone.source, alone.units[0], 16)
-    assert without.labels == [0, 1, 0] and without.pictures is None
-    np.testing.assert_array_equal(without.moments, latents[:3])
-
-
-def test_bad_latents_are_left_out(tmp_path: Path) -> None:
-    latents = write_edm2(tmp_path)
-    nan, log_variance = latents[1].copy(), latents[2].copy()
-    nan[0, 0, 0], log_variance[4:] = np.nan, -3
-    for i, values in ((1, nan), (2, log_variance), (3, latents[3][:, :4])):
-        np.save(tmp_path / f"vae/00000/img-mean-std-{i:08d}.npy", values)
-    np.save(tmp_path / "vae/00000/img-mean-std-00000004.npy", np.array([{"a": 1}]), allow_pickle=True)
-    plan = plan_latents(str(tmp_path / "vae"), None, 10)
-    loaded = read_unit(plan.source, plan.units[0], 16)
-    words = [reason.partition(":")[0] for _, reason in loaded.skipped]
-    assert words == ["not finite", "negative std", "shape", "broken"] and len(loaded.names) == 1
-
-
-def test_a_list_without_labels_and_one_of_windows(tmp_path: Path) -> None:
-    latents = write_edm2(tmp_path)
-    path = tmp_path / "vae" / "dataset.json"
-    listed = json.loads(path.read_text())["labels"]
-    path.write_text(json.dumps({"labels": [[name.replace("/", "\\"), label] for name, label in listed]}))
-    plan = plan_latents(str(tmp_path / "vae"), None, 10)
-    np.testing.assert_array_equal(read_unit(plan.source, plan.units[0], 16).moments, latents)
-    assert plan.classes == ("0", "1")
-    path.write_text('{"labels": null}')
-    plan = plan_latents(str(tmp_path / "vae"), None, 10)
-    np.testing.assert_array_equal(read_unit(plan.source, plan.units[0], 16).moments, latents)
-    assert plan.classes == () and plan.notes == ("dataset.json has no labels: encoded without classes",)
-    path.write_text(json.dumps({"labels": [listed[0], listed[0]]}))
-    with pytest.raises(UserError, match="twice"):
-        plan_latents(str(tmp_path / "vae"), None, 10)
-
-
-def test_latents_in_a_zip_are_read_as_in_their_folder(tmp_path: Path) -> None:
-    latents = write_edm2(tmp_path)
-    folder = tmp_path / "vae"
-    archive = zipped(tmp_path / "v.zip", {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.*")})
-    plan = plan_latents(archive, str(tmp_path / "images"), 10)
-    loaded = read_unit(plan.source, plan.units[0], 16)
-    np.testing.assert_array_equal(loaded.moments, latents)
-    assert loaded.pictures is not None and len(loaded.pictures) == len(latents)
-
-
-@pytest.mark.parametrize("name", ["../other.npy", "/etc/other.npy", "a/../../b.npy", "00000/x.txt"])
-def test_lists_may_not_leave_their_folder(tmp_path: Path, name: str) -> None:
-    (tmp_path / "dataset.json").write_text(json.dumps({"labels": [[name, 0]]}))
-    with pytest.raises(UserError, match="in its folder"):
-        plan_latents(str(tmp_path), None, 10)
-
-
-def test_pictures_of_other_latents_are_refused(tmp_path: Path) -> None:
-    write_edm2(tmp_path / "a")
-    write_edm2(tmp_path / "b", first=1)
-    with pytest.raises(UserError, match=r"img00000001.png is not the picture of .*00000000.npy"):
-        plan_latents(str(tmp_path / "a/vae"), str(tmp_path / "b/images"), 10)
-    write_edm2(tmp_path / "c", count=4)
-    with pytest.raises(UserError, match=r"4 pictures, .* 5 latents"):
-        plan_latents(str(tmp_path / "a/vae"), str(tmp_path / "c/images"), 10)

@@ -208,3 +208,17 @@ def write_npz(path: Path, shown: np.ndarray, **arrays: np.ndarray) -> Path:
     """As ADM's evaluator takes them: pictures uint8 [N, h, w, 3] in arr_0."""
     np.savez(path, arr_0=shown.transpose(0, 2, 3, 1), **arrays)
     return path
+
+
+def picture_rows(count: int) -> list[dict[str, Any]]:
+    """Pictures as Hugging Face's Image keeps them in parquet."""
+    tiles = [PHOTO[8 * i : 8 * i + 16, :16] for i in range(count)]
+    return [{"bytes": encoded(Image.fromarray(tile), "PNG"), "path": f"{i}.png"} for i, tile in enumerate(tiles)]
+
+
+def zipped(path: Path, files: dict[str, bytes]) -> str:
+    """A zip archive with the files; returns its path."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return str(path)
