@@ -22,6 +22,14 @@ PLACES: dict[str, Any] = {
     "teacher": {"checkpoint"},
     "eval": {"weights", "reference"},
 }
+# Config values that came after version 0.1, each with what the code did before. At this value they are not in the hash
+# of a trial, so a run that is older than the value goes on under its own trial ids.
+ADDED: dict[tuple[str, str], str] = {
+    ("model", "positions"): "fixed",
+    ("augment", "color_means"): "after",
+    ("objective", "align_view"): "paper",
+    ("eval", "null"): "paper",
+}
 
 
 class _Section(BaseModel):
@@ -214,10 +222,14 @@ class TrialConfig(_Section):
         """Stable hash of the identity, 12 hex digits.
 
         It excludes the number of steps and those of the evaluations: no step depends on them, so a trial can be
-        trained for longer later. Of the ladder it includes the sizes in use: a recipe may get more sizes.
+        trained for longer later. Of the ladder it includes the sizes in use: a recipe may get more sizes. A value that
+        is newer than version 0.1 counts where it is not what the code did before (ADDED).
         """
         values = self.identity()
         del values["train"]["steps"], values["train"]["eval_at"]
+        for (section, key), before in ADDED.items():
+            if values[section][key] == before:
+                del values[section][key]
         used = {self.model.generator, self.model.discriminator, self.train.rate_of}
         values["ladder"] = {size: row for size, row in values["ladder"].items() if size in used}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,5 +1,7 @@
 """Recipes, overrides, sweep files: what they resolve to, and what a mistake says."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 from helpers.mistakes import message
 from helpers.trials import tiny_config
 
+from gat_sweep.config import ADDED
 from gat_sweep.files.yamlfile import read_yaml
 from gat_sweep.recipe import check_key, load_recipe, recipe_names, resolve
 
@@ -51,6 +54,19 @@ def test_an_override_is_not_changed_by_the_next() -> None:
 def test_machines_are_no_part_of_what_a_trial_is() -> None:
     assert tiny_config().digest() == tiny_config(workers__count=2).digest()
     assert tiny_config().digest() != tiny_config(train__clip=2.0).digest()
+
+
+def test_values_that_came_later_leave_the_ids_of_older_runs() -> None:
+    """A run that is older than `model.positions` goes on: its trials keep the ids that they had without it."""
+    values = tiny_config().identity()
+    del values["train"]["steps"], values["train"]["eval_at"]
+    values["ladder"] = {size: row for size, row in values["ladder"].items() if size == "S"}
+    for section, key in ADDED:
+        del values[section][key]
+    older = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    assert tiny_config().digest() == older
+    for (section, key), other in zip(ADDED, ("trained", "before", "official", "official"), strict=True):
+        assert tiny_config(**{f"{section}__{key}": other}).digest() != older
 
 
 @pytest.mark.parametrize(
