@@ -4,15 +4,18 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gat_sweep.errors import UserError
+from gat_sweep.leftovers import end_leftovers, signed
 
 R = TypeVar("R")
 
@@ -62,9 +65,14 @@ def local_resources() -> Cluster:
     return Cluster(joblib.cpu_count(), torch.cuda.device_count())
 
 
+def sessions_folder() -> Path:
+    """Where Ray keeps a folder for each Ray that is started here."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()) / "ray"
+
+
 def check_socket_paths() -> None:
     """Raises UserError when TMPDIR is too long for the sockets that Ray makes below it."""
-    folder = f"{os.environ.get('RAY_TMPDIR') or os.environ.get('TMPDIR') or tempfile.gettempdir()}/ray"
+    folder = str(sessions_folder())
     path = f"{folder}/session_2026-01-01_00-00-00_000000_{2**22}/sockets/plasma_store"
     if len(os.fsencode(path)) > SOCKET_PATH:
         room = SOCKET_PATH - (len(path) - len(folder)) - len("/ray")
@@ -75,11 +83,14 @@ def check_socket_paths() -> None:
 
 
 @contextmanager
-def session(address: str | None, cpus: int | None = None, gpus: int | None = None) -> Iterator[Cluster]:
+def session(
+    address: str | None, cpus: int | None = None, gpus: int | None = None, say: Callable[[str], None] | None = None
+) -> Iterator[Cluster]:
     """Connects to Ray, without its log lines, until the end of the block.
 
     address: a running cluster ("auto", "host:port"), or None to start Ray on this machine and stop it afterwards.
     cpus, gpus: how many of this machine to use when Ray is started here (default: all).
+    say: is told of processes that a killed command had left; they are ended (default: to stderr).
     Raises UserError when the cluster cannot be joined: no answer, no token, or a wrong token.
     """
     os.environ.update(RAY_ENVIRONMENT)
@@ -96,6 +107,7 @@ def session(address: str | None, cpus: int | None = None, gpus: int | None = Non
                 raise UserError(f"cannot join the Ray cluster at {found}: {_line(error)}") from None
         else:
             check_socket_paths()
+            end_leftovers(sessions_folder(), say or partial(print, file=sys.stderr))
             here = local_resources()
             ray.init(
                 address="local",  # otherwise Ray joins a cluster that already runs here
@@ -107,22 +119,29 @@ def session(address: str | None, cpus: int | None = None, gpus: int | None = Non
             )
         try:
             there = ray.cluster_resources()
-            with nullcontext() if address else _ends_with_ray():
+            with nullcontext() if address else _ours():
                 yield Cluster(there.get("CPU", 0), there.get("GPU", 0), "sweep_driver" in there)
         finally:
             ray.shutdown()
 
 
 @contextmanager
-def _ends_with_ray(beat: float = 5.0) -> Iterator[None]:
+def _ours() -> Iterator[None]:
+    """Context of a Ray that was started here: it is signed by this process, and the context ends when Ray does."""
+    from ray._private import worker
+
+    node: Any = worker.global_worker.node
+    with signed(Path(node.get_session_dir_path())), _ends_with_ray(node):
+        yield
+
+
+@contextmanager
+def _ends_with_ray(node: Any, beat: float = 5.0) -> Iterator[None]:
     """Context that ends when the Ray that was started here does; it looks every `beat` seconds.
 
     Without its raylet, Ray's own calls wait for ever. In another thread than the main one it only waits with them.
     Raises UserError when a process of Ray has ended.
     """
-    from ray._private import worker
-
-    node: Any = worker.global_worker.node
     processes = {
         kind: process.process for kind in ("raylet", "gcs_server") for process in node.all_processes.get(kind, [])
     }
@@ -203,10 +222,7 @@ def on_every_node(function: Callable[..., R], *args: Any, timeout: float = ANSWE
 
 @contextmanager
 def _private_access() -> Iterator[None]:
-    """Access to a local Ray that only this process can use: the token is never on disk, all ports are on loopback.
-
-    One port is an exception: for a trial on several workers, torch on the first listens on all interfaces.
-    """
+    """Access to a local Ray that only this process can use: the token is never on disk, all ports are on loopback."""
     from ray._private import ray_constants
 
     lo = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
@@ -226,6 +242,11 @@ def _private_access() -> Iterator[None]:
             else:
                 os.environ[name] = value
         reread_access()
+
+
+def is_private() -> bool:
+    """Whether this process belongs to a Ray that was started for one command, on this machine alone."""
+    return os.environ.get("GLOO_SOCKET_IFNAME") == "lo"
 
 
 @contextmanager

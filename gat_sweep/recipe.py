@@ -116,6 +116,12 @@ def _checked(values: dict[str, Any]) -> TrialConfig:
         raise UserError(str(error)) from None
     if config.train.batch % config.workers.count:
         raise UserError(f"train.batch {config.train.batch} is not divisible by workers.count {config.workers.count}")
+    if config.mng.schedule == "linear" and config.mng.levels == 2:
+        # 1/2 and 1 either way: two trials would train the same networks under two names.
+        raise UserError(
+            "mng.schedule linear is exp where there are 2 levels; for a linear one give more, such as mng.levels=4 "
+            f"and ladder.{config.model.generator}.depth=4"
+        )
     return config
 
 

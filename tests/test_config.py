@@ -81,6 +81,7 @@ def test_values_that_came_later_leave_the_ids_of_older_runs() -> None:
         ({"train__base_lr": float("nan")}, ["train.base_lr"]),
         ({"train__steps": "many"}, ["train.steps", "integer"]),
         ({"mng__schedule": "cubic"}, ["mng.schedule", "'exp'"]),
+        ({"mng__schedule": "linear", "mng__levels": 2}, ["linear is exp", "mng.levels=4", "ladder.S.depth=4"]),
         ({"workers__count": 3}, ["train.batch 8", "workers.count 3"]),
     ],
 )

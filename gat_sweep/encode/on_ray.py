@@ -6,6 +6,7 @@ Functions import ray and torch, not the module, so that importing it is fast and
 import json
 import logging
 import os
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -39,9 +40,12 @@ def run_on_ray(
 
     # Ray's core logs a long line, as an error, when actors of Ray Data may be restarted.
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    notes: list[str] = []
     with ExitStack() as stack:
         with _no_stderr():
-            there = stack.enter_context(session(address, cpus, gpus))
+            there = stack.enter_context(session(address, cpus, gpus, notes.append))
+        for note in notes:
+            print(note, file=sys.stderr)
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)

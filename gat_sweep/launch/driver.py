@@ -7,7 +7,9 @@ end of a trial comes back through Ray, so results are recorded even if the recei
 
 import re
 import signal
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from gat_sweep.cluster import MAX_DRIVERS, Cluster
+from gat_sweep.cluster import MAX_DRIVERS, Cluster, is_private
 from gat_sweep.config import Workers
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.errors import UserError
@@ -177,14 +179,39 @@ def _trainer(work: Callable[[dict[str, Any]], None], pack: list[Trial], name: st
 
 
 def _torch_config() -> Any:
-    """Ray's TorchConfig, with workers that record SIGTERM; Ray's handler would end them before they save."""
-    from ray.train.torch import TorchConfig
-    from ray.train.torch.config import _TorchBackend
+    """Ray's TorchConfig, with two changes.
 
-    class MindfulBackend(_TorchBackend):
+    Workers record SIGTERM; Ray's handler would end them before they save. Workers of a Ray that is private to this
+    machine meet in a file: torch's own store listens on all interfaces and has no option for less.
+    """
+    import ray
+    from ray.train.torch import TorchConfig
+    from ray.train.torch import config as ray_torch
+
+    class MindfulBackend(ray_torch._TorchBackend):
         def on_start(self, worker_group: Any, backend_config: Any) -> None:
             worker_group.execute(_mind_sigterm)
-            super().on_start(worker_group, backend_config)
+            world = len(worker_group)
+            if world == 1:  # it has nobody to meet
+                return
+            if not is_private():
+                super().on_start(worker_group, backend_config)
+                return
+            worker_group.execute(ray_torch._set_torch_distributed_env_vars)
+            gpus = worker_group.get_resources_per_worker().get("GPU", 0)
+            meeting = {
+                "backend": "nccl" if gpus else "gloo",
+                "init_method": f"file://{tempfile.gettempdir()}/gat-sweep-{uuid.uuid4().hex}",  # torch removes it
+                "world_size": world,
+                "timeout_s": backend_config.timeout_s,
+            }
+            joined = [
+                worker_group.execute_single_async(
+                    rank, ray_torch._setup_torch_process_group, world_rank=rank, **meeting
+                )
+                for rank in range(world)
+            ]
+            ray.get(joined)
 
     class MindfulConfig(TorchConfig):
         @property

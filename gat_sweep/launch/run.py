@@ -90,7 +90,7 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
         launch = _Launched(run, trials, todo, meters, budget)
 
         def work() -> None:
-            with session(None) if how.address is None else nullcontext(there) as here:
+            with session(None, say=say) if how.address is None else nullcontext(there) as here:
                 prepare.measure_references(todo, datasets, how.address, say)
 
                 def drive(stage: list[Trial]) -> None:

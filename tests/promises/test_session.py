@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import yaml
 
 from gat_sweep import cluster
 from gat_sweep.errors import UserError
+from gat_sweep.leftovers import holds_open
 
 AWS = Path(__file__).parents[2] / "cluster.yaml"
 Figures = Callable[..., None]
@@ -74,6 +76,8 @@ def test_a_cluster_that_cannot_be_reached_is_named_in_time(token_file: Path, mon
 
 
 # ---------------------------------------------------------------- with Ray
+
+LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
 OWN_RAY = """
 import json, os, psutil
@@ -164,12 +168,56 @@ def test_a_ray_of_our_own_is_closed_to_others(tmp_path: Path, figures: Figures) 
     assert result["raises"] == {"127.0.0.1": "ValueError: of two lines"}
     assert result["sleeps"] == {"127.0.0.1": "no answer within 1 s"}
     assert {"gcs_server", "raylet"} <= {name for name, _ in result["sockets"]}
-    loopback = [ip for _, ip in result["sockets"] if ip in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]
+    loopback = [ip for _, ip in result["sockets"] if ip in LOOPBACK]
     assert len(loopback) == len(result["sockets"]), result["sockets"]
     assert result["files"] > 5 and result["token on disk"] == [] and not (tmp_path / ".ray").exists()
     assert "does not accept this token" in result["wrong token"]
     assert result["left in the environment"] == []
     figures(sockets=len(result["sockets"]), on_loopback=len(loopback), wrong_tokens_tried=1, refused=1)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.reliability
+def test_two_workers_of_a_trial_listen_on_loopback_only(tmp_path: Path, figures: Figures) -> None:
+    """While a trial trains on two workers of a Ray started here, none of its processes listens beyond loopback, and
+    each of them would be found as left over, had the command been killed."""
+    temporary = tempfile.mkdtemp(prefix="ray")  # short: paths of sockets have at most 107 characters
+    command = [
+        sys.executable,
+        "-m",
+        "gat_sweep.cli",
+        "run",
+        "one",
+        "--recipe",
+        "digits",
+        "--home",
+        str(tmp_path / "home"),
+    ]
+    for value in ("workers.count=2", "workers.cpus=0.5", "train.steps=40", "eval.samples=64"):
+        command += ["--set", value]
+    names: dict[int, str] = {}
+    found: set[int] = set()
+    sockets: set[tuple[int, str, int]] = set()  # process, address, port
+    with subprocess.Popen(command, env=environment(tmp_path, TMPDIR=temporary), stdout=subprocess.DEVNULL) as run:
+        while run.poll() is None:
+            for process in psutil.Process(run.pid).children(recursive=True):
+                with suppress(psutil.Error):
+                    if "/ray/" not in (name := " ".join(process.cmdline())) and "ray::" not in name:
+                        continue
+                    names[process.pid] = f"{names.get(process.pid, '')} {name.split()[0]}"  # Ray renames it
+                    listening = [each.laddr for each in process.net_connections() if each.status == "LISTEN"]
+                    sockets.update((process.pid, address.ip, address.port) for address in listening)
+                    if any(holds_open(process, session) for session in Path(temporary, "ray").glob("session_2*")):
+                        found.add(process.pid)
+            time.sleep(0.5)
+    shutil.rmtree(temporary)
+    assert run.returncode == 0
+    workers = {pid for pid, name in names.items() if "RayTrainWorker" in name}
+    assert len(workers) >= 2, names
+    assert not [socket_ for socket_ in sockets if socket_[1] not in LOOPBACK]
+    assert not [names[pid] for pid in names.keys() - found]
+    figures(processes=len(names), sockets=len(sockets), on_loopback=len(sockets))
 
 
 ON_A_CLUSTER = """
