@@ -528,34 +528,29 @@ def stage_precompile(kit: Kit, found: Found, size: str) -> None:
     found["line"] = f"{size}: {found['seconds']} s"
 
 
+REFERENCES = ("official_step", "official_iteration")
+
+
 def stage_parity(kit: Kit, found: Found) -> None:
-    """The reference file of the released code, on the device. The product's `parity` knows the CPU alone."""
+    """The two reference files of the released code, on the device."""
     from dataclasses import asdict
     from functools import partial
 
     import torch
 
-    from gat_sweep.gat.mng import make_perturb
-    from gat_sweep.pretrained import parity
+    from gat_sweep.pretrained.parity import LIMITS, check_parity
 
     device = torch_device(kit)
-    path = ROOT / "tests" / "data" / "official_step.safetensors"
-    tensors, config, extra = parity._read(path)
-    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-    parity.make_perturb = partial(make_perturb, device=device)  # type: ignore[attr-defined]
 
-    def compare(tf32: bool) -> dict[str, Any]:
-        torch.backends.cudnn.allow_tf32 = tf32
-        with device:
-            result = parity._compare(moved, config, extra)
+    def compare(name: str) -> dict[str, Any]:
+        result = check_parity(ROOT / "tests" / "data" / f"{name}.safetensors", device)
         return {**asdict(result), "passed": result.passed}
 
-    as_it_is = torch.backends.cudnn.allow_tf32
-    found.attempt("as torch starts (cudnn TF32 %s)" % ("on" if as_it_is else "off"), lambda: compare(as_it_is))
-    exact = found.attempt("without TF32", lambda: compare(False))
-    found["limits"] = parity.LIMITS
-    passed = [bool(v.get("passed")) for k, v in found.values.items() if isinstance(v, dict) and k != "limits"]
-    found["line"] = f"passed: as torch starts {passed[0]}, without TF32 {passed[1]}; {exact}"
+    found["tf32 of cudnn and products"] = [torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32]
+    for name in REFERENCES:
+        found.attempt(name, partial(compare, name))
+    found["limits"] = LIMITS
+    found["line"] = f"passed: {[found.values[name].get('passed') for name in REFERENCES]}"
 
 
 def stage_precision(kit: Kit, found: Found) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import secrets
 import signal
 import sys
@@ -23,6 +24,7 @@ R = TypeVar("R")
 RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a traceback each; the driver says them in a line (launch/driver.py)
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # we handle Ctrl-C, to stop the workers at once, not two steps later
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -97,6 +99,7 @@ def session(
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    ray._private.worker.print_to_stdstream = _print_short
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     with _cluster_access() if address else _private_access():
         if address:
@@ -308,6 +311,13 @@ def _greet(address: str) -> str:
                 ) from None
             raise UserError(f"no Ray cluster answers at {found}: {_line(error.details())}") from None
     return found
+
+
+def _print_short(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+    """Prints a message of Ray's own processes as its first sentence; the rest is general advice, a thousand letters."""
+    text = " ".join(" ".join(data["lines"]).split())
+    process = re.search(r"Worker PID: (\d+)", text)
+    print(f"Ray: {text.partition('. ')[0]}" + (f" (pid {process[1]})" if process else ""), file=sys.stderr)
 
 
 def _line(error: object) -> str:

@@ -8,6 +8,7 @@ import click
 from gat_sweep.commands.options import (
     Finite,
     better_option,
+    command,
     folder_option,
     home_option,
     json_option,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
 
 
-@click.command()
+@command()
 @click.argument("source")
 @click.option(
     "--budget",

@@ -8,6 +8,7 @@ import click
 from analysis.catalogue import ANALYSES
 from gat_sweep.commands.options import (
     better_option,
+    command,
     folder_option,
     home_option,
     json_option,
@@ -36,13 +37,13 @@ EXAMPLES = {
 def _command(name: str) -> click.Command:
     text = HELP.format(about=ANALYSES[name].about, name=name, example=EXAMPLES[name])
 
-    @click.command(name, help=text)
+    @command(name, help=text)
     @click.argument("source")
     @metric_option
     @home_option
     @folder_option
     @json_option
-    def command(source: str, metric: str, home: "Place", out: Path | None, as_json: bool, **options: Any) -> None:
+    def analysis(source: str, metric: str, home: "Place", out: Path | None, as_json: bool, **options: Any) -> None:
         from gat_sweep.results.study import log_to_mlflow, open_study, run_analysis
 
         study = open_study(source, home, out, metric)
@@ -50,7 +51,7 @@ def _command(name: str) -> click.Command:
         warning = log_to_mlflow(study, files)
         print_report(report, text + (f"\n{warning}" if warning else ""), files, as_json)
 
-    return command
+    return analysis
 
 
 _commands = {name: _command(name) for name in ANALYSES if name != "allocate"}

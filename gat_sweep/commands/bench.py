@@ -9,6 +9,7 @@ from rich.table import Table
 
 from gat_sweep.commands.options import (
     both_networks,
+    command,
     config_options,
     device_option,
     json_option,
@@ -47,7 +48,7 @@ def bench_table(result: dict[str, Any], console: Console) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-@click.command()
+@command()
 @click.option("--size", "sizes", multiple=True, help="Size of both networks; repeat for several.")
 @click.option("--batch", type=int, default=None, help="Images per step; default: the recipe's.")
 @click.option("--iterations", type=click.IntRange(min=3), default=10, show_default=True, help="Timed pairs of steps.")

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from gat_sweep.commands.options import (
     DEFAULT_RECIPE,
+    command,
     console,
     folder_option,
     home_option,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
 
 
-@click.command()
+@command()
 @click.argument("sources", nargs=-1)
 @home_option
 @folder_option

@@ -7,6 +7,7 @@ import click
 from rich.table import Table
 
 from gat_sweep.commands.options import (
+    command,
     config_options,
     console,
     device_option,
@@ -44,7 +45,7 @@ def coord_table(result: dict[str, Any]) -> Table:
     return table
 
 
-@click.command("coord-check")
+@command("coord-check")
 @click.option("--widths", default="", help="Widths with commas; default: 1, 2, 4, 8 and 16 of the recipe's heads.")
 @click.option("--seeds", default="0,1,2", show_default=True, help="Seeds with commas; the interval is over them.")
 @click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Training steps measured.")

@@ -9,6 +9,7 @@ import click
 from gat_sweep.commands.options import (
     DEFAULT_RECIPE,
     Finite,
+    command,
     device_option,
     folder_option,
     home_option,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
 
 
-@click.command()
+@command()
 @click.argument("source", required=False)
 @click.option(
     "--goal", required=True, metavar="GOAL", help="exponent, predict:SIZE, allocate or rates: what is to be found out."

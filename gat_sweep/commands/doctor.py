@@ -3,11 +3,11 @@
 import sys
 from typing import TYPE_CHECKING
 
-import click
 from rich.table import Table
 
 from gat_sweep.commands.options import (
     address_option,
+    command,
     console,
     home_option,
     json_option,
@@ -30,7 +30,7 @@ def findings_table(findings: "list[Finding]") -> Table:
     return table
 
 
-@click.command()
+@command()
 @sweep_options
 @home_option
 @address_option

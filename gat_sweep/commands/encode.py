@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from gat_sweep.commands.options import address_option, console
+from gat_sweep.commands.options import address_option, command, console
 
 
-@click.command()
+@command()
 @click.option(
     "--images",
     help="Pictures: a folder or zip of class folders, CIFAR's folder, or parquet (a file, a folder, a glob).",

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from gat_sweep.commands.options import (
     DEFAULT_RECIPE,
+    command,
     console,
     device_option,
     home_option,
@@ -38,7 +39,7 @@ def evaluation_table(evaluation: "Evaluation") -> Table:
     return table
 
 
-@click.command()
+@command()
 @click.argument("target", required=False)
 @click.option("--reconstruction", is_flag=True, help="Measure real pictures, encoded and decoded, instead of a TARGET.")
 @click.option(

@@ -2,10 +2,10 @@
 
 import click
 
-from gat_sweep.commands.options import parse_settings, settings_option
+from gat_sweep.commands.options import command, parse_settings, settings_option
 
 
-@click.command()
+@command()
 @click.argument("checkpoint")
 @click.argument("out")
 @settings_option

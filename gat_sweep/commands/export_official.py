@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from gat_sweep.commands.options import parse_settings, say, settings_option
+from gat_sweep.commands.options import command, parse_settings, say, settings_option
 
 
-@click.command("export-official")
+@command("export-official")
 @click.argument("source")
 @click.argument("file", type=click.Path(path_type=Path))
 @settings_option

@@ -8,6 +8,7 @@ import click
 from rich.table import Table
 
 from gat_sweep.commands.options import (
+    command,
     console,
     floor_option,
     folder_option,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
 
 
-@click.command("fit-law")
+@command("fit-law")
 @click.argument("source", required=False)
 @metric_option
 @click.option("--paper", is_flag=True, help="Fit the paper's own Table 3 with our FLOPs.")

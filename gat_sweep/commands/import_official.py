@@ -4,10 +4,10 @@ from pathlib import Path
 
 import click
 
-from gat_sweep.commands.options import say
+from gat_sweep.commands.options import command, say
 
 
-@click.command("import-official")
+@command("import-official")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("out")
 @click.option("--tokenizer", help="The VAE of the latents, which the file does not name; `sample` needs it.")

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gat_sweep.commands.options import (
+    command,
     console,
     device_option,
     json_option,
@@ -44,7 +45,7 @@ def inspection_table(result: dict[str, Any]) -> Table:
     return table
 
 
-@click.command()
+@command()
 @click.argument("checkpoint")
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder for the results; default: <run>/inspect/..."

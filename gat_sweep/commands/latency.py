@@ -9,6 +9,7 @@ from rich.table import Table
 
 from gat_sweep.commands.options import (
     both_networks,
+    command,
     config_options,
     device_option,
     json_option,
@@ -41,7 +42,7 @@ def latency_table(result: dict[str, Any], console: Console) -> None:
     console.print(line, highlight=False, soft_wrap=True)
 
 
-@click.command()
+@command()
 @click.option("--size", "sizes", multiple=True, help="Size of the generator; repeat for several.")
 @click.option(
     "--images", type=click.IntRange(min=1), default=64, show_default=True, help="Images to generate; Table 6 uses 64."

@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gat_sweep.commands.options import (
-    home_option,
-    json_option,
-)
+from gat_sweep.commands.options import command, home_option, json_option
 
 if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
@@ -25,7 +22,7 @@ def log_line(record: dict[str, Any]) -> str:
     return f"{moment}  {record['trial']}  step {record['step']}  {shown}"
 
 
-@click.command()
+@command()
 @click.argument("name")
 @click.argument("trials", nargs=-1)
 @click.option(

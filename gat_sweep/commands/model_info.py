@@ -2,16 +2,10 @@
 
 import click
 
-from gat_sweep.commands.options import (
-    both_networks,
-    config_options,
-    json_option,
-    make_config,
-    print_json,
-)
+from gat_sweep.commands.options import both_networks, command, config_options, json_option, make_config, print_json
 
 
-@click.command("model-info")
+@command("model-info")
 @click.option("--size", help="Size of both networks; default: the recipe's.")
 @click.option("--patch", type=int, help="Patch size; default: the recipe's.")
 @config_options

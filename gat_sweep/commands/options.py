@@ -35,6 +35,23 @@ class Finite(click.FloatRange):
         return number
 
 
+class OneOfEach(click.Command):
+    """A command that refuses a second value of an option; click would take the last."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for option in order:
+            once = isinstance(option, click.Option) and not option.multiple and not option.is_flag
+            if once and order.count(option) > 1:
+                raise click.UsageError(f"{option.opts[0]} is given {order.count(option)} times; keep one", ctx)
+        return super().parse_args(ctx, args)
+
+
+def command(name: str | None = None, **attributes: Any) -> Callable[..., OneOfEach]:
+    """The decorator of every command, as click.command."""
+    return click.command(name, cls=OneOfEach, **attributes)
+
+
 def _home(context: click.Context, option: click.Parameter, text: str) -> "Place":
     from gat_sweep.files.storage import place
 
@@ -157,6 +174,8 @@ def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
         if not equals:
             raise UserError(f"--set {without_credentials(setting)}: expected KEY=VALUE, such as train.steps=200")
         check_key(key)
+        if key in values:
+            raise UserError(f"--set {key} is given twice; keep one")
         values[key] = parse_scalar(text)
     return values
 

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import click
 
-from gat_sweep.commands.options import (
-    json_option,
-    print_json,
-)
+from gat_sweep.commands.options import command, device_option, json_option, print_json
 
 
-@click.command()
+@command()
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@device_option
 @json_option
-def parity(file: Path, as_json: bool) -> None:
+def parity(file: Path, device: str | None, as_json: bool) -> None:
     """Compare losses and gradients with the released code's.
 
     FILE is a reference file with its outputs, losses and gradients. Exit code 1 when they differ by more than the
@@ -26,8 +24,9 @@ def parity(file: Path, as_json: bool) -> None:
       gat-sweep parity tests/data/official_step.safetensors
     """
     from gat_sweep.pretrained.parity import LIMITS, check_parity
+    from gat_sweep.train.device import chosen_device
 
-    result = check_parity(file)
+    result = check_parity(file, chosen_device(device))
     if as_json:
         print_json(asdict(result))
     else:

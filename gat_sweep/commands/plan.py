@@ -7,6 +7,7 @@ from rich.table import Table
 
 from gat_sweep.commands.options import (
     Finite,
+    command,
     console,
     device_option,
     json_option,
@@ -85,7 +86,7 @@ def plan_table(plan: dict[str, Any]) -> Table:
     return table
 
 
-@click.command()
+@command()
 @sweep_options
 @click.option("--calibrate", is_flag=True, help="Estimate hours from a few steps and samples timed here.")
 @device_option

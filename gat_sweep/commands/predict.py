@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gat_sweep.commands.options import Finite, floor_option, home_option, json_option, print_json
+from gat_sweep.commands.options import Finite, command, floor_option, home_option, json_option, print_json
 from gat_sweep.errors import UserError
 
 if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
 
 
-@click.command()
+@command()
 @click.argument("run")
 @click.option("--for", "size", help="A size that has not begun, such as XL.")
 @click.option("--budget", type=Finite(0, min_open=True), help="A compute in GFLOPs, for the best run at it.")

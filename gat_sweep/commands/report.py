@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gat_sweep.commands.options import floor_option, folder_option, home_option, say
+from gat_sweep.commands.options import command, floor_option, folder_option, home_option, say
 
 if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
 
 
-@click.command()
+@command()
 @click.argument("run")
 @floor_option
 @home_option

@@ -8,6 +8,7 @@ import click
 from gat_sweep.commands.options import (
     Finite,
     address_option,
+    command,
     console,
     home_option,
     make_sweep,
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
 
 
-@click.command()
+@command()
 @sweep_options
 @home_option
 @click.option("--name", help="Name of the run; default: <sweep>-<recipe>.")

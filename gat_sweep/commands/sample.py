@@ -6,6 +6,7 @@ import click
 
 from gat_sweep.commands.options import (
     Finite,
+    command,
     device_option,
     json_option,
     parse_settings,
@@ -18,7 +19,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.gat.spec import NullStyle
 
 
-@click.command()
+@command()
 @click.argument("source")
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="New folder for the files."

@@ -5,12 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from gat_sweep.commands.options import (
-    console,
-    home_option,
-    json_option,
-    print_json,
-)
+from gat_sweep.commands.options import command, console, home_option, json_option, print_json
 from gat_sweep.text import duration, human
 
 AHEAD = 5.0  # seconds that two clocks may differ by
@@ -52,7 +47,7 @@ def status_table(status: dict[str, Any]) -> Table:
     return table
 
 
-@click.command()
+@command()
 @click.argument("name", required=False)
 @home_option
 @json_option

@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gat_sweep.commands.options import home_option, json_option, print_json
+from gat_sweep.commands.options import command, home_option, json_option, print_json
 
 if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
 
 
-@click.command()
+@command()
 @click.argument("name")
 @click.argument("trials", nargs=-1)
 @home_option

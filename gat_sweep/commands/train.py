@@ -5,19 +5,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gat_sweep.commands.options import (
-    config_options,
-    console,
-    device_option,
-    home_option,
-    make_config,
-)
+from gat_sweep.commands.options import command, config_options, console, device_option, home_option, make_config
 
 if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
 
 
-@click.command()
+@command()
 @config_options
 @home_option
 @click.option("--name", default="train", show_default=True, help="Name of the run.")

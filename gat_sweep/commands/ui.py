@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gat_sweep.commands.options import home_option
+from gat_sweep.commands.options import command, home_option
 
 if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
 
 
-@click.command()
+@command()
 @home_option
 @click.option("--port", default=5000, show_default=True, help="Port on loopback.")
 def ui(home: "Place", port: int) -> None:

@@ -58,7 +58,7 @@ def run_sweep(trials: list[Trial], there: Cluster) -> None:
             name="tune",
             storage_path=_scratch(trials[0]),
             verbose=0,
-            callbacks=[_silent_progress()],
+            callbacks=[_own_words()],
             failure_config=tune.FailureConfig(max_failures=DRIVER_RESTARTS),
         ),
     )
@@ -100,6 +100,7 @@ def stopping_on_sigterm(trials: list[Trial]) -> Iterator[None]:
 
 def _drive_pack(config: dict[str, Any]) -> None:
     """Runs in a Tune trial: starts one Ray Train run after the other, until every trial of the pack has ended."""
+    from ray.exceptions import ActorDiedError
     from ray.train import TrainingFailedError
 
     left: list[Trial] = config["pack"]
@@ -117,7 +118,7 @@ def _drive_pack(config: dict[str, Any]) -> None:
             # checkpoints, so every attempt gets a new name.
             _trainer(_train_pack, left, f"{trial.id}-{time.time_ns()}").fit()
             return
-        except TrainingFailedError as error:
+        except (TrainingFailedError, ActorDiedError) as error:  # the workers, or Ray Train's controller
             if _asked_to_stop(trial) or trial.at_goal():
                 continue
             further = saved_step(trial.folder / "checkpoints") > before
@@ -243,16 +244,31 @@ class Preempted(Exception):
     """The trial is saved, and its workers must end."""
 
 
-def _silent_progress() -> Any:
-    """A progress callback that prints nothing. Without one Tune adds its own, which would print over our live table."""
+def _own_words() -> Any:
+    """A callback of Tune that says in the journals when the driver of a pack dies, and prints nothing.
+
+    Without a progress callback Tune adds its own, which would print over our live table.
+    """
     from ray.tune.progress_reporter import TrialProgressCallback
 
-    class Silent(TrialProgressCallback):
+    def say(pack: Any, what: str) -> None:
+        error = pack.get_pickled_error()
+        reason = _reason(error) if error else "no reason was left"
+        for trial in pack.config["pack"]:
+            if not trial.at_goal():
+                leave_note(trial, f"{what}: {reason}")
+
+    class OwnWords(TrialProgressCallback):
         def on_trial_result(self, *args: Any, **kwargs: Any) -> None: ...
-        def on_trial_error(self, *args: Any, **kwargs: Any) -> None: ...
         def on_trial_complete(self, *args: Any, **kwargs: Any) -> None: ...
 
-    return Silent()
+        def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **kwargs: Any) -> None:
+            say(trial, "its driver is started again after")
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **kwargs: Any) -> None:
+            say(trial, f"its driver ended {DRIVER_RESTARTS + 1} times, the last time after")
+
+    return OwnWords()
 
 
 def _train_pack(config: dict[str, Any]) -> None:

@@ -49,15 +49,17 @@ class Parity:
         return all(value <= LIMITS[name] for name, value in asdict(self).items())
 
 
-def check_parity(path: Path) -> Parity:
+def check_parity(path: Path, device: torch.device) -> Parity:
     """Runs our networks and losses, or the engine, with the weights, inputs and random numbers of a reference file.
 
+    On CUDA with the products' precision that torch is set to; its default is float32.
     Raises UserError when the file cannot be read or does not have the layout of a reference.
     """
     tensors, config, extra = _read(path)
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     try:
         compare = _compare_iteration if "after.w_avg" in tensors else _compare_step
-        return compare(tensors, config, extra)
+        return compare(tensors, config, extra, device)
     except KeyError as error:
         raise UserError(f"{path}: the reference lacks {error}; see docs/parity.md for the layout") from None
 
@@ -76,7 +78,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, int], dict[str, int]
     return tensors, json.loads(metadata["config"]), json.loads(metadata["d_extra"])
 
 
-def _compare_step(ref: dict[str, Tensor], config: dict[str, int], extra: dict[str, int]) -> Parity:
+def _compare_step(
+    ref: dict[str, Tensor], config: dict[str, int], extra: dict[str, int], device: torch.device
+) -> Parity:
     shared: dict[str, Any] = {
         "width": config["hidden_size"],
         "depth": config["depth"],
@@ -87,7 +91,7 @@ def _compare_step(ref: dict[str, Tensor], config: dict[str, int], extra: dict[st
         "classes": config["num_classes"],
         "levels": ref["G.levels"].shape[0],
     }
-    generator = Generator(GeneratorSpec(**shared, z_dim=ref["z"].shape[1]))
+    generator = Generator(GeneratorSpec(**shared, z_dim=ref["z"].shape[1])).to(device)
     discriminator = Discriminator(
         DiscriminatorSpec(
             **shared,
@@ -95,7 +99,7 @@ def _compare_step(ref: dict[str, Tensor], config: dict[str, int], extra: dict[st
             projector_width=extra["projector_dim"],
             teacher_width=extra["teacher_dim"],
         )
-    )
+    ).to(device)
     _load(generator, ref, "G.param.", OFFICIAL_NAMES_G)
     _load(discriminator, ref, "D.param.", OFFICIAL_NAMES_D)
     z, y, real = ref["z"], ref["y"], ref["real"]
@@ -117,7 +121,7 @@ def _compare_step(ref: dict[str, Tensor], config: dict[str, int], extra: dict[st
     ]
     max_abs_output = max((ours - theirs).abs().max().item() for ours, theirs in outputs)
 
-    perturb = make_perturb("exp", shared["levels"], "official")
+    perturb = make_perturb("exp", shared["levels"], "official", device)
 
     def same(x: Tensor, _: object) -> Tensor:
         return x
@@ -208,9 +212,11 @@ def _augment_draws(ref: dict[str, Tensor], step: str, config: TrialConfig) -> Au
     )
 
 
-def _compare_iteration(ref: dict[str, Tensor], config: dict[str, int], extra: dict[str, int]) -> Parity:
+def _compare_iteration(
+    ref: dict[str, Tensor], config: dict[str, int], extra: dict[str, int], device: torch.device
+) -> Parity:
     trial = _iteration_config(config, extra, len(ref["z"]))
-    engine = Engine(trial, torch.device("cpu"))
+    engine = Engine(trial, device)
     generator, discriminator = engine.generator, engine.discriminator
     _load(generator, ref, "G.param.", OFFICIAL_NAMES_G)
     _load(discriminator, ref, "D.param.", OFFICIAL_NAMES_D)
@@ -226,7 +232,9 @@ def _compare_iteration(ref: dict[str, Tensor], config: dict[str, int], extra: di
 
     draws_d, draws_g = draws("D_step"), draws("G_step")
     assert draws_d.augment is not None
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    mean, std = (
+        torch.tensor(value, device=device).view(3, 1, 1) for value in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )
     teacher = Teacher(
         _Teacher(ref["teacher.weight"]), extra["teacher_dim"], 1, mean, std, 4, trial.objective.align_view
     )

@@ -23,6 +23,8 @@ BAD = [
     (["plan", WIDTHS, "--recipe", "digit"], "did you mean 'digits'"),
     (["plan", WIDTHS, "--set", "train.step=3"], "did you mean 'train.steps'"),
     (["plan", WIDTHS, "--set", "train.steps"], "KEY=VALUE"),
+    (["plan", WIDTHS, "--recipe", "digits", "--recipe", "mnist"], "--recipe is given 2 times; keep one"),
+    (["plan", WIDTHS, "--set", "train.steps=1", "--set", "train.steps=2"], "--set train.steps is given twice"),
     (["plan", "nowhere.yaml"], "nowhere.yaml"),
     (["plan", WIDTHS, "--preset", "offical"], "official"),
     (["plan", WIDTHS, "--recipe", "digits", "--set", "data.side=9"], "patch 2 does not divide"),
