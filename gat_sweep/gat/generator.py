@@ -19,6 +19,7 @@ from gat_sweep.gat.spec import GeneratorSpec, NullStyle
 
 MODULATION_GAIN = 0.1  # "all scaling parameters produced from style codes" start small (A.1)
 STYLE_MEAN_DECAY = 0.995
+NULL_BLOCK = 64  # classes whose styles are computed at once for guidance
 
 
 def scaled_norm(x_BTD: Tensor, scale_BD: Tensor) -> Tensor:
@@ -112,8 +113,10 @@ class Generator(nn.Module):
             code_BZ = second_moment_norm(z_BZ[..., None])[..., 0]
             class_CZ = second_moment_norm(self.class_embedding.weight.T).T
         total = torch.zeros(len(z_BZ), self.style_mean.shape[1], device=z_BZ.device)
-        for class_Z in class_CZ:  # one class at a time: B x 1000 styles would not fit in memory
-            total += self.mapping(torch.cat([class_Z.expand_as(code_BZ), code_BZ], dim=-1))
+        for block_CZ in class_CZ.split(NULL_BLOCK):  # B x 1,000 styles at once would not fit in memory
+            shape = (len(block_CZ), *code_BZ.shape)
+            pairs = torch.cat([block_CZ[:, None].expand(shape), code_BZ.expand(shape)], dim=-1)
+            total += self.mapping(pairs).sum(dim=0)
         return total / self.spec.classes
 
     def synthesize(self, w_BD: Tensor) -> Tensor:
