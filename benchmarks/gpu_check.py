@@ -276,6 +276,7 @@ def trial_config(kit: Kit, size: str, **changed: Any) -> Any:
         "model.discriminator": size,
         "workers.count": 1,
         "workers.cuda_graph": False,
+        "workers.compile": False,
         "train.batch": kit.batch,
         **(TINY if kit.rehearse else {}),
     }

@@ -162,7 +162,8 @@ class Workers(_Section):
     save_minutes: float = Field(15, gt=0)  # between checkpoints; each evaluation also writes one before it starts
     hang_minutes: float = Field(10, gt=0)  # a trial without progress for this time names its worker and restarts
     memory_gib: float | None = Field(None, gt=0)  # memory of a worker for training (default: that of its device)
-    compile: bool = False  # torch.compile the blocks: about a minute once, then faster steps; needs a C++ compiler
+    # torch.compile the blocks: a minute or two once, then faster steps; needs a C++ compiler. Default: on CUDA.
+    compile: bool | None = None
     cuda_graph: bool = True  # replay the iteration as one CUDA graph: same numbers; on CUDA with one worker per trial
 
 

@@ -109,7 +109,7 @@ def compare(config: TrialConfig, device: torch.device, iterations: int, say: Cal
         "batch": size,
         "chunk": engine.memory.chunk,
         "precision": precision,
-        "compiled": config.workers.compile,
+        "compiled": engine.compiled,
         "ceiling_flops_per_second": ceiling,
         "loss_difference": difference,
         **{name: _report(seconds[name], counts[name], size, ceiling, peaks[name]) for name in steps},

@@ -12,7 +12,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluator import CHUNK
 from gat_sweep.plan import Rate
 from gat_sweep.speed.clock import make_batch, timed
-from gat_sweep.train.engine import Engine
+from gat_sweep.train.engine import Engine, compiles
 from gat_sweep.vision.extractors import make_extractor
 
 WARMUP, STEPS = 2, 5
@@ -36,7 +36,8 @@ def calibrate(configs: list[TrialConfig], device: torch.device, say: Callable[[s
             config.augment,
             bool(objective.gp_weight),
         )
-        key = repr((*shape, t.batch // w.count, t.precision, w.compile, w.memory_gib, w.cpus, config.eval, config.data))
+        on = (compiles(config, device), w.memory_gib, w.cpus)
+        key = repr((*shape, t.batch // w.count, t.precision, *on, config.eval, config.data))
         if key not in known:
             sizes = f"G {config.model.generator}, D {config.model.discriminator}, p={config.model.patch}"
             say(f"timing {sizes}, {t.batch // w.count} images per worker")

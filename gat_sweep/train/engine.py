@@ -33,7 +33,7 @@ class Engine:
     """Networks and optimizers of a trial on one device.
 
     world: number of processes that share a batch; above one, gradients are averaged over the process group.
-    Raises UserError when the trial does not fit the device's memory, or workers.compile finds no compiler.
+    Raises UserError when the trial does not fit the device's memory, or it is to be compiled and there is no compiler.
     """
 
     def __init__(self, config: TrialConfig, device: torch.device, world: int = 1):
@@ -60,7 +60,8 @@ class Engine:
             options: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
             self._call_g = DistributedDataParallel(self.generator, **options)
             self._call_d = DistributedDataParallel(self.discriminator, **options)
-        if config.workers.compile:
+        self.compiled = compiles(config, device)
+        if self.compiled:
             _compile_blocks(self.generator, self.discriminator)
         self._graph: IterationGraph | None = None
         if config.workers.cuda_graph and device.type == "cuda" and world == 1:
@@ -185,13 +186,20 @@ def draw(config: TrialConfig, batch: int, random: torch.Generator, penalty: bool
     return Draws(mng=mng, penalty=penalty_noise, augment=draws)
 
 
+def compiles(config: TrialConfig, device: torch.device) -> bool:
+    """Whether a trial compiles its blocks on a device: as workers.compile says, by default on CUDA."""
+    asked = config.workers.compile
+    return device.type == "cuda" if asked is None else asked
+
+
 def check_worker(config: TrialConfig, device: torch.device, batch: int) -> Memory:
     """Memory plan of `batch` images on this worker.
 
-    Raises UserError when they do not fit, or workers.compile finds no compiler.
+    Raises UserError when they do not fit, or the trial is to be compiled and there is no compiler.
     """
+    # Inductor builds C++ on a CPU; on CUDA, Triton builds the part that launches a kernel.
     has_compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if config.workers.compile and device.type == "cpu" and not has_compiler:
+    if compiles(config, device) and not has_compiler:
         raise UserError("workers.compile needs a C++ compiler; install g++ or set workers.compile=false")
     return worker_memory(config, device, batch)
 

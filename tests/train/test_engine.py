@@ -25,7 +25,7 @@ from gat_sweep.recipe import resolve
 from gat_sweep.speed.clock import make_batch
 from gat_sweep.speed.straightforward import Straightforward
 from gat_sweep.train.batch import Batch
-from gat_sweep.train.engine import Engine, worker_memory
+from gat_sweep.train.engine import Engine, check_worker, compiles, worker_memory
 
 CPU = torch.device("cpu")
 TEACHER = {"teacher__name": "a", "teacher__width": 24, "objective__align_weight": 1.0}
@@ -260,3 +260,17 @@ def test_compiled_blocks_give_the_same_losses() -> None:
             assert torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5), name
     versions = [len(_debug_get_cache_entry_list(b.forward.__code__)) for b in (GeneratorBlock, DiscriminatorBlock)]
     assert versions[0] <= 2 and versions[1] <= 7, versions  # each is compiled at every start
+
+
+def test_blocks_are_compiled_by_default_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    config = resolve(recipe("imagenet256"), {"workers.memory_gib": 80})
+    assert compiles(config, cuda) and not compiles(config, cpu)
+    for asked in (False, True):
+        explicit = resolve(recipe("imagenet256"), {"workers.compile": asked})
+        assert compiles(explicit, cuda) == compiles(explicit, cpu) == asked
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    with pytest.raises(UserError, match=r"install g\+\+ or set workers.compile=false"):
+        check_worker(config, cuda, 8)
+    check_worker(config, cpu, 8)
