@@ -123,6 +123,10 @@ def check_teacher(config: TrialConfig, dataset: Dataset) -> None:
 
 
 def dataset_decoder(config: TrialConfig, dataset: Dataset, device: torch.device | str = "cpu") -> Tokenizer:
-    """The tokenizer that a data set was encoded with. Raises UserError when data.tokenizer is another one."""
-    whose = f"data set '{dataset.name}'"
-    return load_decoder(dataset.identity, config.data.tokenizer, config.data.channels, whose, "data.tokenizer", device)
+    """The tokenizer that a data set was encoded with, as eval.decoder says.
+
+    Raises UserError when data.tokenizer is another one.
+    """
+    whose, tf32 = f"data set '{dataset.name}'", config.eval.decoder == "tf32"
+    place = config.data.tokenizer
+    return load_decoder(dataset.identity, place, config.data.channels, whose, "data.tokenizer", device, tf32)

@@ -69,6 +69,12 @@ def check_evaluation(config: TrialConfig, dataset: Dataset | None) -> None:
     _check_options(config)
 
 
+def check_decoder(config: TrialConfig, device: torch.device) -> None:
+    """Raises UserError when the device has no TF32 to decode with."""
+    if config.eval.decoder == "tf32" and device.type != "cuda":
+        raise UserError("eval.decoder tf32 needs a CUDA device; set eval.decoder=float32")
+
+
 def _check_options(config: TrialConfig) -> None:
     if "fd_infinity" in config.eval.extras:
         distances.check_enough(config.eval.samples, WIDTHS[config.eval.extractor])
@@ -83,7 +89,7 @@ class Evaluator:
         rank, world: this worker and the number of workers. All workers make an Evaluator and call `measure` together.
             The samples, and so the values, do not depend on `world`.
         say: gets a line from time to time in long tasks, on rank 0.
-    Raises UserError as check_evaluation and load_decoder do.
+    Raises UserError as check_evaluation, check_decoder and load_decoder do.
     """
 
     def __init__(
@@ -97,6 +103,7 @@ class Evaluator:
         say: Say = silent,
     ):
         _check_options(config)
+        check_decoder(config, device)
         self.config, self.device, self.rank, self.world = config, device, rank, world
         self.say: Say = say if rank == 0 else silent
         self.extractor = make_extractor(config.eval, device)
@@ -112,7 +119,7 @@ class Evaluator:
             "guidance": config.eval.guidance,
             "ema": config.train.ema_decay,
             "tokenizer": dataset.identity.digest or dataset.identity.source,
-            "decoder": "float32",
+            "decoder": config.eval.decoder,
         }
         if config.eval.guidance != 1:
             self.protocol["null"] = config.eval.null

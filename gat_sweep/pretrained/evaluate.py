@@ -17,6 +17,7 @@ from gat_sweep.metrics.evaluator import (
     CHUNK,
     Evaluation,
     Evaluator,
+    check_decoder,
     check_evaluation,
     make_evaluation,
     make_protocol,
@@ -145,13 +146,14 @@ def evaluate_reconstruction(config: TrialConfig, home: Place, device: torch.devi
     dataset = load_dataset(config.data)
     check_teacher(config, dataset)
     check_reference(config, dataset)
+    check_decoder(config, device)
     decoder = dataset_decoder(config, dataset, device)
     n = min(config.eval.samples, len(dataset))
     order = np.random.default_rng(config.eval.seed).permutation(len(dataset))[:n]
     random = torch.Generator().manual_seed(config.eval.seed)
     latents = (dataset.rows(order[start : start + CHUNK]).latents(random) for start in range(0, n, CHUNK))
     about: dict[str, Any] = dict.fromkeys(("psi", "guidance", "ema"))
-    about |= {"seed": config.eval.seed, "chunk": CHUNK, "decoder": "float32", "pictures": "reconstructions"}
+    about |= {"seed": config.eval.seed, "chunk": CHUNK, "decoder": config.eval.decoder, "pictures": "reconstructions"}
     about["tokenizer"] = dataset.identity.digest or dataset.identity.source
     pictures = (decoder.decode(part.to(device)) for part in latents)
     return _measured(pictures, n, "reconstructions", about, config, dataset, home, device, say)

@@ -206,6 +206,12 @@ def test_another_decoder_is_refused(tmp_path: Path) -> None:
     assert isinstance(dataset_decoder(digits, load_dataset(digits.data)), Pixels)
 
 
+def test_tf32_needs_a_gpu(home_with_reference: Path) -> None:
+    config = tiny_config(eval__decoder="tf32")
+    with pytest.raises(UserError, match=r"set eval\.decoder=float32"):
+        Evaluator(config, load_dataset(config.data), home_with_reference, CPU)
+
+
 # ---------------------------------------------------------------- evaluations
 
 
