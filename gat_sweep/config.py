@@ -28,6 +28,7 @@ ADDED: dict[tuple[str, str], str] = {
     ("model", "positions"): "fixed",
     ("augment", "color_means"): "after",
     ("objective", "align_view"): "paper",
+    ("objective", "penalty_precision"): "trained",
     ("eval", "null"): "paper",
     ("eval", "decoder"): "float32",
 }

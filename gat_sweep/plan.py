@@ -29,10 +29,18 @@ def _counted(g: GeneratorSpec, d: DiscriminatorSpec) -> tuple[int, int]:
     return g_params, d_params
 
 
+def discriminator_precision(config: TrialConfig) -> str:
+    """Precision of D in its own step, "float32" or "bfloat16" (objective.penalty_precision)."""
+    objective = config.objective
+    exact = objective.penalty_precision == "tf32" and objective.gp_weight
+    return "float32" if exact else config.train.precision
+
+
 def memory_job(config: TrialConfig, batch: int, plain_attention: bool) -> Job:
     """Memory job of a worker with `batch` images per step (see gat/memory.py)."""
     specs = config.generator_spec, config.discriminator_spec
-    return Job(*specs, *parameter_counts(config), batch, config.train.precision, plain_attention)
+    precisions = config.train.precision, discriminator_precision(config)
+    return Job(*specs, *parameter_counts(config), batch, *precisions, plain_attention)
 
 
 def memory_plan(config: TrialConfig, batch: int, plain_attention: bool, available: float) -> Memory:

@@ -65,7 +65,7 @@ def test_values_that_came_later_leave_the_ids_of_older_runs() -> None:
         del values[section][key]
     older = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
     assert tiny_config().digest() == older
-    for (section, key), other in zip(ADDED, ("trained", "before", "official", "official", "tf32"), strict=True):
+    for (section, key), other in zip(ADDED, ("trained", "before", "official", "tf32", "official", "tf32"), strict=True):
         assert tiny_config(**{f"{section}__{key}": other}).digest() != older
 
 

@@ -51,6 +51,7 @@ class Job:
     params_d: int
     batch: int
     precision: str
+    precision_d: str  # of D in its own step
     plain_attention: bool  # attention scores are saved, as on CPU
 
     def memory(self, chunk: int, checkpointed: int) -> Memory:
@@ -62,7 +63,7 @@ class Job:
         low = 2 if self.precision == "bfloat16" else 0
         weights = self.params_g * (4 + 4 + 8 + 4 + low) + self.params_d * (4 + 4 + 8 + low)
         block_g = block_bytes(g, g.tokens, self.precision, self.plain_attention)
-        block_d = block_bytes(d, d.tokens + 1, self.precision, self.plain_attention)
+        block_d = block_bytes(d, d.tokens + 1, self.precision_d, self.plain_attention)
         inputs_g = 4 * g.tokens * g.width * checkpointed  # a checkpointed block keeps its input
         live = block_g if checkpointed else 0  # the block that is being recomputed
         per_image = (g.depth - checkpointed) * block_g + inputs_g + live

@@ -23,6 +23,7 @@ from gat_sweep.config import Start
 from gat_sweep.data.dataset import check_teacher, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluator import Evaluator
+from gat_sweep.plan import discriminator_precision
 from gat_sweep.run.alive import take_over
 from gat_sweep.run.checkpoint import Checkpoint, check_data, resume, step_checkpoint
 from gat_sweep.run.saved import Damaged
@@ -107,6 +108,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
         if recorder and counters.step == 0 and evaluator.reference.halves is not None:
             recorder.journal({f"{evaluator.extractor.metric}_real_halves": evaluator.reference.halves})
         window_start, window_step = time.perf_counter(), counters.step
+        rounds = discriminator_precision(config) == "bfloat16" and config.objective.gp_weight > 0
 
         while True:
             step = counters.step
@@ -188,6 +190,8 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
             watch.at(step, "step")
             counters.add(engine.iterate(batch))
             counters.move(1)
+            if rounds and recorder and counters.step % config.train.log_every == 0:
+                recorder.journal({"penalty_rounding": engine.penalty_rounding(batch)})
 
 
 class Agreement:

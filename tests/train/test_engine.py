@@ -225,7 +225,7 @@ def test_memory_is_fitted_by_the_cheapest_means_first() -> None:
     """Ample: one call. Less: chunks, which are free. Less still: G's blocks again. Nothing fits: both numbers."""
     config = resolve(recipe("imagenet256"), {"model.generator": "L", "model.discriminator": "L"})
     specs = config.generator_spec, config.discriminator_spec
-    job = Job(*specs, 408_000_000, 323_000_000, 64, "bfloat16", False)
+    job = Job(*specs, 408_000_000, 323_000_000, 64, "bfloat16", "bfloat16", False)
 
     def fit(gib: float) -> Any:
         return job.fit(gib * 2**30)
@@ -274,3 +274,44 @@ def test_blocks_are_compiled_by_default_on_cuda_alone(monkeypatch: pytest.Monkey
     with pytest.raises(UserError, match=r"install g\+\+ or set workers.compile=false"):
         check_worker(config, cuda, 8)
     check_worker(config, cpu, 8)
+
+
+def first_penalties(engine: Engine, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Penalties of the first step, and the same in float32 for the same fakes."""
+    with torch.no_grad(), engine.bf16:
+        fakes = engine.generator(batch.z, batch.y)[0]
+    with torch.no_grad():
+        exact = engine._losses_d(engine.discriminator, batch, fakes)
+    return engine.iterate(batch)["penalty_real"], exact["penalty_real"]
+
+
+def test_penalties_beside_a_step_in_bfloat16_can_be_exact() -> None:
+    settings = {"train.precision": "bfloat16", "workers.memory_gib": 4}
+    for precision, exact in (("tf32", True), ("trained", False)):
+        config = resolve(recipe("digits"), settings | {"objective.penalty_precision": precision})
+        engine = Engine(config, torch.device("cpu"))
+        batch = make_batch(config, torch.Generator().manual_seed(0))
+        share = engine.penalty_rounding(batch)
+        assert 0.3 < share < 1
+        penalty, reference = first_penalties(engine, batch)
+        assert torch.equal(penalty, reference) == exact
+        assert exact or penalty.mean() > reference.mean() / (1 - 0.3)
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_float32_has_nothing_to_round() -> None:
+    config = resolve(recipe("digits"), {"objective.penalty_precision": "tf32"})
+    engine = Engine(config, torch.device("cpu"))
+    assert not engine.tf32_d
+    assert engine.penalty_rounding(make_batch(config, torch.Generator().manual_seed(0))) == 0
+
+
+def test_exact_penalties_need_more_memory() -> None:
+    low = {"train.precision": "bfloat16", "workers.memory_gib": 20}
+    plans = [
+        check_worker(resolve(recipe("imagenet256"), low | {"objective.penalty_precision": p}), torch.device("cpu"), 64)
+        for p in ("trained", "tf32")
+    ]
+    assert plans[0].activations_g == plans[1].activations_g
+    per_pair = [plan.activations_d / plan.chunk for plan in plans]
+    assert 1.5 < per_pair[1] / per_pair[0] < 2.1  # a saved value has 4 bytes, but not all had 2

@@ -142,12 +142,24 @@ def test_a_failed_trial_leaves_a_row_that_says_so(home: Path) -> None:
         {"mng__mixing": "official", "objective__gp_weight": 0.05},
         {"data__classes": 0},
         {"model__patch": 4, "model__generator": "B"},
-        {"train__precision": "bfloat16"},
+        {"train__precision": "bfloat16", "objective__penalty_precision": "tf32"},
     ],
 )
 def test_every_variant_trains(home: Path, overrides: dict[str, Any]) -> None:
     trial = tiny_trial(home, train__steps=2, **overrides)
     assert train(trial, CPU).status == "done"
+
+
+def test_the_journal_says_how_much_of_a_penalty_is_rounding(home: Path) -> None:
+    low = tiny_trial(home, "low", train__steps=2, train__precision="bfloat16")
+    exact = tiny_trial(home, "exact", train__steps=2)
+    for trial, steps in ((low, [1, 2]), (exact, [])):
+        assert train(trial, CPU).status == "done"
+        lines = [json.loads(line) for line in (trial.folder / "journal.jsonl").read_text().splitlines()]
+        shares = {
+            line["step"]: line["metrics"]["penalty_rounding"] for line in lines if "penalty_rounding" in str(line)
+        }
+        assert list(shares) == steps and all(0 < share < 1 for share in shares.values())
 
 
 # ---------------------------------------------------------------- two workers
