@@ -123,8 +123,10 @@ def _budgets(curves: dict[int, tuple[Array, Array]]) -> list[float]:
     if len(shared) > MIN_BUDGETS:
         return shared
     grid = np.linspace(every[0], every[-1], 10 * BUDGETS)
-    possible = [c for c in grid if len(at_compute(curves, float(c))) >= MIN_SIZES]
-    return np.linspace(possible[0], possible[-1], BUDGETS).tolist() if possible else []
+    possible = [float(c) for c in grid if len(at_compute(curves, float(c))) >= MIN_SIZES]
+    if len(possible) < 2:  # the same compute several times would be no power of C
+        return possible
+    return np.linspace(possible[0], possible[-1], BUDGETS).tolist()
 
 
 def parabola(gflops: float, sizes: tuple[str, ...], log_costs: ArrayLike, log_values: ArrayLike) -> Parabola:

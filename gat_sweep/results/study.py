@@ -15,7 +15,8 @@ from typing import Any
 
 from analysis.csvfile import SUFFIXES
 from analysis.reading import load_table
-from analysis.table import Table
+from analysis.table import Table, Trial
+from gat_sweep.config import ADDED
 from gat_sweep.errors import UserError
 from gat_sweep.files.jsonfile import read_json
 from gat_sweep.files.storage import Place, children, place, write
@@ -115,11 +116,21 @@ def run_analysis(study: Study, command: str, **options: Any) -> tuple[dict[str, 
 
 
 def loaded_table(path: Path, metric: str) -> Table:
-    """Load a table as load_table does, with UserError in place of ValueError."""
+    """Load a table as load_table does, with UserError in place of ValueError.
+
+    Configs that are older than a config value get what the code did before.
+    """
     try:
-        return load_table(path, metric)
+        table = load_table(path, metric)
     except ValueError as error:
         raise UserError(str(error)) from None
+    before = {".".join(key): value for key, value in ADDED.items()}
+
+    def completed(trial: Trial) -> Trial:
+        config = trial.facts.config
+        return replace(trial, facts=replace(trial.facts, config={**before, **config})) if "recipe" in config else trial
+
+    return replace(table, trials=tuple(completed(trial) for trial in table.trials))
 
 
 def _table(run: Place) -> Path:

@@ -14,7 +14,7 @@ from analysis.allocate import Allocation, analyse, summary, verdict
 from analysis.checkpoints import find_checkpoints
 from analysis.figures.allocate import plot
 from analysis.fits.joint_fit import fit_joint
-from analysis.isoflop import envelope, parabola, parabolas, vertices
+from analysis.isoflop import _budgets, envelope, parabola, parabolas, vertices
 from analysis.reading import load_table
 from gat_sweep.results import paper
 
@@ -105,6 +105,17 @@ def test_the_vertex_interval_is_where_the_slope_may_be_0() -> None:
         slope = np.array([0, 1, 2 * end])
         assert abs(slope @ q) / math.sqrt(slope @ covariance @ slope) == pytest.approx(2.776, abs=0.001)  # t, 4 degrees
     assert made.low < made.vertex < made.high
+
+
+def test_where_sizes_meet_at_one_compute_there_is_one_parabola_and_no_power() -> None:
+    """As in a study that trained its small sizes for longer: only around e^5.1 do four sizes have checkpoints."""
+    ends = {0: (0.0, 5.1), 1: (0.3, 5.12), 2: (5.0, 9.7), 3: (5.05, 10.0)}
+    curves = {i: (np.array(x), np.array([2.0, 1.0])) for i, x in ends.items()}
+    (compute,) = _budgets(curves)
+    assert 5.05 <= compute <= 5.1
+    one = parabola(math.exp(compute), tuple("abcd"), [0, 1, 2, 3], [3.0, 2.0, 2.1, 3.0])
+    assert one.vertex is not None
+    assert vertices((one,)).remark == "1 of 1 computes have a vertex within the sizes"
 
 
 def test_all_three_ways_agree_without_noise_on_a_symmetric_law(tmp_path: Path) -> None:

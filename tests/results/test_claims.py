@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from helpers.planted_run import train
@@ -15,9 +17,10 @@ from analysis.claims import CLAIMS
 from analysis.table import gflops
 from gat_sweep.cli import cli
 from gat_sweep.compute import step_flops
-from gat_sweep.config import TrialConfig
+from gat_sweep.config import ADDED, TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.recipe import load_recipe
+from gat_sweep.results.study import loaded_table
 from gat_sweep.run.record import open_run
 from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import load_sweep, sweep_file
@@ -184,3 +187,21 @@ def test_a_damaged_record_is_named() -> None:
 def test_every_claim_names_a_study_that_ships() -> None:
     for claim in CLAIMS:
         assert all(sweep_file(study).is_file() for study in claim.studies)
+
+
+def test_trials_from_before_a_config_value_came_join_those_from_after() -> None:
+    """Rows that lack the value are read as what the code did before; a trial that has another value is another arm."""
+    plant("widths", lambda config, step: 100.0)
+    files = sorted(Path("runs/widths/table").glob("*.parquet"))
+    for file in files[::2]:
+        rows = pq.read_table(file).to_pylist()
+        for row in rows:
+            config = json.loads(row["config"])
+            for section, key in ADDED:
+                del config[section][key]
+            row["config"] = json.dumps(config)
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    configs = [trial.facts.config for trial in loaded_table(Path("runs/widths/table"), "value").trials]
+    assert len(configs) == len(files) > 4
+    for (section, key), before in ADDED.items():
+        assert {config[f"{section}.{key}"] for config in configs} == {before}
