@@ -1,6 +1,6 @@
 """Processes that a killed command left behind: which are ended, and which are not touched."""
 
-import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,38 +25,29 @@ def holder(tmp_path: Path) -> Any:
         process.kill()
 
 
-def starter(session: Path, **changed: Any) -> None:
-    with signed(session):
-        written = json.loads((session / FILE).read_text())
-    (session / FILE).write_text(json.dumps({**written, **changed}))
-
-
-@pytest.mark.parametrize("changed", [{"pid": 2**22 + 1}, {"started": 1.0}])
-def test_what_a_killed_command_left_is_ended(holder: Any, changed: dict[str, Any]) -> None:
-    """Its process is gone, or its number belongs to a later one."""
+def test_what_a_killed_command_left_is_ended(holder: Any) -> None:
     process, session = holder
-    starter(session, **changed)
+    command = "import sys, time; from pathlib import Path; from gat_sweep.leftovers import signed\n"
+    command += "with signed(Path(sys.argv[1])): print('signed', flush=True); time.sleep(100)"
     said: list[str] = []
-    end_leftovers(session.parent, said.append)
-    assert not psutil.pid_exists(process.pid) and not (session / FILE).exists()
-    (line,) = said
-    assert line.startswith("ended 1 process of Ray that a killed command (pid ")
-    end_leftovers(session.parent, said.append)
-    assert len(said) == 1
-
-
-def test_a_living_command_and_one_of_another_machine_keep_theirs(holder: Any) -> None:
-    process, session = holder
-    for changed in ({}, {"host": "elsewhere", "pid": 2**22 + 1}):
-        starter(session, **changed)
+    with subprocess.Popen([sys.executable, "-c", command, session], stdout=-1) as starter:
+        assert starter.stdout and starter.stdout.readline() == b"signed\n"
         end_leftovers(session.parent, pytest.fail)
-        assert process.poll() is None and (session / FILE).exists()
+        assert process.poll() is None
+        starter.kill()
+        starter.wait()
+        end_leftovers(session.parent, said.append)
+    assert not psutil.pid_exists(process.pid) and not (session / FILE).exists()
+    assert said == [f"ended 1 process of Ray that a killed command (pid {starter.pid}) had left"]
+    end_leftovers(session.parent, pytest.fail)
 
 
 def test_an_ended_command_leaves_no_sign(holder: Any) -> None:
     process, session = holder
     with signed(session):
-        assert json.loads((session / FILE).read_text())["pid"] == psutil.Process().pid
-    assert not (session / FILE).exists()
+        assert int((session / FILE).read_text()) == os.getpid()
+        end_leftovers(session.parent, pytest.fail)
+        assert (session / FILE).exists()
+    assert not list(session.glob(f"{FILE}*"))
     end_leftovers(session.parent, pytest.fail)
     assert process.poll() is None
