@@ -124,9 +124,11 @@ def _budgets(curves: dict[int, tuple[Array, Array]]) -> list[float]:
         return shared
     grid = np.linspace(every[0], every[-1], 10 * BUDGETS)
     possible = [float(c) for c in grid if len(at_compute(curves, float(c))) >= MIN_SIZES]
-    if len(possible) < 2:  # the same compute several times would be no power of C
-        return possible
-    return np.linspace(possible[0], possible[-1], BUDGETS).tolist()
+    # Between two such computes there may be some at which fewer sizes meet, if some were trained for longer.
+    if not possible:
+        return []
+    chosen = np.unique(np.linspace(0, len(possible) - 1, BUDGETS).round().astype(int))
+    return [possible[i] for i in chosen]
 
 
 def parabola(gflops: float, sizes: tuple[str, ...], log_costs: ArrayLike, log_values: ArrayLike) -> Parabola:

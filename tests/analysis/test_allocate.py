@@ -14,7 +14,7 @@ from analysis.allocate import Allocation, analyse, summary, verdict
 from analysis.checkpoints import find_checkpoints
 from analysis.figures.allocate import plot
 from analysis.fits.joint_fit import fit_joint
-from analysis.isoflop import _budgets, envelope, parabola, parabolas, vertices
+from analysis.isoflop import _budgets, at_compute, envelope, parabola, parabolas, vertices
 from analysis.reading import load_table
 from gat_sweep.results import paper
 
@@ -116,6 +116,18 @@ def test_where_sizes_meet_at_one_compute_there_is_one_parabola_and_no_power() ->
     one = parabola(math.exp(compute), tuple("abcd"), [0, 1, 2, 3], [3.0, 2.0, 2.1, 3.0])
     assert one.vertex is not None
     assert vertices((one,)).remark == "1 of 1 computes have a vertex within the sizes"
+
+
+def test_parabolas_stand_only_where_four_sizes_meet() -> None:
+    """Two groups of four sizes; between them no compute has four."""
+    ends = dict(
+        enumerate([(0.0, 4.0), (0.1, 4.1), (0.2, 4.2), (0.3, 4.3), (6.0, 9.6), (6.1, 9.7), (6.2, 9.8), (6.3, 10.0)])
+    )
+    curves = {i: (np.array(x), np.array([2.0, 1.0])) for i, x in ends.items()}
+    computes = _budgets(curves)
+    assert len(computes) == len(set(computes)) == 6
+    assert all(len(at_compute(curves, compute)) >= 4 for compute in computes)
+    assert min(computes) < 4 and max(computes) > 6
 
 
 def test_all_three_ways_agree_without_noise_on_a_symmetric_law(tmp_path: Path) -> None:

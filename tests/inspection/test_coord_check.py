@@ -242,7 +242,8 @@ def test_without_the_rule_a_wide_network_moves_more(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line(tmp_path: Path, options: list[str], says: str) -> None:
-    arguments = ["--recipe", "digits", "--steps", "3", "--out", str(tmp_path), *options]
+    whole = options if "--recipe" in options else ["--recipe", "digits", *options]
+    arguments = ["--steps", "3", "--out", str(tmp_path), *whole]
     with pytest.raises(UserError, match=says) as raised:
         coord_check.main(arguments, standalone_mode=False)
     assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())

@@ -19,7 +19,8 @@ from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import Sweep, load_sweep, sweep_file
 
 STUDY = Path(__file__).parents[2] / "docs" / "study"
-SHORT = ["--recipe", "digits", "--set", "train.steps=600", "--budget", "1800"]
+DIGITS = ["--recipe", "digits", "--set", "train.steps=600"]
+SHORT = [*DIGITS, "--budget", "1800"]
 
 
 def design(*words: str) -> dict:
@@ -52,8 +53,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("goal", ["exponent", "predict:XL", "allocate", "rates"])
 def test_sweep_file_is_the_design_at_its_price(goal: str) -> None:
-    more = ["--budget", "20000"] if goal == "rates" else []
-    report = design("--goal", goal, *SHORT, *more)
+    report = design("--goal", goal, *DIGITS, "--budget", "20000" if goal == "rates" else "1800")
     best = report["best"]
     sweep = sweep_of(report["run"][0])
     held = [c for c in sweep.trials.values() if goal == "predict:XL" and c.model.generator == "XL"]
