@@ -34,6 +34,7 @@ RAY_ENVIRONMENT = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
 GONE = signal.SIGUSR2  # raises KeyboardInterrupt here when Ray's processes have ended
+PRIVATE = "GAT_SWEEP_PRIVATE_RAY"  # set in every process of a Ray that was started for one command
 MAX_DRIVERS = 64  # most trials at once, for a cluster of any size
 SOCKET_PATH = 107  # bytes of the path of a Unix socket, on Linux
 GREETING_S = 10.0  # seconds to wait for a cluster; Ray itself tries for minutes and ignores Ctrl-C
@@ -229,7 +230,7 @@ def _private_access() -> Iterator[None]:
     from ray._private import ray_constants
 
     lo = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **lo}
+    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), PRIVATE: "1", **lo}
     before, joins = {name: os.environ.get(name) for name in ours}, ray_constants.ENABLE_RAY_CLUSTER
     os.environ.update(ours)
     reread_access()
@@ -249,7 +250,7 @@ def _private_access() -> Iterator[None]:
 
 def is_private() -> bool:
     """Whether this process belongs to a Ray that was started for one command, on this machine alone."""
-    return os.environ.get("GLOO_SOCKET_IFNAME") == "lo"
+    return PRIVATE in os.environ
 
 
 @contextmanager

@@ -35,9 +35,15 @@ def signed(session: Path) -> Iterator[None]:
 def end_leftovers(sessions: Path, say: Callable[[str], None]) -> None:
     """Ends what is left of killed commands' sessions below a folder, and says so. Logs stay."""
     for path in sorted(sessions.glob(f"session_*/{FILE}")):
-        # Its command lives, or another one is at it, or it is another user's.
-        with suppress(OSError), path.open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            file = path.open()
+        except (FileNotFoundError, PermissionError):  # another command was faster, or it is another user's
+            continue
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # its command lives
+                continue
             left = [process for process in psutil.process_iter() if holds_open(process, path.parent)]
             for process in left:
                 with suppress(psutil.Error):
@@ -46,7 +52,7 @@ def end_leftovers(sessions: Path, say: Callable[[str], None]) -> None:
             if left:
                 noun = "process" if len(left) == 1 else "processes"
                 say(f"ended {len(left)} {noun} of Ray that a killed command (pid {file.read().strip()}) had left")
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def holds_open(process: psutil.Process, session: Path) -> bool:

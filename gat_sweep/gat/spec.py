@@ -69,8 +69,8 @@ class Objective:
 
     gp_weight: float = 0.1  # lambda_aGP, on each of the two penalties
     gp_sigma: float = 0.01  # sigma of Eq. 7 and 8
-    # Precision of D in its own step, where train.precision is bfloat16. "trained": the same, as in the released code,
-    # so that the penalties measure rounding, too. "tf32": float32, with products in TF32 on a GPU.
+    # Precision of D in its own step, if train.precision is bfloat16. "trained": bfloat16, as in the released code; then
+    # a part of each penalty is rounding. "tf32": float32, with products in TF32 on a GPU.
     penalty_precision: Literal["trained", "tf32"] = "trained"
     align_weight: float = 1.0  # lambda_REPA
     # "mean": over the N+1 tokens (Eq. 9). "official": the [cls] term plus the mean over patches.

@@ -35,7 +35,7 @@ class Engine:
     """Networks and optimizers of a trial on one device.
 
     world: number of processes that share a batch; above one, gradients are averaged over the process group.
-    Raises UserError when the trial does not fit the device's memory, or it is to be compiled and there is no compiler.
+    Raises UserError when the trial does not fit the device's memory, or it needs a compiler that is not installed.
     """
 
     def __init__(self, config: TrialConfig, device: torch.device, world: int = 1):
@@ -229,7 +229,7 @@ def compiles(config: TrialConfig, device: torch.device) -> bool:
 def check_worker(config: TrialConfig, device: torch.device, batch: int) -> Memory:
     """Memory plan of `batch` images on this worker.
 
-    Raises UserError when they do not fit, or the trial is to be compiled and there is no compiler.
+    Raises UserError when they do not fit, or the trial needs a compiler that is not installed.
     """
     # Inductor builds C++ on a CPU; on CUDA, Triton builds the part that launches a kernel.
     has_compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")

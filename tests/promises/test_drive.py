@@ -1,13 +1,16 @@
 """What drives a pack when its workers fail, and the probe of every node; without a cluster."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from helpers.trials import rows, tiny_trial
+from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 
 from gat_sweep.errors import UserError
@@ -35,6 +38,8 @@ class Workers:
         for trial in self.pack:
             self.attempts.append(trial.id)
             if error := self.fail(trial):
+                if isinstance(error, ActorDiedError):  # Ray Train's controller itself
+                    raise error
                 raise WorkerGroupError(str(error), {0: error})
             train(trial, torch.device("cpu"))
 
@@ -92,6 +97,30 @@ def test_a_trial_that_gets_nowhere_is_given_up(
     attempts = drive(monkeypatch, [wrong], lambda trial: UserError("gat_sweep.errors.UserError: no such file"))
     assert attempts == ["wrong"] and rows(wrong)[-1]["reason"] == "UserError: no such file"
     figures(given_up=1, attempts=launch.TRIES, kept_going=2, hopeless_tried_again=0)
+
+
+def test_a_dead_controller_of_ray_train_is_a_retry(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial, deaths = named(home, "controlled"), [ActorDiedError()]
+    assert drive(monkeypatch, [trial], lambda _: deaths.pop() if deaths else None) == ["controlled"] * 2
+    assert trial.status() == "done"
+    assert "retry after: " in (trial.folder / "journal.jsonl").read_text()
+
+
+def test_a_dead_driver_is_said_in_the_journal_of_what_is_left(home: Path) -> None:
+    """Tune's own words are a traceback each, on the terminal."""
+    done, left = named(home, "done"), named(home, "left")
+    train(done, torch.device("cpu"))
+    written = (done.folder / "journal.jsonl").read_text()
+    pack = SimpleNamespace(config={"pack": [done, left]}, get_pickled_error=lambda: RuntimeError("it died"))
+    words = launch._own_words()
+    words.on_trial_recover(1, [pack], pack)
+    words.on_trial_error(1, [pack], pack)
+    notes = [json.loads(line)["note"] for line in (left.folder / "journal.jsonl").read_text().splitlines()]
+    assert notes == [
+        "its driver is started again after: RuntimeError: it died",
+        "its driver ended 4 times, the last time after: RuntimeError: it died",
+    ]
+    assert (done.folder / "journal.jsonl").read_text() == written
 
 
 def test_a_stop_is_no_failure(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

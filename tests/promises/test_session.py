@@ -153,6 +153,18 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return {**kept, "HOME": str(home), "GAT_SWEEP_TEST": str(home), "RAY_USAGE_STATS_ENABLED": "0", **more}
 
 
+def test_a_message_of_rays_processes_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    advice = (
+        "A worker died by an unexpected system error. To troubleshoot, look at logs. Worker PID: 1701 ..."
+    )
+    cluster._print_short({"lines": [advice, "more advice"], "pid": "raylet"})
+    cluster._print_short({"lines": ["Raylet is terminated. Termination is unexpected."]})
+    assert capsys.readouterr().err.splitlines() == [
+        "Ray: A worker died by an unexpected system error (pid 1701)",
+        "Ray: Raylet is terminated",
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.reliability
