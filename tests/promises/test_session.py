@@ -154,9 +154,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def test_a_message_of_rays_processes_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    advice = (
-        "A worker died by an unexpected system error. To troubleshoot, look at logs. Worker PID: 1701 ..."
-    )
+    advice = "A worker died by an unexpected system error. To troubleshoot, look at logs. Worker PID: 1701 ..."
     cluster._print_short({"lines": [advice, "more advice"], "pid": "raylet"})
     cluster._print_short({"lines": ["Raylet is terminated. Termination is unexpected."]})
     assert capsys.readouterr().err.splitlines() == [
