@@ -3,6 +3,7 @@
 FLOP count 2 per multiply-add.
 """
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -12,17 +13,37 @@ from gat_sweep.gat import flops
 
 EFFICIENTNET = "efficientnet_lite0"
 TEACHER_SIDE = 224  # side of the pictures that every teacher gets
-# FLOPs of the recipes' teachers for one picture, as `teacher_flops` counts them.
-TEACHER_FLOPS = {EFFICIENTNET: 767_815_104, "vit_base_patch14_dinov2.lvd142m": 46_322_454_528}
+
+
+@dataclass(frozen=True)
+class TeacherCost:
+    """FLOPs of a teacher for one picture, and its parameters."""
+
+    flops: int
+    params: int
+
+
+# The recipes' teachers, as `count_teacher` counts them.
+TEACHERS = {
+    EFFICIENTNET: TeacherCost(767_815_104, 3_371_008),
+    "vit_base_patch14_dinov2.lvd142m": TeacherCost(46_322_454_528, 85_724_928),
+}
 
 
 def iteration_flops(config: TrialConfig) -> dict[str, int]:
     """FLOPs per image of one training iteration, itemised; those of the teacher only if it runs in training."""
     items = flops.iteration(config.generator_spec, config.discriminator_spec)
-    if config.teacher and config.discriminator_spec.teacher_width and not config.teacher.cached:
-        name = config.teacher.name
-        items["teacher_forward"] = TEACHER_FLOPS[name] if name in TEACHER_FLOPS else teacher_flops(name)
+    if teacher := online_teacher(config):
+        items["teacher_forward"] = teacher.flops
     return items
+
+
+def online_teacher(config: TrialConfig) -> TeacherCost | None:
+    """Cost of the teacher that runs in training; None without alignment, or where its tokens are stored."""
+    if not config.teacher or not config.discriminator_spec.teacher_width or config.teacher.cached:
+        return None
+    name = config.teacher.name
+    return TEACHERS[name] if name in TEACHERS else count_teacher(name)
 
 
 def step_flops(config: TrialConfig) -> int:
@@ -31,8 +52,8 @@ def step_flops(config: TrialConfig) -> int:
 
 
 @cache
-def teacher_flops(name: str) -> int:
-    """FLOPs of a teacher on one picture, counted by torch on the meta device."""
+def count_teacher(name: str) -> TeacherCost:
+    """Cost of a teacher, counted by torch on the meta device. Raises UserError as check_teacher_name does."""
     import timm  # like torch, takes seconds, which commands that only read files should not pay
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -46,7 +67,7 @@ def teacher_flops(name: str) -> int:
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
             network.eval().forward_features(torch.empty(1, 3, TEACHER_SIDE, TEACHER_SIDE))
-    return counter.get_total_flops()
+    return TeacherCost(counter.get_total_flops(), sum(p.numel() for p in network.parameters()))
 
 
 def check_teacher_name(name: str) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from gat_sweep.compute import iteration_flops, step_flops
+from gat_sweep.compute import iteration_flops, online_teacher, step_flops
 from gat_sweep.config import TrialConfig
 from gat_sweep.gat import flops
 from gat_sweep.gat.memory import Job, Memory
@@ -36,16 +36,24 @@ def discriminator_precision(config: TrialConfig) -> str:
     return "float32" if exact else config.train.precision
 
 
-def memory_job(config: TrialConfig, batch: int, plain_attention: bool) -> Job:
+def compiles(config: TrialConfig, on_cpu: bool) -> bool:
+    """Whether a trial compiles its blocks: as workers.compile says, by default on CUDA."""
+    asked = config.workers.compile
+    return not on_cpu if asked is None else asked
+
+
+def memory_job(config: TrialConfig, batch: int, on_cpu: bool) -> Job:
     """Memory job of a worker with `batch` images per step (see gat/memory.py)."""
     specs = config.generator_spec, config.discriminator_spec
     precisions = config.train.precision, discriminator_precision(config)
-    return Job(*specs, *parameter_counts(config), batch, *precisions, plain_attention)
+    teacher = online_teacher(config)
+    params = teacher.params if teacher else 0
+    return Job(*specs, *parameter_counts(config), batch, *precisions, on_cpu, compiles(config, on_cpu), params)
 
 
-def memory_plan(config: TrialConfig, batch: int, plain_attention: bool, available: float) -> Memory:
+def memory_plan(config: TrialConfig, batch: int, on_cpu: bool, available: float) -> Memory:
     """Choices that fit `batch` images of a worker into `available` bytes. Raises ValueError when nothing fits."""
-    return memory_job(config, batch, plain_attention).fit(available)
+    return memory_job(config, batch, on_cpu).fit(available)
 
 
 def model_info(config: TrialConfig) -> dict[str, Any]:
@@ -101,7 +109,7 @@ def trial_plan(config: TrialConfig, rate: Rate | None = None, price: float | Non
     train, workers = config.train, config.workers
     begin = config.start.step if config.start else 0
     images = train.batch // workers.count
-    job = memory_job(config, images, plain_attention=not workers.gpus)
+    job = memory_job(config, images, on_cpu=not workers.gpus)
     most, least = job.memory(images, 0).total, job.memory(1, config.generator_spec.depth).total
     found = {
         **info,

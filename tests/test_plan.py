@@ -104,7 +104,7 @@ def test_a_table_says_the_range_of_memory_and_no_powers_of_ten() -> None:
     console = Console(width=250)
     with console.capture() as capture:
         console.print(plan_table(plan))
-    assert "44.9 to 738" in capture.get() and "│ 1,6" in capture.get() and "e+" not in capture.get()
+    assert "38.8 to 413" in capture.get() and "│ 1,6" in capture.get() and "e+" not in capture.get()
 
 
 def test_what_varies_is_said_in_short() -> None:

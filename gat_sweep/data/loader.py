@@ -28,17 +28,23 @@ class Loader:
         )
         self.threads = max(1, min(int(config.workers.cpus), config.train.batch // world))
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="loader")
-        self.ahead: dict[int, list[Future[Rows]]] = {}
+        # One more thread joins the parts, so that the loop copies no bytes itself.
+        self.on_gpu = device.type == "cuda"
+        choose = partial(torch.cuda.set_device, device) if self.on_gpu else None
+        self.joiner = ThreadPoolExecutor(1, thread_name_prefix="loader-join", initializer=choose)
+        self.ahead: dict[int, Future[Rows]] = {}
 
     def batch(self, step: int) -> Rows:
         """Rows of this rank for `step`, on the device. Raises the error that reading the data raised."""
-        parts = self.ahead.pop(step, None) or self._start(step)
+        rows = self.ahead.pop(step, None) or self._start(step)
         if step < self.last:
             self.ahead = {step + 1: self._start(step + 1)}
-        rows = Rows.joined([part.result() for part in parts])
-        if self.device.type == "cuda":
-            rows = rows.each(torch.Tensor.pin_memory)
-        return rows.each(lambda column: column.to(self.device, non_blocking=True))
+        return rows.result().each(lambda column: column.to(self.device, non_blocking=True))
 
-    def _start(self, step: int) -> "list[Future[Rows]]":
-        return [self.pool.submit(self.read, part) for part in np.array_split(self.order(step), self.threads)]
+    def _start(self, step: int) -> "Future[Rows]":
+        parts = [self.pool.submit(self.read, part) for part in np.array_split(self.order(step), self.threads)]
+        return self.joiner.submit(self._joined, parts)
+
+    def _joined(self, parts: "list[Future[Rows]]") -> Rows:
+        rows = Rows.joined([part.result() for part in parts])
+        return rows.each(torch.Tensor.pin_memory) if self.on_gpu else rows

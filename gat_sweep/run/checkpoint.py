@@ -29,6 +29,7 @@ from gat_sweep.run.saved import CHECKPOINT_FILE, POINTER, Damaged, read_sealed, 
 
 KEEP = 2
 MAY_GO = "projector."  # of D: a trial without alignment may start from a trial with it
+Copies = dict[str, dict[str, Tensor]]  # part -> its tensors, on the CPU
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,33 @@ def _restore_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
 
 
 def save_checkpoint(folder: Place, step: int, parts: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Writes the state of networks and optimizers at a step, and deletes all but the newest KEEP.
+    """Writes the state of networks and optimizers at a step, and returns when it is on disk. Raises OSError."""
+    write_checkpoint(folder, step, copied(parts), facts)
+
+
+def copied(parts: Mapping[str, Any]) -> Copies:
+    """Copies of the tensors of networks and optimizers, which a later step does not change.
+
+    Copies from a CUDA device are in pinned memory and may be still under way: synchronise before reading them.
+    """
+    return {name: {key: _copied(tensor) for key, tensor in _tensors(part).items()} for name, part in parts.items()}
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda, memory_format=torch.contiguous_format)
+    return copy.copy_(tensor, non_blocking=True)
+
+
+def write_checkpoint(folder: Place, step: int, copies: Copies, facts: Mapping[str, Any]) -> None:
+    """Writes a checkpoint, and deletes all but the newest KEEP. `copies` is empty afterwards.
 
     Raises OSError when it cannot be written. Then the previous checkpoint stays, and this partial one is removed.
     """
     target = step_folder(folder, step)
     try:
         files = {}
-        for name, part in parts.items():
-            content = save(_tensors(part))
+        for name in list(copies):
+            content = save(copies.pop(name))  # the copy is freed before the next part is written
             write(target / f"{name}.safetensors", content)
             files[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         write_sealed(target / CHECKPOINT_FILE, {"step": step, "facts": dict(facts), "files": files})
@@ -187,4 +206,4 @@ def _tensors(part: Any) -> dict[str, Tensor]:
     if isinstance(part, torch.optim.Optimizer):
         names = part.param_groups[0]["param_names"]
         return {f"{names[i]}.{kind}": t for i, values in state["state"].items() for kind, t in values.items()}
-    return {name: tensor.contiguous() for name, tensor in state.items()}
+    return dict(state)

@@ -10,9 +10,9 @@ from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import dataset_decoder, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluator import CHUNK
-from gat_sweep.plan import Rate
+from gat_sweep.plan import Rate, compiles
 from gat_sweep.speed.clock import make_batch, timed
-from gat_sweep.train.engine import Engine, compiles
+from gat_sweep.train.engine import Engine
 from gat_sweep.vision.extractors import make_extractor
 
 WARMUP, STEPS = 2, 5
@@ -36,7 +36,7 @@ def calibrate(configs: list[TrialConfig], device: torch.device, say: Callable[[s
             config.augment,
             bool(objective.gp_weight),
         )
-        on = (compiles(config, device), w.memory_gib, w.cpus)
+        on = (compiles(config, device.type == "cpu"), w.memory_gib, w.cpus)
         key = repr((*shape, t.batch // w.count, t.precision, *on, config.eval, config.data))
         if key not in known:
             sizes = f"G {config.model.generator}, D {config.model.discriminator}, p={config.model.patch}"

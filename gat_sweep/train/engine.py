@@ -5,6 +5,7 @@ A non-finite gradient norm freezes the weights of both networks from that step o
 """
 
 import copy
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.losses import Draws, discriminator_losses, generator_loss
 from gat_sweep.gat.memory import Memory
 from gat_sweep.gat.mng import make_perturb
-from gat_sweep.plan import discriminator_precision, memory_plan
+from gat_sweep.plan import compiles, discriminator_precision, memory_plan
 from gat_sweep.train.batch import Batch
 from gat_sweep.train.graph import IterationGraph
 
@@ -65,7 +66,7 @@ class Engine:
             options: dict[str, Any] = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
             self._call_g = DistributedDataParallel(self.generator, **options)
             self._call_d = DistributedDataParallel(self.discriminator, **options)
-        self.compiled = compiles(config, device)
+        self.compiled = compiles(config, device.type == "cpu")
         if self.compiled:
             _compile_blocks(self.generator, self.discriminator)
         self._graph: IterationGraph | None = None
@@ -220,12 +221,6 @@ def draw(config: TrialConfig, batch: int, random: torch.Generator, penalty: bool
     return Draws(mng=mng, penalty=penalty_noise, augment=draws)
 
 
-def compiles(config: TrialConfig, device: torch.device) -> bool:
-    """Whether a trial compiles its blocks on a device: as workers.compile says, by default on CUDA."""
-    asked = config.workers.compile
-    return device.type == "cuda" if asked is None else asked
-
-
 def check_worker(config: TrialConfig, device: torch.device, batch: int) -> Memory:
     """Memory plan of `batch` images on this worker.
 
@@ -233,24 +228,38 @@ def check_worker(config: TrialConfig, device: torch.device, batch: int) -> Memor
     """
     # Inductor builds C++ on a CPU; on CUDA, Triton builds the part that launches a kernel.
     has_compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiles(config, device) and not has_compiler:
+    if compiles(config, device.type == "cpu") and not has_compiler:
         raise UserError("workers.compile needs a C++ compiler; install g++ or set workers.compile=false")
     return worker_memory(config, device, batch)
 
 
 def worker_memory(config: TrialConfig, device: torch.device, batch: int) -> Memory:
-    """Memory plan of `batch` images on this worker: chunks, recomputed blocks. Raises UserError if they do not fit."""
-    if config.workers.memory_gib is not None:
-        available = config.workers.memory_gib * 2**30
-    elif device.type == "cuda":
-        available = torch.cuda.get_device_properties(device).total_memory
+    """Memory plan of `batch` images on this worker: chunks, recomputed blocks.
+
+    The plan depends on the size of the device and not on what is free, because the chunks set the order of sums.
+    Raises UserError if the images do not fit, or another process has too much of the GPU.
+    """
+    workers = config.workers
+    free = math.inf
+    if device.type == "cuda":
+        free, available = map(float, torch.cuda.mem_get_info(device))
+        free += torch.cuda.memory_reserved(device)  # an earlier trial's, in this process
+        available *= min(1.0, workers.gpus or 1.0)  # trials may share a GPU
     else:
-        share = min(1.0, config.workers.cpus / (os.cpu_count() or 1))
+        share = min(1.0, workers.cpus / (os.cpu_count() or 1))
         available = share * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if workers.memory_gib is not None:
+        available = workers.memory_gib * 2**30
     try:
-        return memory_plan(config, batch, device.type == "cpu", available)
+        plan = memory_plan(config, batch, device.type == "cpu", available)
     except ValueError as error:
         raise UserError(str(error)) from None
+    if plan.total > free:
+        raise UserError(
+            f"a worker needs {plan.total / 2**30:.1f} GiB but {device} has only {free / 2**30:.1f} GiB free; end what "
+            "else uses it, or set workers.memory_gib"
+        )
+    return plan
 
 
 def _compile_blocks(generator: Generator, discriminator: Discriminator) -> None:

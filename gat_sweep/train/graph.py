@@ -52,7 +52,8 @@ class IterationGraph:
             group["capturable"] = True
         graph = torch.cuda.CUDAGraph()
         # A stream of its own: on the default one for captures, products share a workspace with every graph before.
-        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+        # Other threads may go on: the loader pins memory meanwhile, and a checkpoint may be on its way to the disk.
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
             self.terms = self.launch(self.batch)
         for group in groups:
             group["capturable"] = False  # a checkpoint keeps the groups' options, and a CPU refuses this one

@@ -34,6 +34,7 @@ from gat_sweep.train.device import keep_freed_memory
 from gat_sweep.train.engine import Engine
 from gat_sweep.train.feed import Feed
 from gat_sweep.train.recorder import Recorder, leave_note
+from gat_sweep.train.saver import Saver
 from gat_sweep.train.watch import Watch
 
 
@@ -76,6 +77,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
     began = saved_at = counters.step
 
     recorder = Recorder(trial, counters, len(dataset)) if rank == 0 else None
+    saver = Saver(trial.folder / "checkpoints")  # only rank 0 writes
     report = recorder.note if recorder else (lambda text: leave_note(trial, text))
     saved_when = time.perf_counter()
     agreement = Agreement(world)
@@ -97,13 +99,24 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
         if agreement.reached(bool(why_stop()), False)[0]:
             raise Stopped
 
+    def save() -> None:
+        if rank == 0:
+            facts = {"data": dataset.digest, "world": world, **counters.facts()}
+            saver.start(counters.step, engine.parts(), facts)
+
+    def saved() -> None:
+        """Waits until everything is on disk that results and the end of this process take for granted."""
+        watch.at(counters.step, "save")
+        saver.finish()
+
     def stopped() -> Outcome:
+        saved()
         reason = why_stop() or "another worker of the trial was asked to stop"
         if recorder:
             recorder.status("stopped", reason)
         return Outcome("stopped", counters.step, reason)
 
-    with watch, agreement:
+    with watch, agreement, saver:
         evaluator = Evaluator(config, dataset, trial.home, device, rank, world, say=report)
         if recorder and counters.step == 0 and evaluator.reference.halves is not None:
             recorder.journal({f"{evaluator.extractor.metric}_real_halves": evaluator.reference.halves})
@@ -145,12 +158,12 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
                     window_start, window_step = now, step
 
             # -------------------------------------------------------- save
-            # Before evaluating: a worker that must end during an evaluation then has everything on disk.
+            # Before evaluating: a worker that must end during an evaluation then has everything, or nearly, on disk.
             if saves:
                 watch.at(step, "save")
                 saved_at, saved_when = step, time.perf_counter()
-                if recorder:
-                    recorder.checkpoint(engine.parts(), {"data": dataset.digest, "world": world})
+                save()
+            saver.look()
 
             # -------------------------------------------------------- stop?
             if stops:
@@ -164,6 +177,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
                 except Stopped:
                     return stopped()
                 counters.evaluated = step
+                saved()
                 if recorder:
                     recorder.evaluation(result)
                     recorder.samples(evaluator.samples(engine.ema, 0, GRID * GRID))
@@ -178,9 +192,10 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
 
             # -------------------------------------------------------- pause?
             if step == trial.pause:
+                if evaluates:  # the checkpoint above does not know of the evaluation, and would repeat it
+                    save()
+                saved()
                 if recorder:
-                    if evaluates:  # the checkpoint above does not know of the evaluation, and would repeat it
-                        recorder.checkpoint(engine.parts(), {"data": dataset.digest, "world": world})
                     recorder.status("paused", f"waits for the other trials at step {step}, a look of the race")
                 return Outcome("paused", step)
 

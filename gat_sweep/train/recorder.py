@@ -1,4 +1,4 @@
-"""Files that a trial writes: result rows, journal, sample grids, config and checkpoints."""
+"""Files that a trial writes: result rows, journal, sample grids and config."""
 
 import io
 import json
@@ -13,7 +13,6 @@ from gat_sweep.files.storage import write
 from gat_sweep.metrics.evaluator import Evaluation
 from gat_sweep.plan import model_info
 from gat_sweep.run.alive import signs
-from gat_sweep.run.checkpoint import save_checkpoint
 from gat_sweep.run.journal import add_record
 from gat_sweep.run.table import RunTable
 from gat_sweep.run.trial import GRID, Trial
@@ -50,14 +49,6 @@ class Recorder:
     def status(self, status: str, reason: str) -> None:
         self._append({"status": status, "reason": reason})
 
-    def checkpoint(self, parts: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Saves a checkpoint of `parts`, with the counters and other facts. Raises Unsaved if it cannot be written."""
-        step = self.counters.step
-        try:
-            save_checkpoint(self.folder / "checkpoints", step, parts, {**facts, **self.counters.facts()})
-        except OSError as error:
-            raise Unsaved(f"checkpoint of step {step} cannot be written: {error}; the previous one is whole") from error
-
     def evaluation(self, result: Evaluation) -> None:
         progress = self.counters.progress()
         self._row(self.table.put, progress, status="running", reason="", **vars(result))
@@ -85,10 +76,6 @@ class Recorder:
 
     def _append(self, values: dict[str, Any]) -> None:
         add_record(self.folder, {"step": self.counters.step, **values})
-
-
-class Unsaved(Exception):
-    """A checkpoint could not be written. A retry would only train the same steps again."""
 
 
 def leave_note(trial: Trial, text: str) -> None:

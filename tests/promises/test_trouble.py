@@ -26,7 +26,7 @@ from gat_sweep.run.trial import Trial
 from gat_sweep.train.collapse import WINDOWS, Collapse
 from gat_sweep.train.engine import Engine
 from gat_sweep.train.loop import train
-from gat_sweep.train.recorder import Unsaved
+from gat_sweep.train.saver import Unsaved
 from gat_sweep.train.watch import EXIT_HUNG, EXIT_REPLACED, blame
 
 Figures = Callable[..., None]

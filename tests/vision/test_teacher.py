@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from helpers.pictures import photographs
 from helpers.trials import tiny_config
 
-from gat_sweep.compute import TEACHER_FLOPS, iteration_flops, teacher_flops
+from gat_sweep.compute import TEACHERS, count_teacher, iteration_flops
 from gat_sweep.data.builtin import digits
 from gat_sweep.data.rows import Rows
 from gat_sweep.data.shards import CachedTeacher
@@ -98,9 +98,9 @@ def test_its_flops_are_counted_where_it_runs() -> None:
     """DINOv2-B on 224x224: 16x16 patches of 14x14, 12 blocks of width 768 on 257 tokens."""
     tokens, width = 257, 768
     blocks = 12 * (2 * 12 * tokens * width**2 + 4 * tokens**2 * width)
-    assert teacher_flops("vit_base_patch14_dinov2.lvd142m") == blocks + 2 * 256 * 3 * 14**2 * width
+    assert count_teacher("vit_base_patch14_dinov2.lvd142m").flops == blocks + 2 * 256 * 3 * 14**2 * width
     online = iteration_flops(tiny_config(**EFFICIENTNET))
-    assert online["teacher_forward"] == teacher_flops("efficientnet_lite0") > 7e8
+    assert online["teacher_forward"] == count_teacher("efficientnet_lite0").flops > 7e8
     assert "teacher_forward" not in iteration_flops(tiny_config(**CACHED))
     assert "teacher_forward" not in iteration_flops(tiny_config(**{**EFFICIENTNET, "objective__align_weight": 0}))
 
@@ -123,6 +123,6 @@ def test_digits_are_asked_about_once() -> None:
     assert taught(tiny_config(), some, torch.device("cpu"), said.append) is some
 
 
-@pytest.mark.parametrize("name", TEACHER_FLOPS)
+@pytest.mark.parametrize("name", TEACHERS)
 def test_the_teachers_of_our_recipes_cost_what_is_written_down(name: str) -> None:
-    assert TEACHER_FLOPS[name] == teacher_flops(name)
+    assert TEACHERS[name] == count_teacher(name)
