@@ -75,6 +75,15 @@ def iteration(generator: GeneratorSpec, discriminator: DiscriminatorSpec) -> dic
     }
 
 
+def iteration_attention(generator: GeneratorSpec, discriminator: DiscriminatorSpec) -> int:
+    """The part of `iteration` that is attention products, softmax(q k^T) v."""
+    g = 2 * 2 * generator.tokens**2 * generator.width * generator.depth
+    part = discriminator_parts(discriminator)
+    read = part["attention"] - part["unread_attention"]
+    real = part["attention"] if discriminator.teacher_width else read
+    return 3 * g + 3 * (real + 3 * read) + (2 + 2) * read  # G; four inputs of the D step; the G step
+
+
 def round_counts(generator: GeneratorSpec, discriminator: DiscriminatorSpec) -> dict[str, int]:
     """FLOPs per image of an iteration, in whole forwards; a backward counts as two.
 

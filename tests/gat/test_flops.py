@@ -70,6 +70,7 @@ def test_iteration_counts_equal_the_counter(scale: str, patch: int, classes: int
         discriminator.requires_grad_(False)
         generator_loss(discriminator, real, fake, y, draws, same, same).mean().backward()
     assert counter.get_total_flops() == batch * sum(flops.iteration(g, d).values())
+    assert counter.get_flop_counts()["Global"][torch.ops.aten.bmm] == batch * flops.iteration_attention(g, d)
 
 
 def test_whole_forwards_and_what_the_engine_runs() -> None:
