@@ -1,7 +1,7 @@
 """Memory in closed form: the bytes a worker holds during an iteration, and how to make it fit.
 
 The constants are counted from what autograd saves of our blocks (a test measures them again).
-A compiled block saves less, so for compiled blocks the model is an upper bound.
+A compiled block saves less, and so does one with the kernel of qk_kernel.py; for these the model is an upper bound.
 """
 
 from dataclasses import dataclass
