@@ -335,6 +335,24 @@ def kernel_ms(work: Callable[[], Any], device: Any, repeats: int = 10) -> float:
     return statistics.median(begin.elapsed_time(end) for begin, end in times)
 
 
+def replayed(work: Callable[[], Any], device: Any) -> Callable[[], Any]:
+    """The same work as one CUDA graph, as training runs it, so that a host's launches are not timed; itself on CPU."""
+    import torch
+
+    if device.type != "cuda":
+        return work
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
 def peak_gib(step: Callable[[], Any], device: Any) -> dict[str, float]:
     """Peak of a call, everything held included: allocated, and reserved with what fragments cost."""
     import torch
@@ -872,7 +890,7 @@ def stage_evaluate(kit: Kit, found: Found) -> None:
 
 def stage_pytest(kit: Kit, found: Found) -> None:
     """Tests with the marker gpu; only the files that have some are collected (others may import ray or mlflow)."""
-    files = [str(f) for f in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in f.read_text(encoding="utf-8")]
+    files = [str(f) for f in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in f.read_text(encoding="utf-8")]
     found["files"] = files
     if not files:
         found["line"] = "no test carries the marker gpu"
@@ -1131,6 +1149,31 @@ def stage_micro(kit: Kit, found: Found) -> None:
             for name, backend in backends.items():
                 key = f"attention {heads}x{head}, {length} tokens, {name}"
                 found.attempt(key, lambda h=heads, t=length, e=head, b=backend: attention(images, h, t, e, b))
+
+    # ------------------------------------------------ qk-norm and RoPE, forward and backward
+    def rotation(width: int, heads: int, way: str) -> dict[str, float]:
+        from gat_sweep.gat.layers import Attention, rope_table
+
+        layer = Attention(width, heads)
+        call = torch.compile(layer._rotated, dynamic=False) if way == "compiled" else layer._rotated
+        if way == "kernel":
+            from gat_sweep.gat.qk_kernel import qk_norm_rope
+
+            layer.kernel = qk_norm_rope
+        rope = rope_table(width // heads, 16, 1).to(device)
+        qkv = torch.randn(images, len(rope), 3, width, device=device, dtype=torch.bfloat16)
+        x = qkv[:, :, :2].detach().requires_grad_()
+        gain = torch.ones(2, width // heads, device=device, requires_grad=True)
+        grad = torch.randn(2, images, heads, len(rope), width // heads, device=device, dtype=torch.bfloat16)
+        ms = kernel_ms(replayed(lambda: torch.autograd.grad(call(x, gain, rope), (x, gain), grad), device), device)
+        # Read x, write y; read x and the gradient of y, write that of x: 2 bytes each. S fits in the cache of the chip.
+        return {"ms": round(ms, 4), "gb_per_s_of_needed_bytes": round(10 * x.numel() / ms / 1e6, 1)}
+
+    heads_of = {"S": (384, 6), "B": (768, 12), "L": (1024, 16), "XL": (1152, 16)}
+    for way in ("eager", "kernel", "compiled") if device.type == "cuda" else ("eager",):
+        for name, (width, heads) in heads_of.items() if not kit.rehearse else [("S", heads_of["S"])]:
+            key = f"qk-norm and RoPE, {name}/2, {way}"
+            found.attempt(key, lambda w=width, h=heads, how=way: rotation(w, h, how))
 
     # ------------------------------------------------ matrix products of a block, by size
     def products(width: int, hidden: int, count: int) -> dict[str, float]:

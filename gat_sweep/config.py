@@ -168,6 +168,8 @@ class Workers(_Section):
     memory_gib: float | None = Field(None, gt=0)  # memory of a worker for training (default: that of its device)
     # torch.compile the blocks: a minute or two once, then faster steps; needs a C++ compiler. Default: on CUDA.
     compile: bool | None = None
+    # Triton kernel for qk-norm and RoPE: same numbers up to rounding. Off: no GPU has timed it yet. On CUDA only.
+    qk_kernel: bool = False
     cuda_graph: bool = True  # replay the iteration as one CUDA graph: same numbers; on CUDA with one worker per trial
 
 

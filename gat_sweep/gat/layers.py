@@ -1,5 +1,6 @@
 """Layers shared by the generator and the discriminator (paper section 2.2, A.1)."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -139,6 +140,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
+        self.kernel: Callable[..., Tensor] | None = None  # qk_norm_rope of qk_kernel.py, in place of torch's operations
         self.qkv = nn.Linear(width, 3 * width)
         self.q_norm = nn.RMSNorm(width // heads, eps=QK_NORM_EPS)  # holds the weights; _rotated applies them
         self.k_norm = nn.RMSNorm(width // heads, eps=QK_NORM_EPS)
@@ -162,6 +164,8 @@ class Attention(nn.Module):
 
     def _rotated(self, x_BTSD: Tensor, gain_SE: Tensor, rope: Tensor) -> Tensor:
         """qk-norm and RoPE of S kinds (q, k) at once, in float32; returns [S, B, H, T, E] in the input's dtype."""
+        if self.kernel:
+            return self.kernel(x_BTSD, gain_SE, rope, self.heads, QK_NORM_EPS)
         x_BTSHE = rms_norm(x_BTSD.unflatten(-1, (self.heads, -1)).float(), QK_NORM_EPS) * gain_SE[:, None]
         return rotate(x_BTSHE, rope[:, None, None]).to(x_BTSD.dtype).permute(2, 0, 3, 1, 4)
 

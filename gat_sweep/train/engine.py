@@ -22,6 +22,7 @@ from gat_sweep.gat.augment import AugmentDraws, augment, draw_augmentation
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.ema import update_ema, update_style_mean
 from gat_sweep.gat.generator import Generator
+from gat_sweep.gat.layers import Attention
 from gat_sweep.gat.losses import Draws, discriminator_losses, generator_loss
 from gat_sweep.gat.memory import Memory
 from gat_sweep.gat.mng import make_perturb
@@ -36,7 +37,7 @@ class Engine:
     """Networks and optimizers of a trial on one device.
 
     world: number of processes that share a batch; above one, gradients are averaged over the process group.
-    Raises UserError when the trial does not fit the device's memory, or it needs a compiler that is not installed.
+    Raises UserError when the trial does not fit the device's memory, or asks for what the machine does not have.
     """
 
     def __init__(self, config: TrialConfig, device: torch.device, world: int = 1):
@@ -45,6 +46,8 @@ class Engine:
         torch.manual_seed(config.seed)
         self.generator = Generator(config.generator_spec).to(device)
         self.discriminator = Discriminator(config.discriminator_spec).to(device)
+        if config.workers.qk_kernel:
+            _use_qk_kernel(self.generator, self.discriminator)
         self.ema = copy.deepcopy(self.generator).requires_grad_(False)
         self.optimizer_g = _adamw(self.generator, config.lr_g, config)
         self.optimizer_d = _adamw(self.discriminator, config.lr_d, config)
@@ -224,12 +227,16 @@ def draw(config: TrialConfig, batch: int, random: torch.Generator, penalty: bool
 def check_worker(config: TrialConfig, device: torch.device, batch: int) -> Memory:
     """Memory plan of `batch` images on this worker.
 
-    Raises UserError when they do not fit, or the trial needs a compiler that is not installed.
+    Raises UserError when they do not fit, or the trial needs a compiler or a device that is not there.
     """
+    if config.workers.qk_kernel and device.type != "cuda":
+        raise UserError(f"workers.qk_kernel needs a CUDA device, not {device.type}; set workers.qk_kernel=false")
     # Inductor builds C++ on a CPU; on CUDA, Triton builds the part that launches a kernel.
     has_compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiles(config, device.type == "cpu") and not has_compiler:
         raise UserError("workers.compile needs a C++ compiler; install g++ or set workers.compile=false")
+    if config.workers.qk_kernel and not has_compiler:
+        raise UserError("workers.qk_kernel needs a C++ compiler; install g++ or set workers.qk_kernel=false")
     return worker_memory(config, device, batch)
 
 
@@ -260,6 +267,15 @@ def worker_memory(config: TrialConfig, device: torch.device, batch: int) -> Memo
             "else uses it, or set workers.memory_gib"
         )
     return plan
+
+
+def _use_qk_kernel(generator: Generator, discriminator: Discriminator) -> None:
+    """Lets every attention norm and rotate q and k in one kernel."""
+    from gat_sweep.gat.qk_kernel import qk_norm_rope  # Triton comes with torch's builds for CUDA alone
+
+    for module in [*generator.modules(), *discriminator.modules()]:
+        if isinstance(module, Attention):
+            module.kernel = qk_norm_rope
 
 
 def _compile_blocks(generator: Generator, discriminator: Discriminator) -> None:
