@@ -131,6 +131,7 @@ def test_the_kernel_is_off_and_needs_cuda(monkeypatch: pytest.MonkeyPatch) -> No
     config = tiny_config(workers__qk_kernel=True, workers__compile=False, workers__memory_gib=1)
     with pytest.raises(UserError, match=r"needs a CUDA device, not cpu; set workers\.qk_kernel=false"):
         Engine(config, torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**34, 2**34))
     check_worker(config, torch.device("cuda"), 8)
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr("shutil.which", lambda _: None)
