@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gat_sweep import autoscaler
 from gat_sweep.errors import UserError
 from gat_sweep.leftovers import end_leftovers, signed
 
@@ -42,12 +43,30 @@ ANSWER_S = 60.0  # seconds to wait for a node, including the start of a worker
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """Resources for work: totals over all nodes."""
+class Machine:
+    """What one machine has for work."""
 
     cpus: float
     gpus: float
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Machines for work."""
+
+    machines: tuple[Machine, ...]  # that are up
+    address: str | None = None  # of a running cluster; None: a Ray of this command alone, which stays as it is
     drives_sweeps: bool = True  # has the resource that the driver of a trial asks for
+    grows: bool = False  # an autoscaler adds machines for work that waits
+    most: tuple[Machine, ...] | None = None  # all that it may have at once, where its limits are known
+
+    @property
+    def cpus(self) -> float:
+        return sum(machine.cpus for machine in self.machines)
+
+    @property
+    def gpus(self) -> float:
+        return sum(machine.gpus for machine in self.machines)
 
 
 @dataclass(frozen=True)
@@ -58,6 +77,7 @@ class Node:
     address: str
     cpus: float
     gpus: float
+    is_head: bool = False
 
 
 def local_resources() -> Cluster:
@@ -65,7 +85,7 @@ def local_resources() -> Cluster:
     import joblib  # both here, because readers of an encoding do not need them
     import torch
 
-    return Cluster(joblib.cpu_count(), torch.cuda.device_count())
+    return Cluster((Machine(joblib.cpu_count(), torch.cuda.device_count()),))
 
 
 def sessions_folder() -> Path:
@@ -122,9 +142,8 @@ def session(
                 **quiet,
             )
         try:
-            there = ray.cluster_resources()
             with nullcontext() if address else _ours():
-                yield Cluster(there.get("CPU", 0), there.get("GPU", 0), "sweep_driver" in there)
+                yield look(found if address else None)
         finally:
             ray.shutdown()
 
@@ -181,6 +200,26 @@ def _ends_with_ray(node: Any, beat: float = 5.0) -> Iterator[None]:
         signal.signal(GONE, before)
 
 
+def look(address: str | None = None) -> Cluster:
+    """The connected cluster as it is now. address: as host:port, to ask its autoscaler too."""
+    import ray
+
+    machines = tuple(Machine(node.cpus, node.gpus) for node in nodes() if node.cpus or node.gpus)
+    drives = "sweep_driver" in ray.cluster_resources()
+    if address is None:
+        return Cluster(machines, drives_sweeps=drives)
+    types = autoscaler.node_types(address)
+    if types is None:
+        return Cluster(machines, address, drives, grows=autoscaler.is_there())
+    heads = [node for node in nodes() if node.is_head]
+    if any(autoscaler.UNKNOWN in kind for kind in types):
+        room = sum(count for *_, count in types) + len(heads) - len(nodes())
+        return Cluster(machines, address, drives, grows=room > 0)
+    own = tuple(Machine(head.cpus, head.gpus) for head in heads if head.cpus or head.gpus)
+    most = own + tuple(Machine(cpus, gpus) for cpus, gpus, count in types for _ in range(count))
+    return Cluster(machines, address, drives, True, most)
+
+
 def nodes() -> list[Node]:
     """Machines of the connected cluster that are alive."""
     import ray
@@ -188,7 +227,13 @@ def nodes() -> list[Node]:
     alive = [node for node in ray.nodes() if node["Alive"]]
     resources = [node["Resources"] for node in alive]
     return [
-        Node(node["NodeID"], node["NodeManagerAddress"], has.get("CPU", 0), has.get("GPU", 0))
+        Node(
+            node["NodeID"],
+            node["NodeManagerAddress"],
+            has.get("CPU", 0),
+            has.get("GPU", 0),
+            "node:__internal_head__" in has,
+        )
         for node, has in zip(alive, resources, strict=True)
     ]
 

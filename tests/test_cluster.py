@@ -123,7 +123,7 @@ def test_workers_are_on_spot_and_the_head_is_not() -> None:
     types = config["available_node_types"]
     assert types["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert "InstanceMarketOptions" not in types["head"]["node_config"]
-    assert 0 < types["gpu"]["min_workers"] <= types["gpu"]["max_workers"] == config["max_workers"]
+    assert 0 == types["gpu"]["min_workers"] < types["gpu"]["max_workers"] == config["max_workers"]
     assert config["provider"]["cache_stopped_nodes"] is False and config["idle_timeout_minutes"] > 0
 
 

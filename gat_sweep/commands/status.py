@@ -43,7 +43,8 @@ def status_table(status: dict[str, Any]) -> Table:
     spent = f"spent {human(status['spent']['flops'])}FLOP, {status['spent']['gpu_hours']:.4g} GPU hours"
     limits = "".join(f"; --{name.replace('_', '-')} {value:g}" for name, value in caps.items())
     asked = f"; asked to stop: {status['stop']}" if status["stop"] else ""
-    table.caption = spent + limits + asked
+    crowd = f"{status['crowd']}\n" if status["crowd"] else ""
+    table.caption = crowd + spent + limits + asked
     return table
 
 

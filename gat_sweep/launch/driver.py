@@ -5,6 +5,7 @@ longer. Only this file, cluster.py and encode/on_ray.py import ray. Workers writ
 end of a trial comes back through Ray, so results are recorded even if the receiver has died.
 """
 
+import math
 import re
 import signal
 import tempfile
@@ -18,11 +19,12 @@ import torch
 import torch.distributed as dist
 
 from gat_sweep.cluster import MAX_DRIVERS, Cluster, is_private
-from gat_sweep.config import Workers
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import write
-from gat_sweep.launch.packs import Queue
+from gat_sweep.launch.crowd import Crowd
+from gat_sweep.launch.packs import SHARE_BELOW, Queue
+from gat_sweep.launch.places import places
 from gat_sweep.metrics.reference import load_reference
 from gat_sweep.run.saved import saved_step
 from gat_sweep.run.stop import request_stop, stop_reason
@@ -45,14 +47,16 @@ def run_sweep(trials: list[Trial], there: Cluster) -> None:
     """
     from ray import tune
 
-    slots = max(1, min(MAX_DRIVERS, *(_fits(t.config.workers, there) for t in trials)))
+    slots = max(1, min(MAX_DRIVERS, *(places(t.config.workers, there.machines) for t in trials)))
     # A pack's driver takes no CPU: drivers with CPUs could take them all, and their workers would wait for ever.
     drive = tune.with_resources(_drive_pack, {"sweep_driver": 1})
-    queue = Queue(trials, slots)
+    # Where machines may join and leave, packs are short.
+    queue = Queue(trials, slots, SHARE_BELOW if there.address else math.inf)
+    crowd = Crowd(trials[0].run_folder, there, queue)
     tuner = tune.Tuner(
         drive,
         tune_config=tune.TuneConfig(
-            search_alg=_in_order(queue), num_samples=len(queue.waiting), max_concurrent_trials=slots
+            search_alg=_in_order(queue, crowd), num_samples=len(queue.waiting), max_concurrent_trials=MAX_DRIVERS
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -62,7 +66,7 @@ def run_sweep(trials: list[Trial], there: Cluster) -> None:
             failure_config=tune.FailureConfig(max_failures=DRIVER_RESTARTS),
         ),
     )
-    with stopping_on_sigterm(trials):
+    with stopping_on_sigterm(trials), crowd:
         tuner.fit()
 
 
@@ -132,22 +136,33 @@ def _drive_pack(config: dict[str, Any]) -> None:
             left, fruitless = left[1:], 0
 
 
-def _in_order(queue: Queue) -> Any:
-    """A search algorithm of Tune that returns the next ready pack; Tune asks again later when none is ready."""
+def _in_order(queue: Queue, crowd: Crowd) -> Any:
+    """A search algorithm of Tune that returns the next ready pack; Tune asks again later when none may begin."""
     from ray.tune.search import Searcher
 
     class InOrder(Searcher):
+        def __init__(self, queue: Queue, crowd: Crowd):
+            super().__init__()
+            self.queue, self.crowd = queue, crowd
+
         def suggest(self, trial_id: str) -> dict[str, Any] | None:
-            pack = queue.take(trial_id)
+            pack = self.queue.take(trial_id, self.crowd.may_begin)
             return {"pack": pack} if pack else None
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            queue.ended(trial_id)
+            self.queue.ended(trial_id)
 
         def save(self, checkpoint_path: str) -> None:
             """Saves nothing: the trials' own files show what is finished."""
 
-    return InOrder()
+        def __getstate__(self) -> dict[str, Any]:
+            """Nothing, for the same reason; Tune pickles its searcher, and threads cannot be."""
+            return {}
+
+        def __deepcopy__(self, memo: dict[int, Any]) -> "InOrder":
+            return self
+
+    return InOrder(queue, crowd)
 
 
 def _asked_to_stop(trial: Trial) -> bool:
@@ -309,13 +324,6 @@ def _reason(error: Exception) -> str:
     # A traceback ends with its exception.
     named = list(re.finditer(r"(?:\w+\.)*((?:\w*(?:Error|Exception)|Unsaved|Preempted|Damaged): )", text))
     return (text[named[-1].start(1) :] if named else f"{type(failure).__name__}: {text}")[:500]
-
-
-def _fits(workers: Workers, there: Cluster) -> int:
-    """Number of trials with such workers that run at once."""
-    by_cpu = there.cpus // (workers.count * workers.cpus)
-    by_gpu = there.gpus // (workers.count * workers.gpus) if workers.gpus else by_cpu
-    return int(min(by_cpu, by_gpu))
 
 
 def _scratch(trial: Trial) -> str:

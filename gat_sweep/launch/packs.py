@@ -1,6 +1,8 @@
 """Choice of the trials that share a worker, and of their order: arithmetic, without Ray."""
 
 import json
+import math
+from collections.abc import Callable
 
 from gat_sweep.compute import step_flops
 from gat_sweep.config import TrialConfig, Workers
@@ -11,15 +13,18 @@ from gat_sweep.run.trial import Trial
 STEP_FLOPS = 1.5e9
 
 
+MayBegin = Callable[[Workers, list[Workers]], bool]
+
 # Trials cheaper than this (about ten minutes on one core) share workers, because starting a worker takes half a
 # minute. Longer trials wait for a worker of their own.
 SHARE_BELOW = 2e13
 
 
-def packs(trials: list[Trial], slots: int) -> list[list[Trial]]:
+def packs(trials: list[Trial], slots: int, most: float = math.inf) -> list[list[Trial]]:
     """Divides trials into packs, one for each worker group; the costliest pack comes first.
 
     Small trials that need one worker of the same kind share up to `slots` workers, so that each worker starts once.
+    They share more workers where a pack would cost more than `most`, so that machines that join find something to do.
     Every other trial is a pack of its own. The trials of a pack keep the order of the sweep.
     """
     order = {trial.id: i for i, trial in enumerate(trials)}
@@ -36,7 +41,8 @@ def packs(trials: list[Trial], slots: int) -> list[list[Trial]]:
         else:
             result.append([trial])
     for small in sharing.values():
-        shared: list[list[Trial]] = [[] for _ in range(min(slots, len(small)))]
+        enough = math.ceil(total(small) / most) if most < math.inf else 0
+        shared: list[list[Trial]] = [[] for _ in range(min(max(slots, enough), len(small)))]
         for trial in sorted(small, key=lambda t: cost[t.id], reverse=True):
             min(shared, key=total).append(trial)
         result += [sorted(pack, key=lambda t: order[t.id]) for pack in shared]
@@ -59,20 +65,34 @@ def generations(trials: list[Trial]) -> list[list[Trial]]:
 class Queue:
     """Queue of packs. A pack is ready when no trial that its own trials start from is waiting or running."""
 
-    def __init__(self, trials: list[Trial], slots: int):
+    def __init__(self, trials: list[Trial], slots: int, most: float = math.inf):
         # A pack holds trials of one generation; otherwise two packs could wait for each other.
-        self.waiting = [pack for generation in generations(trials) for pack in packs(generation, slots)]
+        self.waiting = [pack for generation in generations(trials) for pack in packs(generation, slots, most)]
         self.under_way: dict[str, list[Trial]] = {}
 
-    def take(self, name: str) -> list[Trial] | None:
-        """Takes the first ready pack, which runs under this name from now on; None when no pack is ready."""
+    def take(self, name: str, may_begin: MayBegin = lambda new, others: True) -> list[Trial] | None:
+        """Takes the first ready pack, which runs under this name from now on; None when none is ready, or it may not.
+
+        may_begin: whether workers may ask for machines beside those of the packs under way. Nobody overtakes the first
+        pack, as a stream of small ones could keep a large one waiting for ever.
+        """
         ahead = {trial.id for pack in [*self.waiting, *self.under_way.values()] for trial in pack}
         for pack in self.waiting:
             if not any(trial.config.start and trial.config.start.trial in ahead for trial in pack):
+                if not may_begin(
+                    pack[0].config.workers, [other[0].config.workers for other in self.under_way.values()]
+                ):
+                    return None
                 self.waiting.remove(pack)
                 self.under_way[name] = pack
                 return pack
         return None
+
+    def workers(self) -> tuple[list[tuple[Workers, int]], list[tuple[Workers, int]]]:
+        """Workers and number of trials of the packs under way, and of those that wait."""
+        parts = list(self.under_way.values()), list(self.waiting)
+        first, second = ([(pack[0].config.workers, len(pack)) for pack in packs] for packs in parts)
+        return first, second
 
     def ended(self, name: str) -> None:
         """Marks a pack as ended, even if it failed: trials that start from it check its status at their turn."""

@@ -7,7 +7,9 @@ from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Dataset, check_teacher, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.launch import driver
+from gat_sweep.launch.crowd import line
 from gat_sweep.launch.packs import one_per_reference
+from gat_sweep.launch.places import fits, places
 from gat_sweep.metrics.evaluator import check_evaluation
 from gat_sweep.metrics.reference import load_reference
 from gat_sweep.run.trial import Trial
@@ -29,21 +31,40 @@ def check_data(configs: Sequence[TrialConfig]) -> list[Dataset]:
 
 
 def check_feasible(trials: dict[str, TrialConfig], there: Cluster) -> None:
-    """Raises UserError when a trial asks for more than the cluster has, with both numbers."""
+    """Raises UserError when a trial asks for more than the cluster has or may get, with both numbers.
+
+    A worker needs one machine that has everything. A cluster that grows within limits that are not known here is not
+    refused.
+    """
+    machines = there.machines if there.most is None else there.most
+    if there.grows and there.most is None:
+        return
+    verb = "has" if there.most is None else "grows to"
     for trial, config in trials.items():
         need = config.workers
-        for name, asked, offered in [
-            ("CPUs", need.count * need.cpus, there.cpus),
-            ("GPUs", need.count * need.gpus, there.gpus),
-        ]:
-            if asked > offered:
+        for name, each, kind in [("CPUs", need.cpus, "cpus"), ("GPUs", need.gpus, "gpus")]:
+            offered = [getattr(machine, kind) for machine in machines]
+            asked = need.count * each
+            if asked > sum(offered):
                 raise UserError(
-                    f"trial {trial} asks for {asked:g} {name} ({need.count} workers), the cluster has {offered:g}; "
-                    "lower workers.count, workers.cpus or workers.gpus with --set, or use a larger cluster"
+                    f"trial {trial} asks for {asked:g} {name} ({need.count} workers), the cluster {verb} "
+                    f"{sum(offered):g}; lower workers.count, workers.cpus or workers.gpus with --set, or use a larger "
+                    "cluster"
                 )
+            if each > max(offered, default=0):
+                raise UserError(
+                    f"trial {trial} asks for {each:g} {name} in one worker, no machine of the cluster has more than "
+                    f"{max(offered):g}; lower workers.{kind} with --set, or use larger machines"
+                )
+        if not fits([need], machines):
+            raise UserError(
+                f"trial {trial} asks for {need.count} workers of {need.cpus:g} CPUs and {need.gpus:g} GPUs, the "
+                f"cluster {verb} room for {places(need.model_copy(update={'count': 1}), machines)}; lower "
+                "workers.count, workers.cpus or workers.gpus with --set, or use other machines"
+            )
 
 
-def measure_references(trials: list[Trial], datasets: dict[str, Dataset], address: str | None, say: Say) -> None:
+def measure_references(trials: list[Trial], datasets: dict[str, Dataset], there: Cluster, say: Say) -> None:
     """Measures the reference of each protocol once and stores it in the home's cache. Ray must be up.
 
     On the CPUs of this machine this process measures it, because workers would take longer to start. On a cluster or
@@ -51,7 +72,9 @@ def measure_references(trials: list[Trial], datasets: dict[str, Dataset], addres
     Raises UserError when a reference cannot be measured.
     """
     for trial in one_per_reference(trials):
-        if address is not None or trial.config.workers.gpus:
+        if there.address is not None or trial.config.workers.gpus:
+            if not fits([trial.config.workers], there.machines):
+                say(f"the reference is measured first: {line([], [(trial.config.workers, 1)], there)}")
             driver.measure_reference(trial)
             continue
         reference = load_reference(trial.config, datasets[trial.id], trial.home, say=say)

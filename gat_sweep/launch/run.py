@@ -91,7 +91,7 @@ def run_command(sweep: Sweep, home: Place, name: str, how: Launch, console: Cons
 
         def work() -> None:
             with session(None, say=say) if how.address is None else nullcontext(there) as here:
-                prepare.measure_references(todo, datasets, how.address, say)
+                prepare.measure_references(todo, datasets, here, say)
 
                 def drive(stage: list[Trial]) -> None:
                     if chosen := affordable(stage):

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from gat_sweep.run.crowd import crowd_line
 from gat_sweep.run.journal import read_records
 from gat_sweep.run.trial import Trial
 from gat_sweep.text import duration
@@ -89,7 +90,7 @@ class Monitor:
         self.console, self.ship = console, ship
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
-        self._warned = ""
+        self._warned = self._said = self.crowd = ""
 
     def __enter__(self) -> "Monitor":
         self._thread.start()
@@ -107,6 +108,9 @@ class Monitor:
             spoken = {view.trial.id: time.monotonic() for view in self.views}
 
             def speak(news: set[str]) -> None:
+                if self.crowd and self.crowd != self._said:
+                    self._said = self.crowd
+                    self.console.print(self.crowd, soft_wrap=True, highlight=False, markup=False)
                 for view in self.views:
                     quiet = time.monotonic() - spoken[view.trial.id] > LINE_EVERY and view.status == "running"
                     if view.trial.id in news or quiet:
@@ -120,6 +124,7 @@ class Monitor:
         last = False
         while not last:
             last = self._stop.wait(INTERVAL)
+            self.crowd = crowd_line(self.views[0].trial.run_folder) if self.views else ""
             show({view.trial.id for view in self.views if view.read()})
             warning = self.ship(folders)
             if warning and warning != self._warned:
@@ -142,7 +147,8 @@ class Monitor:
                 f"{min(view.distances):.1f}" if view.distances else "",
             )
         metric = next((view.metric for view in self.views if view.distances), "")
-        table.caption = f"latest and best: {metric}" if metric else "workers take about half a minute to start"
+        caption = f"latest and best: {metric}" if metric else "workers take about half a minute to start"
+        table.caption = f"{self.crowd}\n{caption}" if self.crowd else caption
         return table
 
     def line(self, view: TrialView) -> str:

@@ -11,6 +11,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children
 from gat_sweep.monitor.budget import Amount, Meter, kept
 from gat_sweep.run.alive import BEAT, signs
+from gat_sweep.run.crowd import crowd_line
 from gat_sweep.run.journal import read_records
 from gat_sweep.run.record import run_trials
 from gat_sweep.run.saved import saved_step
@@ -35,6 +36,7 @@ def run_status(home: Place, name: str) -> dict[str, Any]:
         "trials": found,
         "spent": vars(spent),
         "budget": vars(budget),
+        "crowd": crowd_line(home / name),
         "stop": next(filter(None, (stop_reason(home / name, trial.id) for trial in trials)), ""),
     }
 
