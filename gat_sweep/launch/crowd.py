@@ -37,6 +37,8 @@ class Crowd:
         self._ended.set()
         if self.there.address:
             self._thread.join()
+            with suppress(OSError):  # never written, or the storage is gone; an old line is not shown anyway
+                (self.run / FILE).unlink()
 
     def may_begin(self, new: Workers, others: list[Workers]) -> bool:
         """Whether one more group of workers may ask for machines (launch/places.py)."""

@@ -1,5 +1,6 @@
 """status, stop and logs of a run, from its files; caps on what it may spend."""
 
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from helpers.processes import Gat
 from helpers.trials import CPU, TINY, tiny_config
+from rich.console import Console
 
 from gat_sweep.compute import step_flops
 from gat_sweep.config import Start
@@ -19,6 +21,8 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.storage import append, write
 from gat_sweep.launch.driver import stopping_on_sigterm
 from gat_sweep.monitor.budget import Amount, Budget, Meter, admitted, check_caps, enforce, kept
+from gat_sweep.monitor.progress import Monitor
+from gat_sweep.run.crowd import FILE, FRESH
 from gat_sweep.run.journal import add_record
 from gat_sweep.run.record import open_run
 from gat_sweep.run.stop import request_stop, stop_reason
@@ -79,6 +83,23 @@ def test_a_trial_is_what_its_files_say(
     assert answer(gat, home, "status") == [{"run": "two", "trials": {"done": 1, "failed": 1}}]
     code, out, _ = gat("status", "two", "--home", str(home))
     assert code == 0 and "out of memory" in out and f"{done['value']:.1f}" in out
+
+
+def test_who_waits_for_machines_is_shown_while_a_launch_says_so(trials: list[Trial], home: Path, gat: Gat) -> None:
+    """In `status` and above the live lines, once for each change; an old line is of a launch that has ended."""
+    text = "2 at work, 9 wait for 8 GPUs each; the cluster has 16 of at most 64 GPUs on 2 machines"
+    assert answer(gat, home, "status", "two")["crowd"] == ""
+    write(home / "two" / FILE, json.dumps({"time": time.time(), "line": text}).encode())
+    assert answer(gat, home, "status", "two")["crowd"] == text
+    assert text in gat("status", "two", "--home", str(home))[1]
+    console = Console(width=200, file=io.StringIO())
+    monitor = Monitor(trials, console, lambda folders: "")
+    with monitor:
+        time.sleep(2.5)
+    assert isinstance(console.file, io.StringIO) and console.file.getvalue().count(text) == 1
+    assert text in str(monitor.table().caption)
+    write(home / "two" / FILE, json.dumps({"time": time.time() - FRESH - 1, "line": text}).encode())
+    assert answer(gat, home, "status", "two")["crowd"] == ""
 
 
 def test_stop_names_who_is_asked(
