@@ -16,6 +16,7 @@ from gat_sweep.commands.options import (
     print_files,
     print_json,
     say,
+    seed_numbers,
     threads_option,
 )
 from gat_sweep.errors import UserError
@@ -47,7 +48,7 @@ def coord_table(result: dict[str, Any]) -> Table:
 
 @command("coord-check")
 @click.option("--widths", default="", help="Widths with commas; default: 1, 2, 4, 8 and 16 of the recipe's heads.")
-@click.option("--seeds", default="0,1,2", show_default=True, help="Seeds with commas; the interval is over them.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Seeds, such as 0,1,2 or 0-9, for the interval.")
 @click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="Training steps measured.")
 @click.option(
     "--warmup",
@@ -93,9 +94,7 @@ def coord_check(
     from gat_sweep.inspection.coord_check import CoordCheckOptions, coord_check_command
     from gat_sweep.train.device import chosen_device
 
-    options = CoordCheckOptions(_numbers(widths, "--widths"), _numbers(seeds, "--seeds"), steps, warmup)
-    if not options.seeds:
-        raise UserError("--seeds is empty; give whole numbers with commas, such as 0,1,2")
+    options = CoordCheckOptions(_widths(widths), tuple(dict.fromkeys(seed_numbers(seeds))), steps, warmup)
     config = make_config(recipe, preset, settings, {} if batch is None else {"train.batch": batch})
     chosen = chosen_device(device)
     if threads is not None:
@@ -110,8 +109,8 @@ def coord_check(
     print_files(files)
 
 
-def _numbers(text: str, option: str) -> tuple[int, ...]:
+def _widths(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdecimal() for part in parts):
-        raise UserError(f"{option} {text}: expected whole numbers with commas, such as 0,1,2")
+        raise UserError(f"--widths {text}: expected whole numbers with commas, such as 8,16,32")
     return tuple(dict.fromkeys(int(part) for part in parts))

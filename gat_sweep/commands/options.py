@@ -131,7 +131,7 @@ def config_options(command: Command) -> Command:
 def sweep_options(command: Command) -> Command:
     """SWEEP and --seeds, and the options of a config."""
     for option in [
-        click.option("--seeds", help="Seeds instead of the sweep file's, such as 0,1,2."),
+        click.option("--seeds", help="Seeds instead of the sweep file's, such as 0,1,2 or 0-9."),
         click.argument("sweep"),
     ]:
         command = option(command)
@@ -147,15 +147,32 @@ def make_config(recipe: str, preset: str, settings: tuple[str, ...], *more: dict
     return resolve(load_recipe(recipe), PRESETS[preset], *more, parse_settings(settings))
 
 
+MOST_SEEDS = 1000
+
+
+def seed_numbers(text: str) -> list[int]:
+    """Seeds of --seeds: numbers and ranges with commas. Raises UserError for anything else."""
+    found: list[int] = []
+    for part in text.split(","):
+        ends = [end.strip() for end in part.split("-")]
+        if len(ends) > 2 or not all(end.isdecimal() and end.isascii() for end in ends):
+            raise UserError(f"--seeds {text}: expected whole numbers and ranges with commas, such as 0,1,2 or 0-9")
+        first, last = int(ends[0]), int(ends[-1])
+        if last < first:
+            raise UserError(f"--seeds {text}: the range {part.strip()} is empty; give the smaller number first")
+        if last - first >= MOST_SEEDS:
+            raise UserError(f"--seeds {text}: a range may have at most {MOST_SEEDS} seeds")
+        found += range(first, last + 1)
+    return found
+
+
 def make_sweep(sweep: str, recipe: str, preset: str, settings: tuple[str, ...], seeds: str | None) -> "Sweep":
     """A sweep's trials from the command line; prints the file's path if it is one that ships with the package."""
     from gat_sweep.sweep import load_sweep, sweep_file
 
     numbers = None
     if seeds is not None:
-        if not all(part.strip().isdigit() for part in seeds.split(",")):
-            raise UserError(f"--seeds {seeds}: expected whole numbers with commas, such as 0,1,2")
-        numbers = [int(part) for part in seeds.split(",")]
+        numbers = seed_numbers(seeds)
     path = sweep_file(sweep)
     if path != Path(sweep):
         click.echo(f"sweep file {path}", err=True)

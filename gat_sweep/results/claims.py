@@ -91,7 +91,7 @@ def _command(claim: Claim, source: str, recipe: str, found: Finding, home: Place
     """What to run so that a claim that is not decided may be; None if more seeds are not what it needs."""
     if found.verdict != NOT_DECIDED or found.seeds is None:
         return None
-    seeds = ",".join(map(str, range(found.seeds)))
+    seeds = f"0-{found.seeds - 1}" if found.seeds > 1 else "0"
     words = ["gat-sweep", "run", claim.studies[0], "--recipe", recipe, "--seeds", seeds]
     named = [] if is_table(source) else ["--name", source]
     return shlex.join([*words, *named, *home_words(home)])

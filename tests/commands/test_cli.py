@@ -13,7 +13,7 @@ from helpers.processes import Gat
 from helpers.trials import REFERENCE, altered_reference
 
 from gat_sweep.cli import cli
-from gat_sweep.commands.options import console
+from gat_sweep.commands.options import console, seed_numbers
 from gat_sweep.commands.status import _ago
 
 WIDTHS = Path(__file__).parents[2] / "sweeps" / "widths.yaml"
@@ -48,6 +48,10 @@ BAD = [
         "is a folder, in which MLflow 3 keeps nothing",
     ),
     (["run", WIDTHS, "--recipe", "digits", "--seeds", "a"], "--seeds"),
+    (["run", WIDTHS, "--recipe", "digits", "--seeds", "0,"], "--seeds 0,: expected whole numbers"),
+    (["plan", WIDTHS, "--recipe", "digits", "--seeds", "0-1-2"], "expected whole numbers and ranges"),
+    (["plan", WIDTHS, "--recipe", "digits", "--seeds", "0,5-3"], "the range 5-3 is empty"),
+    (["plan", WIDTHS, "--recipe", "digits", "--seeds", "0-99999999999"], "at most 1000 seeds"),
     (["train", "--recipe", "digits", "--set", "eval.extractor=inception_v3"], "set eval.resize=299"),
     (["train", "--recipe", "digits", "--device", "tpu9"], "device"),
     (["fit-law", "nothing"], "no run 'nothing'"),
@@ -175,3 +179,7 @@ def test_another_analysis_on_the_path_costs_one_line(tmp_path: Path) -> None:
 def test_a_sign_of_life_from_the_future_is_no_age() -> None:
     assert (_ago(12.3), _ago(-2.0)) == ("0:12 ago", "0:00 ago")
     assert _ago(-90.0) == "(its clock is 1:30 ahead of this one's, so whether it lives is not known)"
+
+
+def test_seeds_may_be_ranges() -> None:
+    assert seed_numbers("0-3") == [0, 1, 2, 3] and seed_numbers("7, 0-1,5-5") == [7, 0, 1, 5]

@@ -235,7 +235,7 @@ def test_without_the_rule_a_wide_network_moves_more(tmp_path: Path) -> None:
         (["--widths", "8,12"], "12 is not a multiple of 8, the width of a head in recipe 'digits' at size S"),
         (["--widths", "8,0"], "0 is not a multiple of 8"),
         (["--widths", "8,a"], "--widths 8,a: expected whole numbers with commas"),
-        (["--seeds", ""], "--seeds is empty"),
+        (["--seeds", ""], "--seeds : expected whole numbers"),
         (["--seeds", "-1"], "--seeds -1: expected whole numbers"),
         (["--recipe", "imagenet256"], "data.path is not set"),
         (["--set", "train.base_lr=1e30"], r"width 8, .*, seed 0: gradient norm of . is .* at step \d"),

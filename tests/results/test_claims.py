@@ -97,7 +97,7 @@ def test_noise_decides_nothing_and_says_how_many_seeds_would() -> None:
     row = found[SIZES[0]]
     assert row["verdict"] == "not decided"
     assert row["seeds"] > 3
-    assert row["to decide it"].endswith(f",{row['seeds'] - 1} --name widths")
+    assert row["to decide it"].endswith(f"--seeds 0-{row['seeds'] - 1} --name widths")
 
 
 @pytest.mark.parametrize(("better", "expected"), [("exp", "confirmed"), ("none", "contradicted"), ("", "not decided")])
