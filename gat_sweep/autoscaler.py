@@ -35,15 +35,3 @@ def _types(config: dict[str, Any]) -> list[tuple[float, float, int]]:
         gpus = has.get("GPU", 0.0 if "CPU" in has else UNKNOWN)
         found.append((float(has.get("CPU", UNKNOWN)), float(gpus), min(kind.get("max_workers", left), left)))
     return found
-
-
-def is_there() -> bool:
-    """Whether an autoscaler has reported to the connected cluster, wherever it runs."""
-    import ray
-    from ray.autoscaler.v2.sdk import get_cluster_status
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    if _internal_kv_get("__autoscaling_status"):  # the older one writes its report there
-        return True
-    reported = get_cluster_status(ray.get_runtime_context().gcs_address).stats.autoscaler_version
-    return int(reported or 0) > 0

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 # The floors of the house. A room imports from the floors below its own, and from itself.
 FLOORS = [
-    {"gat", "leftovers", "text", "version", "errors", "recipes"},
+    {"gat", "autoscaler", "leftovers", "text", "version", "errors", "recipes"},
     {"config", "files", "cluster"},
     {"compute"},
     {"data", "recipe"},
@@ -44,7 +44,8 @@ MAY_IMPORT = {
 }
 # Modules that load neither torch nor Ray nor MLflow; every command and every analysis comes on top.
 LIGHT = [
-    *("cli", "errors", "text", "version", "config", "compute", "recipe", "sweep", "plan", "cluster", "leftovers"),
+    *("cli", "errors", "text", "version", "config", "compute", "recipe", "sweep", "plan", "cluster"),
+    *("autoscaler", "leftovers", "run.crowd", "launch.places"),
     *("files.storage", "files.yamlfile", "files.npy", "files.jsonfile", "files.credentials"),
     *("gat.spec", "gat.flops", "gat.memory", "gat.scaling"),
     *("run.record", "run.trial", "run.table", "run.journal", "run.saved", "run.alive", "run.stop", "run.lease"),
