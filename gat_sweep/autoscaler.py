@@ -1,5 +1,6 @@
 """What Ray's autoscaler may start: whether a cluster grows, and how far."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ UNKNOWN = float("inf")  # a resource that a node type does not state
 def node_types(address: str) -> list[tuple[float, float, int]] | None:
     """(CPUs, GPUs, most machines) of each node type of the autoscaler of the cluster at an address (host:port).
 
-    None unless that autoscaler runs on this machine with a file: its configuration is nowhere else, and Ray does not
-    hand it out.
+    None unless that autoscaler runs on this machine with a file that this user may read: its configuration is nowhere
+    else, and Ray does not hand it out.
     """
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         if any(word.endswith(MONITORS) for word in words) and GCS + address in words:
-            file = next((word.removeprefix(CONFIG) for word in words if word.startswith(CONFIG)), None)
-            return _types(yaml.safe_load(Path(file).expanduser().read_text(encoding="utf-8"))) if file else None
+            files = [Path(word.removeprefix(CONFIG)).expanduser() for word in words if word.startswith(CONFIG)]
+            readable = [file for file in files if os.access(file, os.R_OK)]
+            return _types(yaml.safe_load(readable[0].read_text(encoding="utf-8"))) if readable else None
     return None
 
 

@@ -204,16 +204,18 @@ def look(address: str | None = None) -> Cluster:
     """The connected cluster as it is now. address: as host:port, to ask its autoscaler too."""
     import ray
 
-    machines = tuple(Machine(node.cpus, node.gpus) for node in nodes() if node.cpus or node.gpus)
+    alive = nodes()
+    machines = tuple(Machine(node.cpus, node.gpus) for node in alive if node.cpus or node.gpus)
     drives = "sweep_driver" in ray.cluster_resources()
     if address is None:
         return Cluster(machines, drives_sweeps=drives)
     types = autoscaler.node_types(address)
     if types is None:
         return Cluster(machines, address, drives, grows=_autoscales())
-    heads = [node for node in nodes() if node.is_head]
+    heads = [node for node in alive if node.is_head]
+    # Ray leaves what `resources: {}` stands for to the machines. Then only their number is known.
     if any(autoscaler.UNKNOWN in kind for kind in types):
-        room = sum(count for *_, count in types) + len(heads) - len(nodes())
+        room = sum(count for *_, count in types) + len(heads) - len(alive)
         return Cluster(machines, address, drives, grows=room > 0)
     own = tuple(Machine(head.cpus, head.gpus) for head in heads if head.cpus or head.gpus)
     most = own + tuple(Machine(cpus, gpus) for cpus, gpus, count in types for _ in range(count))

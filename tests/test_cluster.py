@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -22,8 +23,10 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from gat_sweep import cluster
+from gat_sweep.autoscaler import UNKNOWN, node_types
 from gat_sweep.cli import cli
-from gat_sweep.cluster import MAX_DRIVERS, check_socket_paths
+from gat_sweep.cluster import MAX_DRIVERS, Node, check_socket_paths
 from gat_sweep.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -288,3 +291,46 @@ def test_the_commands_of_the_walk_through_exist() -> None:
         words[2] for words in found if words[:2] in (["gat-sweep", "run"], ["gat-sweep", "doctor"]) and words[2:]
     }
     assert studies and all((ROOT / "sweeps" / f"{study}.yaml").is_file() for study in studies)
+
+
+# ---------------------------------------------------------------- how far a cluster grows
+
+
+HEAD = Node("head", "10.0.0.1", 0, 0, is_head=True)
+SMALL, LARGE = Node("small", "10.0.0.2", 8, 0), Node("large", "10.0.0.3", 48, 4)
+
+
+@pytest.mark.parametrize(
+    ("types", "reported", "up", "grows", "most"),
+    [
+        ([(8.0, 4.0, 2), (16.0, 0.0, 1)], False, [HEAD], True, [(8, 4), (8, 4), (16, 0)]),
+        ([(UNKNOWN, UNKNOWN, 2)], False, [HEAD, LARGE], True, None),  # one more may come
+        ([(UNKNOWN, UNKNOWN, 2)], False, [HEAD, LARGE, SMALL], False, None),  # all that there are
+        (None, True, [HEAD, LARGE], True, None),  # an autoscaler somewhere else
+        (None, False, [HEAD, LARGE], False, None),
+    ],
+)
+def test_a_cluster_grows_as_far_as_its_autoscaler_may(
+    monkeypatch: pytest.MonkeyPatch, types: Any, reported: bool, up: list[Node], grows: bool, most: Any
+) -> None:
+    """By its file, or by its report where the file is not here. A head without CPUs is not a machine for work."""
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"sweep_driver": 8})
+    monkeypatch.setattr(cluster, "nodes", lambda: up)
+    monkeypatch.setattr(cluster, "_autoscales", lambda: reported)
+    monkeypatch.setattr(cluster.autoscaler, "node_types", lambda address: types)
+    found = cluster.look("10.0.0.1:6379")
+    assert len(found.machines) == len(up) - 1 and found.drives_sweeps and found.address == "10.0.0.1:6379"
+    assert found.grows == grows
+    assert found.most == (None if most is None else tuple(cluster.Machine(*machine) for machine in most))
+
+
+def test_the_autoscaler_of_this_cluster_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is found by its command line; another cluster's, and a file that is not there, say nothing."""
+    file = tmp_path / "bootstrap.yaml"
+    file.write_text("max_workers: 3\nhead_node_type: h\navailable_node_types: {h: {}, w: {resources: {CPU: 4}}}\n")
+    words = ["python", "ray/autoscaler/v2/monitor.py", "--gcs-address=10.0.0.1:6379", f"--autoscaling-config={file}"]
+    monkeypatch.setattr("psutil.process_iter", lambda names: [SimpleNamespace(info={"cmdline": words})])
+    assert node_types("10.0.0.1:6379") == [(4.0, 0.0, 3)]
+    assert node_types("10.0.0.2:6379") is None
+    file.unlink()
+    assert node_types("10.0.0.1:6379") is None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # spares --help the import of pydantic and pyarrow, half a se
 DEFAULT_RECIPE = "imagenet256"
 
 
+MOST_SEEDS = 1000  # of one range in --seeds
 LARGEST = 1e30  # no compute, price or factor is larger, and its square is still a number
 
 
@@ -145,9 +146,6 @@ def make_config(recipe: str, preset: str, settings: tuple[str, ...], *more: dict
     if preset not in PRESETS:
         raise UserError(f"unknown preset '{preset}'; there are: {', '.join(PRESETS)}")
     return resolve(load_recipe(recipe), PRESETS[preset], *more, parse_settings(settings))
-
-
-MOST_SEEDS = 1000
 
 
 def seed_numbers(text: str) -> list[int]:

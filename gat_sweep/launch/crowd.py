@@ -60,9 +60,7 @@ def line(under_way: Sequence[tuple[Workers, int]], waiting: Sequence[tuple[Worke
     workers fit beside those before it.
     """
     working: list[Workers] = []
-    left = list(waiting)
-    for pack in reversed(under_way):
-        left.insert(0, pack)
+    left = [*under_way, *waiting]
     for pack in under_way:
         if fits([*working, pack[0]], there.machines):
             working.append(pack[0])

@@ -81,11 +81,6 @@ def _restore_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def save_checkpoint(folder: Place, step: int, parts: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Writes the state of networks and optimizers at a step, and returns when it is on disk. Raises OSError."""
-    write_checkpoint(folder, step, copied(parts), facts)
-
-
 def copied(parts: Mapping[str, Any]) -> Copies:
     """Copies of the tensors of networks and optimizers, which a later step does not change.
 

@@ -20,7 +20,6 @@ from gat_sweep.text import human
 class Device:
     """Rates of a GPU in bfloat16."""
 
-    name: str
     source: str
     memory: float  # bytes
     products: float  # FLOP/s of large matrix products
@@ -30,26 +29,19 @@ class Device:
     replay: float  # the same in a CUDA graph
 
 
+_HOPPER: dict[str, float] = {"products": 816e12, "attention": 150e12, "launch": 40e-6, "replay": 1e-6}
 DEVICES = {
     "h200": Device(
-        "h200",
-        "measured on one H200 (docs/performance.md), but for the gap in a graph, which is assumed",
-        139.8 * 2**30,
-        816e12,
-        150e12,
-        4.28e12,
-        40e-6,
-        1e-6,
+        source="measured on one H200 (docs/performance.md), but for the gap in a graph, which is assumed",
+        memory=139.8 * 2**30,
+        copy=4.28e12,
+        **_HOPPER,
     ),
     "h100": Device(
-        "h100",
-        "assumed: an H200's processor, and 0.8 of the 3.35 TB/s of an H100 SXM's datasheet",
-        80e9,
-        816e12,
-        150e12,
-        2.7e12,
-        40e-6,
-        1e-6,
+        source="assumed: an H200's processor, and 0.8 of the 3.35 TB/s of an H100 SXM's datasheet",
+        memory=80e9,
+        copy=2.7e12,
+        **_HOPPER,
     ),
 }
 # Kernels of one pass (forward or backward) of a compiled block: 38 for S and 39 for L on an H200, counted over
@@ -70,9 +62,8 @@ def pass_bytes(spec: NetworkSpec) -> tuple[float, float, float]:
     forward: float = 2 * (4 + 2 + 4 + 2)  # stream and branch in, stream and normed input out; twice in a block
     forward += 4 + 4  # qk-norm and RoPE of q and k: in, out
     forward += 6 * ratio  # silu(gate) * value: two in, one out
-    images: float = 2 * (
-        4 + 2 + 4 + 4 + 2
-    )  # gradients of stream and normed input, and the stream, in; two gradients out
+    # Gradients of stream and normed input, and the stream, in; two gradients out; twice in a block.
+    images: float = 2 * (4 + 2 + 4 + 4 + 2)
     images += 4 + 4 + 4  # gradients of q and k in, q and k in, gradients out
     images += 10 * ratio  # gradient, gate and value in, two gradients out
     weights: float = 2 * 2  # what LayerScale or the modulation multiplied
@@ -129,7 +120,7 @@ def roofline(config: TrialConfig, name: str, batch: int | None = None) -> dict[s
     graph, started = launches * device.replay, launches * device.launch
     best = work + graph
     return {
-        "device": device.name,
+        "device": name,
         "rates": device.source,
         "batch": images,
         "chunk": memory.chunk,

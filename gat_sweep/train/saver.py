@@ -31,6 +31,7 @@ class Saver:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        """Waits, and raises nothing: what ended the loop says more, and every other way out has called `finish`."""
         self._thread.shutdown()
 
     def start(self, step: int, parts: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Small trials, and what they leave."""
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from safetensors.torch import save_file
 
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import load_dataset
+from gat_sweep.files.storage import Place
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec
 from gat_sweep.recipe import load_recipe, resolve
-from gat_sweep.run.checkpoint import save_checkpoint, step_checkpoint
+from gat_sweep.run.checkpoint import copied, step_checkpoint, write_checkpoint
 from gat_sweep.run.table import SCHEMA
 from gat_sweep.run.trial import Trial
 from gat_sweep.train.engine import Engine
@@ -93,6 +95,11 @@ def networks(classes: int = 10) -> tuple[Generator, Discriminator]:
 def new_ema(config: TrialConfig) -> Generator:
     torch.manual_seed(0)
     return Generator(config.generator_spec).requires_grad_(False)
+
+
+def save_checkpoint(folder: Place, step: int, parts: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """A checkpoint of networks and optimizers, on disk when this returns."""
+    write_checkpoint(folder, step, copied(parts), facts)
 
 
 def checkpoint_of(trial: Trial, step: int = 4) -> Path:

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.pictures import encoded_latents
-from helpers.trials import tiny_config
+from helpers.trials import save_checkpoint, tiny_config
 from rich.console import Console
 from torch import Tensor
 
@@ -27,7 +27,7 @@ from gat_sweep.inspection.blocks import CHUNK, Findings, Subject, look, pca_maps
 from gat_sweep.inspection.cknna import cknna
 from gat_sweep.inspection.inspect import COLUMNS, InspectOptions, inspect_command
 from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens, without_block
-from gat_sweep.run.checkpoint import open_checkpoint, save_checkpoint
+from gat_sweep.run.checkpoint import open_checkpoint
 from gat_sweep.run.trial import Trial
 from gat_sweep.vision.perceptual import FeatureDistance, Lpips
 

@@ -105,7 +105,7 @@ def test_packs_are_short_where_machines_may_join() -> None:
 
 
 def test_limits_are_those_of_the_cluster_file() -> None:
-    """The head is no worker; a type may not exceed the whole; what the file leaves to Ray is not known."""
+    """The head is not a worker. A type has at most as many machines as the whole. What is left out is unknown."""
     types = {
         "head": {"resources": {"CPU": 0}},
         "gpu": {"resources": {"CPU": 8, "GPU": 4}, "max_workers": 9},

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.pictures import encoded_pixels, photographs, write_npz
-from helpers.trials import CPU, new_ema, tiny_config
+from helpers.trials import CPU, new_ema, save_checkpoint, tiny_config
 from PIL import Image
 
 from gat_sweep.commands.evaluate import evaluation_table
@@ -16,7 +16,6 @@ from gat_sweep.metrics.evaluator import Evaluator
 from gat_sweep.pretrained.card import About
 from gat_sweep.pretrained.evaluate import evaluate_command
 from gat_sweep.pretrained.folder import save_pretrained
-from gat_sweep.run.checkpoint import save_checkpoint
 from gat_sweep.text import silent
 
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 from helpers.mistakes import refuses
 from helpers.pictures import PHOTO, encoded, encoded_pixels, photo_config, write_edm2
-from helpers.trials import tiny_config
+from helpers.trials import save_checkpoint, tiny_config
 from safetensors.torch import save
 
 from analysis.reading import load_table
@@ -33,7 +33,7 @@ from gat_sweep.encode.latents import plan_latents
 from gat_sweep.encode.sources import plan_images, read_unit
 from gat_sweep.metrics.picture_sets import open_pictures
 from gat_sweep.metrics.reference import check_reference, load_reference, reference_dataset
-from gat_sweep.run.checkpoint import open_checkpoint, save_checkpoint
+from gat_sweep.run.checkpoint import open_checkpoint
 from gat_sweep.run.saved import Damaged
 from gat_sweep.vision import extractors
 from gat_sweep.vision.extractors import check_extractor, inception_weights, vision_transformer

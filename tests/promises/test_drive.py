@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.trials import rows, tiny_trial
+from helpers.trials import rows, save_checkpoint, tiny_trial
 from ray.exceptions import ActorDiedError
 from ray.train import WorkerGroupError
 
@@ -17,7 +17,6 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place
 from gat_sweep.launch import driver as launch
 from gat_sweep.launch import probe
-from gat_sweep.run.checkpoint import save_checkpoint
 from gat_sweep.run.saved import saved_step
 from gat_sweep.run.stop import request_stop
 from gat_sweep.run.trial import Trial

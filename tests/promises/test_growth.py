@@ -118,7 +118,7 @@ class Growing:
 def growing(tmp_path: Path) -> Iterator[Growing]:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:
-            pytest.skip(f"another Ray cluster of this machine has port {PORT}")
+            pytest.skip(f"port {PORT} of this machine is taken, which Ray's fake machines need")
     cluster = Growing(tmp_path, secrets.token_hex(32))
     yield cluster
     cluster.close()

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.trials import save_checkpoint
 from torch import Tensor, nn
 
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, Remote, append, children, place, read_from, remove_folder, size_of, write
 from gat_sweep.run import checkpoint, saved
-from gat_sweep.run.checkpoint import open_checkpoint, resume, save_checkpoint, step_checkpoint
+from gat_sweep.run.checkpoint import open_checkpoint, resume, step_checkpoint
 from gat_sweep.run.saved import Damaged, saved_step
 
 Figures = Callable[..., None]
