@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from inspect import getdoc, getsourcefile
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
@@ -87,6 +87,11 @@ def kind_of(annotation: Any, bounds: list[Any]) -> str:
         return ", ".join(f"`{value}`" for value in inside)
     if origin in (Union, UnionType):
         return ", or ".join(kind_of(part, bounds if part is not NoneType else []) for part in inside)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        inner = (f"{key}: {kind_of(field.annotation, [])}" for key, field in annotation.model_fields.items())
+        return f"{{{', '.join(inner)}}}"
+    if origin is Annotated:
+        return kind_of(inside[0], list(inside[1].metadata))
     if origin is tuple:
         return f"list of {kind_of(inside[0], [])}"
     limits = [

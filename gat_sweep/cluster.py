@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,6 +59,7 @@ class Cluster:
     drives_sweeps: bool = True  # has the resource that the driver of a trial asks for
     grows: bool = False  # an autoscaler adds machines for work that waits
     most: tuple[Machine, ...] | None = None  # all that it may have at once, where its limits are known
+    free: tuple[Machine, ...] | None = None  # what nobody uses now; None: nobody has looked
 
     @property
     def cpus(self) -> float:
@@ -202,6 +203,13 @@ def _ends_with_ray(node: Any, beat: float = 5.0) -> Iterator[None]:
 
 def look(address: str | None = None) -> Cluster:
     """The connected cluster as it is now. address: as host:port, to ask its autoscaler too."""
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node().values()
+    return replace(_machines(address), free=tuple(Machine(has.get("CPU", 0), has.get("GPU", 0)) for has in free))
+
+
+def _machines(address: str | None) -> Cluster:
     import ray
 
     alive = nodes()

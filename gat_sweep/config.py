@@ -9,9 +9,9 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from gat_sweep.gat.scaling import BatchRule, DepthRule, adapted_learning_rate, batch_factor, depth_factor
 from gat_sweep.gat.spec import Augmentation, DiscriminatorSpec, GeneratorSpec, NullStyle, Objective
@@ -157,10 +157,24 @@ class Eval(_Section):
         return metric_name(self.extractor)
 
 
+class Elastic(_Section):
+    """Bounds of a number of workers that follows the machines."""
+
+    min: int = Field(gt=0)
+    max: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min >= self.max:
+            raise ValueError("give a min below max, or one number")
+        return self
+
+
 class Workers(_Section):
     """The machines that a trial runs on; not part of its identity or of its results."""
 
-    count: int = Field(1, gt=0)  # workers of a trial, which share each batch
+    # Workers of a trial, which share each batch. `{min: 2, max: 8}`: as many as there is room for, more or fewer later.
+    count: Annotated[int, Field(gt=0)] | Elastic = 1
     cpus: float = Field(1, gt=0)  # per worker
     gpus: float = Field(0, ge=0)  # per worker
     save_minutes: float = Field(15, gt=0)  # between checkpoints; each evaluation also writes one before it starts
@@ -171,6 +185,23 @@ class Workers(_Section):
     # Triton kernel for qk-norm and RoPE: same numbers up to rounding. Off: no GPU has timed it yet. On CUDA only.
     qk_kernel: bool = False
     cuda_graph: bool = True  # replay the iteration as one CUDA graph: same numbers; on CUDA with one worker per trial
+
+    @property
+    def elastic(self) -> bool:
+        return isinstance(self.count, Elastic)
+
+    @property
+    def least(self) -> int:
+        """The number of workers with which a trial begins at the latest."""
+        return self.count.min if isinstance(self.count, Elastic) else self.count
+
+    @property
+    def most(self) -> int:
+        return self.count.max if isinstance(self.count, Elastic) else self.count
+
+    def of(self, count: int) -> "Workers":
+        """These, in that number."""
+        return self.model_copy(update={"count": count})
 
 
 class Start(_Section):

@@ -1,5 +1,6 @@
 """Cost of a trial before it runs: parameters, FLOPs, learning rates, memory and hours, all by arithmetic."""
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -95,7 +96,7 @@ class Rate:
 def rate_at(config: TrialConfig, mfu: float, peak: float) -> Rate:
     """Estimated rate at `mfu`, a share of a worker's `peak` (FLOP/s). An evaluation counts only G's forward."""
     forward = flops.generator_forward(config.generator_spec)
-    return Rate(step_flops(config) / config.workers.count / (mfu * peak), forward / (mfu * peak))
+    return Rate(step_flops(config) / config.workers.least / (mfu * peak), forward / (mfu * peak))
 
 
 def trial_plan(config: TrialConfig, rate: Rate | None = None, price: float | None = None) -> dict[str, Any]:
@@ -104,11 +105,12 @@ def trial_plan(config: TrialConfig, rate: Rate | None = None, price: float | Non
     A trial that continues another counts only its own steps. price: cost of a worker for one hour.
     `memory_bytes` is the need of a worker that recomputes nothing, or that fits workers.memory_gib if that is set.
     `memory_bytes_least` is the need with every block of G recomputed and one pair of images per call of D.
+    An elastic trial is planned with its least workers.
     """
     info = model_info(config)
     train, workers = config.train, config.workers
     begin = config.start.step if config.start else 0
-    images = train.batch // workers.count
+    images = math.ceil(train.batch / workers.least)
     job = memory_job(config, images, on_cpu=not workers.gpus)
     most, least = job.memory(images, 0).total, job.memory(1, config.generator_spec.depth).total
     found = {
@@ -119,15 +121,15 @@ def trial_plan(config: TrialConfig, rate: Rate | None = None, price: float | Non
         "start": config.start.trial if config.start else None,
         "steps": train.steps - begin,
         "batch": train.batch,
-        "workers": workers.count,
+        "workers": workers.least,
         "total_flops": step_flops(config) * (train.steps - begin),
         "memory_bytes": most if workers.memory_gib is None else job.fit(workers.memory_gib * 2**30).total,
         "memory_bytes_least": least,
     }
     if rate:
         evaluations = sum(map(train.evaluates, range(begin + 1, train.steps + 1)))
-        samples = evaluations * config.eval.samples / workers.count
+        samples = evaluations * config.eval.samples / workers.least
         hours = ((train.steps - begin) * rate.step + samples * rate.sample) / 3600
-        found |= {"hours": hours, "worker_hours": hours * workers.count}
-        found |= {"cost": hours * workers.count * price} if price is not None else {}
+        found |= {"hours": hours, "worker_hours": hours * workers.least}
+        found |= {"cost": hours * workers.least * price} if price is not None else {}
     return found

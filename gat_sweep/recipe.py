@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from gat_sweep.compute import step_flops
-from gat_sweep.config import Data, Size, Teacher, Train, TrialConfig
+from gat_sweep.config import Data, Elastic, Size, Teacher, Train, TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_config
 from gat_sweep.files.yamlfile import Lines, read_yaml
@@ -114,8 +114,8 @@ def _checked(values: dict[str, Any]) -> TrialConfig:
         _ = config.generator_spec, config.discriminator_spec
     except ValueError as error:
         raise UserError(str(error)) from None
-    if config.train.batch % config.workers.count:
-        raise UserError(f"train.batch {config.train.batch} is not divisible by workers.count {config.workers.count}")
+    if config.train.batch < config.workers.most:
+        raise UserError(f"workers.count {config.workers.most} is more than train.batch, {config.train.batch} images")
     if config.mng.schedule == "linear" and config.mng.levels == 2:
         # 1/2 and 1 either way: two trials would train the same networks under two names.
         raise UserError(
@@ -295,6 +295,8 @@ def _known_keys() -> set[str]:
             keys.update(f"{name}.{leaf}" for leaf in properties)
             if name == "teacher":
                 keys.add(name)
+            if name == "workers":
+                keys.update(f"workers.count.{end}" for end in Elastic.model_fields)
         else:
             keys.add(name)
     return keys

@@ -31,9 +31,13 @@ class Rows:
         joined: Any = (None if column[0] is None else torch.cat(column) for column in columns)
         return Rows(*joined)
 
-    def latents(self, random: torch.Generator) -> Tensor:
-        """Latents [n, C, Y, X], sampled anew from the posterior at each call."""
+    def latents(self, random: torch.Generator, batch: int | None = None, mine: slice = slice(None)) -> Tensor:
+        """Latents [n, C, Y, X], sampled anew from the posterior at each call.
+
+        batch, mine: where these rows are a part of a batch, its size and their place in it (default: they are all). The
+        noise is drawn for the whole batch.
+        """
         if self.std is None:
             return self.mean
-        noise = torch.randn(self.mean.shape, generator=random, device=self.mean.device)
-        return self.mean + self.std * noise
+        shape = len(self.mean) if batch is None else batch, *self.mean.shape[1:]
+        return self.mean + self.std * torch.randn(shape, generator=random, device=self.mean.device)[mine]

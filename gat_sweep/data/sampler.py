@@ -5,13 +5,18 @@ from functools import lru_cache
 import numpy as np
 
 
+def share(batch: int, rank: int, world: int) -> slice:
+    """The images of a batch that `rank` trains on. Where `world` does not divide the batch, shares differ by one."""
+    return slice(rank * batch // world, (rank + 1) * batch // world)
+
+
 def batch_indices(count: int, batch: int, seed: int, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
-    """Indices [batch / world] of the images that `rank` trains on at `step`.
+    """Indices of the images that `rank` trains on at `step`: its share of the batch.
 
     Epoch e is a permutation of range(count) drawn from (seed, e); the steps go through one epoch after another.
     The order over all ranks together does not depend on the number of ranks.
     """
-    position = np.arange(step * batch, (step + 1) * batch)[rank * batch // world : (rank + 1) * batch // world]
+    position = np.arange(step * batch, (step + 1) * batch)[share(batch, rank, world)]
     epochs = position // count
     indices = np.empty(len(position), dtype=np.int64)
     for epoch in np.unique(epochs):

@@ -18,17 +18,18 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from gat_sweep.cluster import MAX_DRIVERS, Cluster, is_private
+from gat_sweep.cluster import MAX_DRIVERS, Cluster, is_private, look
 from gat_sweep.data.dataset import load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import write
-from gat_sweep.launch.crowd import Crowd
+from gat_sweep.launch.crowd import LOOK, Crowd
 from gat_sweep.launch.packs import SHARE_BELOW, Queue
-from gat_sweep.launch.places import places
+from gat_sweep.launch.places import largest, places
 from gat_sweep.metrics.reference import load_reference
 from gat_sweep.run.saved import saved_step
 from gat_sweep.run.stop import request_stop, stop_reason
 from gat_sweep.run.trial import Trial
+from gat_sweep.run.workers import ask_workers, asked_workers
 from gat_sweep.train.loop import train
 from gat_sweep.train.recorder import leave_note, record_failure
 
@@ -75,7 +76,8 @@ def measure_reference(trial: Trial) -> None:
     from ray.train import TrainingFailedError
 
     try:
-        _trainer(_measure_reference, [trial], f"reference-{trial.id}-{time.time_ns()}").fit()
+        name = f"reference-{trial.id}-{time.time_ns()}"
+        _trainer(_measure_reference, [trial], name, trial.config.workers.least).fit()
     except TrainingFailedError as error:
         raise UserError(f"the reference cannot be measured: {_reason(error)}") from None
 
@@ -108,7 +110,7 @@ def _drive_pack(config: dict[str, Any]) -> None:
     from ray.train import TrainingFailedError
 
     left: list[Trial] = config["pack"]
-    fruitless = 0
+    fruitless, elastic = 0, left[0].config.workers.elastic
     while left := [trial for trial in left if not trial.at_goal() and not _asked_to_stop(trial)]:
         # Workers train the pack in order, so the trial that fails is the first unfinished one.
         trial, before = left[0], saved_step(left[0].folder / "checkpoints")
@@ -120,10 +122,15 @@ def _drive_pack(config: dict[str, Any]) -> None:
         try:
             # Ray Train does nothing when it finds a finished run of the same name. Our state is in the trials' own
             # checkpoints, so every attempt gets a new name.
-            _trainer(_train_pack, left, f"{trial.id}-{time.time_ns()}").fit()
-            return
+            _trainer(_train_pack, left, f"{trial.id}-{time.time_ns()}", asked_workers(trial)).fit()
+            if not elastic:
+                return
         except (TrainingFailedError, ActorDiedError) as error:  # the workers, or Ray Train's controller
             if _asked_to_stop(trial) or trial.at_goal():
+                continue
+            if elastic:
+                _ask_what_fits(trial)
+            if _found_no_place(error):
                 continue
             further = saved_step(trial.folder / "checkpoints") > before
             fruitless = 0 if further or _is_preemption(error) else fruitless + 1
@@ -146,8 +153,12 @@ def _in_order(queue: Queue, crowd: Crowd) -> Any:
             self.queue, self.crowd = queue, crowd
 
         def suggest(self, trial_id: str) -> dict[str, Any] | None:
-            pack = self.queue.take(trial_id, self.crowd.may_begin)
-            return {"pack": pack} if pack else None
+            group = self.queue.take(trial_id, self.crowd.begin)
+            if group is None:
+                return None
+            if group.pack[0].config.workers.elastic:
+                ask_workers(group.pack[0].folder, group.workers.least)
+            return {"pack": group.pack}
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
             self.queue.ended(trial_id)
@@ -175,10 +186,29 @@ def _is_preemption(error: Exception) -> bool:
     return isinstance(error, PreemptionError) or "Preempted: " in str(error)
 
 
-def _trainer(work: Callable[[dict[str, Any]], None], pack: list[Trial], name: str) -> Any:
-    """The Ray Train run of `work` on the workers of a pack."""
-    from ray.train import RunConfig, ScalingConfig
+def _ask_what_fits(trial: Trial) -> None:
+    """After workers or their places were lost: lets an elastic trial ask for as many workers as fit now."""
+    time.sleep(LOOK)  # until Ray knows what the lost workers have left
+    workers, before = trial.config.workers, asked_workers(trial)
+    count = min(before, largest(workers, [], look().free or ()))
+    if count != before:
+        ask_workers(trial.folder, count)
+        leave_note(trial, f"asks for {count} workers instead of {before}: there is no room for more now")
+
+
+def _found_no_place(error: Exception) -> bool:
+    """Whether the workers of an elastic trial got no machines in time."""
+    return type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError"
+
+
+def _trainer(work: Callable[[dict[str, Any]], None], pack: list[Trial], name: str, count: int) -> Any:
+    """The Ray Train run of `work` on `count` workers of a pack."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
+
+    again: dict[str, Any] = {}
+    if pack[0].config.workers.elastic:  # one that loses its places, or finds none, asks for fewer; the others wait on
+        again = {"controller_failure_limit": 0, "max_preemption_failures": 0}
 
     workers = pack[0].config.workers
     return TorchTrainer(
@@ -186,11 +216,15 @@ def _trainer(work: Callable[[dict[str, Any]], None], pack: list[Trial], name: st
         train_loop_config={"pack": pack},
         torch_config=_torch_config(),
         scaling_config=ScalingConfig(
-            num_workers=workers.count,
+            num_workers=count,
             use_gpu=workers.gpus > 0,
             resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
         ),
-        run_config=RunConfig(name=name, storage_path=_scratch(pack[0])),
+        run_config=RunConfig(
+            name=name,
+            storage_path=_scratch(pack[0]),
+            failure_config=FailureConfig(**again),
+        ),
     )
 
 

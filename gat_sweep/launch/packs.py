@@ -2,7 +2,9 @@
 
 import json
 import math
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from gat_sweep.compute import step_flops
 from gat_sweep.config import TrialConfig, Workers
@@ -13,7 +15,8 @@ from gat_sweep.run.trial import Trial
 STEP_FLOPS = 1.5e9
 
 
-MayBegin = Callable[[Workers, list[Workers]], bool]
+# Workers with which a group may begin beside those under way, while others wait behind it; None while it has to wait.
+Begin = Callable[[Workers, list[Workers], list[Workers]], Workers | None]
 
 # Trials cheaper than this (about ten minutes on one core) share workers, because starting a worker takes half a
 # minute. Longer trials wait for a worker of their own.
@@ -36,7 +39,7 @@ def packs(trials: list[Trial], slots: int, most: float = math.inf) -> list[list[
     result: list[list[Trial]] = []
     sharing: dict[Workers, list[Trial]] = {}
     for trial in trials:
-        if trial.config.workers.count == 1 and cost[trial.id] < SHARE_BELOW:
+        if trial.config.workers.most == 1 and cost[trial.id] < SHARE_BELOW:
             sharing.setdefault(trial.config.workers, []).append(trial)
         else:
             result.append([trial])
@@ -62,41 +65,62 @@ def generations(trials: list[Trial]) -> list[list[Trial]]:
     return found
 
 
+@dataclass
+class Group:
+    """A pack under way with its workers; their number changes if the trial is elastic."""
+
+    pack: list[Trial]
+    workers: Workers
+    since: float = field(default_factory=time.monotonic)  # the last change of their number
+
+
+def at_once(new: Workers, others: list[Workers], waiting: list[Workers]) -> Workers:
+    """Lets every group begin, with its least workers."""
+    return new.of(new.least)
+
+
 class Queue:
     """Queue of packs. A pack is ready when no trial that its own trials start from is waiting or running."""
 
     def __init__(self, trials: list[Trial], slots: int, most: float = math.inf):
         # A pack holds trials of one generation; otherwise two packs could wait for each other.
         self.waiting = [pack for generation in generations(trials) for pack in packs(generation, slots, most)]
-        self.under_way: dict[str, list[Trial]] = {}
+        self.under_way: dict[str, Group] = {}
 
-    def take(self, name: str, may_begin: MayBegin = lambda new, others: True) -> list[Trial] | None:
+    def take(self, name: str, begin: Begin = at_once) -> Group | None:
         """Takes the first ready pack, which runs under this name from now on; None when none is ready, or it may not.
 
-        may_begin: whether workers may ask for machines beside those of the packs under way. Nobody overtakes the first
-        pack, as a stream of small ones could keep a large one waiting for ever.
+        begin: its workers, or None, given those under way and those that are ready behind it. Nobody overtakes the
+        first pack, as a stream of small ones could keep a large one waiting for ever.
         """
-        ahead = {trial.id for pack in [*self.waiting, *self.under_way.values()] for trial in pack}
-        for pack in self.waiting:
-            if not any(trial.config.start and trial.config.start.trial in ahead for trial in pack):
-                if not may_begin(
-                    pack[0].config.workers, [other[0].config.workers for other in self.under_way.values()]
-                ):
-                    return None
-                self.waiting.remove(pack)
-                self.under_way[name] = pack
-                return pack
-        return None
+        ready = self._ready()
+        if not ready:
+            return None
+        new, *behind = (pack[0].config.workers for pack in ready)
+        workers = begin(new, [group.workers for group in self.under_way.values()], behind)
+        if workers is None:
+            return None
+        self.waiting.remove(ready[0])
+        self.under_way[name] = Group(ready[0], workers)
+        return self.under_way[name]
+
+    def ready(self) -> list[Workers]:
+        """Workers of the packs that wait for nothing but machines, in their order."""
+        return [pack[0].config.workers for pack in self._ready()]
 
     def workers(self) -> tuple[list[tuple[Workers, int]], list[tuple[Workers, int]]]:
         """Workers and number of trials of the packs under way, and of those that wait."""
-        parts = list(self.under_way.values()), list(self.waiting)
-        first, second = ([(pack[0].config.workers, len(pack)) for pack in packs] for packs in parts)
-        return first, second
+        under_way = [(group.workers, len(group.pack)) for group in list(self.under_way.values())]
+        return under_way, [(pack[0].config.workers, len(pack)) for pack in list(self.waiting)]
 
     def ended(self, name: str) -> None:
         """Marks a pack as ended, even if it failed: trials that start from it check its status at their turn."""
         self.under_way.pop(name, None)
+
+    def _ready(self) -> list[list[Trial]]:
+        under_way, waiting = list(self.under_way.values()), list(self.waiting)
+        ahead = {trial.id for pack in [*waiting, *(group.pack for group in under_way)] for trial in pack}
+        return [pack for pack in waiting if not any(t.config.start and t.config.start.trial in ahead for t in pack)]
 
 
 def one_per_reference(trials: list[Trial]) -> list[Trial]:

@@ -41,13 +41,13 @@ def check_feasible(trials: dict[str, TrialConfig], there: Cluster) -> None:
         return
     verb = "has" if there.most is None else "grows to"
     for trial, config in trials.items():
-        need = config.workers
+        need, count = config.workers, config.workers.least
         for name, each, kind in [("CPUs", need.cpus, "cpus"), ("GPUs", need.gpus, "gpus")]:
             offered = [getattr(machine, kind) for machine in machines]
-            asked = need.count * each
+            asked = count * each
             if asked > sum(offered):
                 raise UserError(
-                    f"trial {trial} asks for {asked:g} {name} ({need.count} workers), the cluster {verb} "
+                    f"trial {trial} asks for {asked:g} {name} ({count} workers), the cluster {verb} "
                     f"{sum(offered):g}; lower workers.count, workers.cpus or workers.gpus with --set, or use a larger "
                     "cluster"
                 )
@@ -58,8 +58,8 @@ def check_feasible(trials: dict[str, TrialConfig], there: Cluster) -> None:
                 )
         if not fits([need], machines):
             raise UserError(
-                f"trial {trial} asks for {need.count} workers of {need.cpus:g} CPUs and {need.gpus:g} GPUs, the "
-                f"cluster {verb} room for {places(need.model_copy(update={'count': 1}), machines)}; lower "
+                f"trial {trial} asks for {count} workers of {need.cpus:g} CPUs and {need.gpus:g} GPUs, the "
+                f"cluster {verb} room for {places(need.of(1), machines)}; lower "
                 "workers.count, workers.cpus or workers.gpus with --set, or use other machines"
             )
 

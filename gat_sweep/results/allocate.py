@@ -89,11 +89,15 @@ def _rates(study: Study, configs: dict[str, TrialConfig]) -> dict[str, float]:
         raise UserError("--gpu-hours needs the times of a run's trials; give the name of a run, or --budget")
     found: dict[str, list[float]] = {}
     for name, config in configs.items():
-        gpus, table = config.workers.count * config.workers.gpus, study.run / "table" / f"{name}.parquet"
+        if config.workers.elastic:  # the table does not say how many it had
+            continue
+        gpus, table = config.workers.least * config.workers.gpus, study.run / "table" / f"{name}.parquet"
         rows = [row for row in read_rows(table) if row["seconds"] and row["flops"]] if table.exists() else []
         if rows and gpus:
             rate = gflops(rows[-1]["flops"]) / (rows[-1]["seconds"] * gpus / 3600)
             found.setdefault(config.model.generator, []).append(rate)
     if not found:
-        raise UserError("--gpu-hours: no trial of the run was trained on a GPU; give --budget in GFLOPs")
+        raise UserError(
+            "--gpu-hours: no trial of the run was trained on a GPU, with one workers.count; give --budget in GFLOPs"
+        )
     return {size: median(rates) for size, rates in found.items()}

@@ -1,5 +1,6 @@
 """Speed of training and evaluation on this machine, from a few timed steps and samples, for `gat-sweep plan`."""
 
+import math
 import statistics
 from collections.abc import Callable
 
@@ -37,17 +38,18 @@ def calibrate(configs: list[TrialConfig], device: torch.device, say: Callable[[s
             bool(objective.gp_weight),
         )
         on = (compiles(config, device.type == "cpu"), w.memory_gib, w.cpus)
-        key = repr((*shape, t.batch // w.count, t.precision, *on, config.eval, config.data))
+        images = math.ceil(t.batch / w.least)
+        key = repr((*shape, images, t.precision, *on, config.eval, config.data))
         if key not in known:
             sizes = f"G {config.model.generator}, D {config.model.discriminator}, p={config.model.patch}"
-            say(f"timing {sizes}, {t.batch // w.count} images per worker")
+            say(f"timing {sizes}, {images} images per worker")
             known[key] = _rate(config, device)
         rates.append(known[key])
     return rates
 
 
 def _rate(config: TrialConfig, device: torch.device) -> Rate:
-    share = config.train.model_copy(update={"batch": config.train.batch // config.workers.count})
+    share = config.train.model_copy(update={"batch": math.ceil(config.train.batch / config.workers.least)})
     config = config.model_copy(update={"train": share})
     if device.type == "cpu":
         torch.set_num_threads(max(1, int(config.workers.cpus)))

@@ -4,6 +4,7 @@ It is a bound to hold a measurement against, not a forecast: every fused pass of
 writes its outputs once, and nothing else is moved.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +82,7 @@ def roofline(config: TrialConfig, name: str, batch: int | None = None) -> dict[s
         raise UserError(f"unknown device '{name}'; use {' or '.join(DEVICES)}")
     if config.train.precision != "bfloat16":
         raise UserError("the rates of --roofline are those of bfloat16; add --set train.precision=bfloat16")
-    device, images = DEVICES[name], batch or config.train.batch // config.workers.count
+    device, images = DEVICES[name], batch or math.ceil(config.train.batch / config.workers.least)
     g, d = config.generator_spec, config.discriminator_spec
     try:
         memory = memory_job(config, images, on_cpu=False).fit(device.memory)

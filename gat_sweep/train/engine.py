@@ -42,7 +42,9 @@ class Engine:
 
     def __init__(self, config: TrialConfig, device: torch.device, world: int = 1):
         self.config, self.device = config, device
-        self.memory = check_worker(config, device, config.train.batch // world)
+        # Of a worker, on average. Divided by it, the mean over workers is the mean over images, whatever their shares.
+        self._images = config.train.batch / world
+        self.memory = check_worker(config, device, math.ceil(self._images))
         torch.manual_seed(config.seed)
         self.generator = Generator(config.generator_spec).to(device)
         self.discriminator = Discriminator(config.discriminator_spec).to(device)
@@ -99,7 +101,7 @@ class Engine:
             with self._averaged(self._call_d, images.stop == size), _tf32(self.tf32_d):
                 with self.bf16_d:
                     losses = self._losses_d(self._call_d, part, fakes[:, images].detach())
-                (losses["loss_d"].sum() / size).backward()
+                (losses["loss_d"].sum() / self._images).backward()
             for name, value in losses.items():
                 terms.setdefault(name, []).append(value.detach())
         self._update(0, self.discriminator, self.optimizer_d)
@@ -117,7 +119,7 @@ class Engine:
                     self._augment,
                     self.perturb,
                 )
-            (loss_g.sum() / size).backward()
+            (loss_g.sum() / self._images).backward()
             terms.setdefault("loss_g", []).append(loss_g.detach())
         self.discriminator.requires_grad_(True)
         fake_levels.backward(fakes.grad)

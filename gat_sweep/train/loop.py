@@ -29,6 +29,7 @@ from gat_sweep.run.checkpoint import Checkpoint, check_data, resume, step_checkp
 from gat_sweep.run.saved import Damaged
 from gat_sweep.run.stop import stop_reason
 from gat_sweep.run.trial import GRID, Trial
+from gat_sweep.run.workers import resize_reason
 from gat_sweep.train.counters import Counters
 from gat_sweep.train.device import keep_freed_memory
 from gat_sweep.train.engine import Engine
@@ -76,7 +77,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
     counters = Counters.restored(config.train.batch, step_flops(config), *begun, device)
     began = saved_at = counters.step
 
-    recorder = Recorder(trial, counters, len(dataset)) if rank == 0 else None
+    recorder = Recorder(trial, counters, len(dataset), world) if rank == 0 else None
     saver = Saver(trial.folder / "checkpoints")  # only rank 0 writes
     report = recorder.note if recorder else (lambda text: leave_note(trial, text))
     saved_when = time.perf_counter()
@@ -88,7 +89,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
         world,
         config.workers.hang_minutes * 60,
         report,
-        lambda: stop_reason(trial.run_folder, trial.id),
+        lambda: stop_reason(trial.run_folder, trial.id) or resize_reason(trial, world),
     )
 
     def why_stop() -> str:

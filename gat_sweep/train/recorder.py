@@ -23,18 +23,18 @@ from gat_sweep.version import source_commit
 class Recorder:
     """Writes a trial's files; rank 0 only."""
 
-    def __init__(self, trial: Trial, counters: Counters, data_images: int):
+    def __init__(self, trial: Trial, counters: Counters, data_images: int, world: int):
         """Opens the trial's files.
 
         counters: the loop's own; every line and row gets their current step. data_images: those of the data set.
+        world: number of workers of this attempt.
         """
         self.folder, self.counters = trial.folder, counters
         write_config(trial)
         constants = trial_constants(trial.run, trial.sweep, trial.id, trial.config)
         self.table = RunTable(trial.table, {**constants, "data_images": data_images})
         self.table.truncate(counters.step)
-        workers = trial.config.workers
-        line: dict[str, Any] = {"status": "running", "gpus": workers.count * workers.gpus}
+        line: dict[str, Any] = {"status": "running", "workers": world, "gpus": world * trial.config.workers.gpus}
         if earlier := signs(self.folder / "alive").get(0):
             line["previous"] = {"step": earlier["step"], "time": earlier["time"]}  # how far the previous attempt came
         self._append(line)

@@ -7,11 +7,11 @@ from helpers.trials import tiny_config
 
 from gat_sweep.autoscaler import UNKNOWN, _types
 from gat_sweep.cluster import Cluster, Machine
-from gat_sweep.config import Workers
+from gat_sweep.config import Elastic, Workers
 from gat_sweep.errors import UserError
 from gat_sweep.launch.crowd import line
 from gat_sweep.launch.packs import Queue, packs
-from gat_sweep.launch.places import fits, may_begin, places
+from gat_sweep.launch.places import fits, grown, largest, may_begin, placed, places, shrunk
 from gat_sweep.launch.prepare import check_feasible
 from gat_sweep.run.trial import Trial
 
@@ -87,12 +87,51 @@ def test_nobody_overtakes_the_first_pack() -> None:
 
     queue = Queue([planted("large", 90, FOUR), planted("a", 20, ONE), planted("b", 10, ONE)], slots=2)
     there = Cluster((BOX,))
-    first = queue.take("1", lambda new, others: may_begin(new, others, there))
-    assert first is not None and first[0].id == "large"
-    assert queue.take("2", lambda new, others: may_begin(new, others, there)) is None
+
+    def begin(new: Workers, others: list[Workers], waiting: list[Workers]) -> Workers | None:
+        return new if may_begin(new, others, there) else None
+
+    first = queue.take("1", begin)
+    assert first is not None and first.pack[0].id == "large"
+    assert queue.take("2", begin) is None
     queue.ended("1")
-    names = [queue.take(str(i), lambda new, others: may_begin(new, others, there)) for i in (2, 3)]
-    assert [[trial.id for trial in pack or []] for pack in names] == [["a"], ["b"]]
+    taken = [queue.take(str(i), begin) for i in (2, 3)]
+    assert [[trial.id for trial in group.pack] for group in taken if group] == [["a"], ["b"]]
+
+
+SOME = Workers(count=Elastic(min=2, max=8), gpus=1)
+
+
+def test_an_elastic_group_begins_with_what_is_left() -> None:
+    """It leaves their places to the groups under way and the least to those that wait; it never begins with less than
+    its own least, and then waits for it."""
+    assert largest(SOME, [], [BOX, BOX]) == 8 and largest(SOME, [], [BOX]) == 4
+    assert largest(SOME, [ONE], [BOX, BOX]) == 7
+    assert largest(SOME, [SOME, FOUR], [BOX, BOX]) == 2  # 8 places, of which 2 and 4 belong to others
+    assert largest(SOME, [EIGHT], [BOX, BOX]) == 2  # there is no room at all
+    two = Workers(count=Elastic(min=1, max=4), gpus=2)
+    assert largest(two, [], [Machine(8, 3), Machine(8, 3)]) == 2  # three GPUs hold one worker of two
+    assert fits([SOME] * 4, [BOX, BOX]) and not fits([SOME] * 5, [BOX, BOX]) and places(SOME, [BOX]) == 2
+
+
+def test_elastic_groups_take_what_is_free_in_turn() -> None:
+    assert grown([(SOME, 2)], [BOX]) == [6] and grown([(SOME, 2)], [BOX, BOX]) == [8]
+    assert grown([(SOME, 2), (SOME, 2)], [Machine(8, 5)]) == [5, 4]
+    assert grown([(SOME, 7), (SOME, 2)], [Machine(8, 4)]) == [8, 5]  # the first has all that it may have
+    two = Workers(count=Elastic(min=1, max=4), gpus=2)
+    assert grown([(two, 1), (SOME, 2)], [Machine(8, 1)]) == [1, 3]  # one GPU is no place for a worker of two
+    assert grown([(SOME, 2)], []) == [2] and grown([], [BOX]) == []
+
+
+def test_elastic_groups_make_room_for_those_that_wait_and_for_nobody_else() -> None:
+    machines = [BOX, BOX]
+    assert shrunk([(SOME, 8)], [ONE], machines) == [7]
+    assert shrunk([(SOME, 8)], [SOME, ONE], machines) == [5]
+    assert shrunk([(SOME, 5), (SOME, 3)], [FOUR], machines) == [2, 2]  # most beyond its least gives first
+    assert shrunk([(SOME, 4), (FOUR, 4)], [ONE], machines) == [3, 4]  # who is not elastic keeps its workers
+    assert shrunk([(SOME, 6)], [ONE, ONE], machines) == [6]  # there is room
+    assert shrunk([(SOME, 8)], [EIGHT, ONE], machines) == [8]  # no use: 8 would not fit, and nobody overtakes it
+    assert placed([SOME.of(3), ONE], machines) == [Machine(4, 0), Machine(8, 4)]
 
 
 def test_packs_are_short_where_machines_may_join() -> None:

@@ -15,10 +15,10 @@ from helpers.trials import CPU, TINY, assert_same_state, rows, tensors, tiny_con
 
 from gat_sweep.compute import step_flops
 from gat_sweep.data.dataset import load_dataset
-from gat_sweep.data.loader import Loader
 from gat_sweep.monitor.budget import Meter
 from gat_sweep.run.saved import saved_step
 from gat_sweep.run.trial import Trial
+from gat_sweep.train.feed import Feed
 from gat_sweep.train.loop import train
 
 Figures = Callable[..., None]
@@ -77,16 +77,20 @@ def test_a_trial_trained_on_equals_one_trained_through(home: Path) -> None:
     assert short.status() == "done"  # its steps are among those trained
 
 
-def test_the_order_of_images_does_not_depend_on_the_number_of_workers() -> None:
-    """At every step, over the end of an epoch: the ranks' shares put together are one worker's batch."""
-    dataset = load_dataset(tiny_config().data)
-    for step in (0, 1, 223, 224, 225, 1000):
-        batches = []
-        for world in (1, 2, 4):
-            config = tiny_config(workers__count=world, train__steps=2000)
-            parts = [Loader(config, dataset, CPU, rank, world).batch(step) for rank in range(world)]
-            batches.append(torch.cat([part.mean for part in parts]))
-        assert torch.equal(batches[0], batches[1]) and torch.equal(batches[0], batches[2])
+def test_what_a_step_is_fed_does_not_depend_on_the_number_of_workers() -> None:
+    """Images, latent codes, noise and augmentation, at every step, over the end of an epoch: the ranks' shares put
+    together are one worker's batch, also where the workers do not divide it."""
+    config = tiny_config(train__steps=2000)
+    dataset = load_dataset(config.data)
+    whole = Feed(config, dataset, CPU)
+    for world in (2, 3, 8):
+        ranks = [Feed(config, dataset, CPU, rank, world) for rank in range(world)]
+        for step in (0, 1, 223, 224, 225, 1000):
+            expected, parts = whole.batch(step), [feed.batch(step) for feed in ranks]
+            assert len(expected) == 8 and max(map(len, parts)) - min(map(len, parts)) <= 1
+            for one, *shares in zip(expected.tensors(), *(part.tensors() for part in parts), strict=True):
+                axis = next(i for i, (a, b) in enumerate(zip(one.shape, shares[0].shape, strict=True)) if a != b)
+                assert torch.equal(one, torch.cat(shares, dim=axis))
 
 
 # ---------------------------------------------------------------- two workers
@@ -107,6 +111,33 @@ def test_two_workers_cut_at_every_step(home: Path, figures: Figures) -> None:
         together(cut, home / f"store-{step}-b")
         assert_same_run(straight, cut)
     figures(cuts=STEPS - 1, runs_equal=STEPS - 1)
+
+
+@pytest.mark.slow
+@pytest.mark.reliability
+def test_a_run_on_changing_workers_is_the_run_on_one(home: Path, figures: Figures) -> None:
+    """Two workers, then three with shares of 2, 3 and 3 images, then one: the same images and counters as one worker
+    throughout, and the same numbers but for the order of sums."""
+    alone = tiny_trial(home, "alone", **UNEVEN)
+    train(alone, CPU)
+    elastic = tiny_trial(home, "elastic", **UNEVEN, workers__count={"min": 1, "max": 3})
+    together(elastic, home / "store-2", cut=2)
+    first = saved_step(elastic.folder / "checkpoints")
+    together(elastic, home / "store-3", cut=2, world=3)
+    second = saved_step(elastic.folder / "checkpoints")
+    assert 0 < first < second < STEPS
+    assert train(elastic, CPU).status == "done"
+    same = ["step", "status", "flops", "images", "flags"]
+    assert [[row[key] for key in same] for row in rows(alone)] == [[row[key] for key in same] for row in rows(elastic)]
+    expected, found = tensors(alone, STEPS), tensors(elastic, STEPS)
+    apart = 0.0
+    for name, value in expected.items():
+        if value.is_floating_point() and name.startswith("ema"):
+            apart = max(apart, float((value - found[name]).abs().max()))
+    assert 0 < apart < 1e-4
+    values = [(a["value"], b["value"]) for a, b in zip(rows(alone), rows(elastic), strict=True) if a["value"]]
+    assert all(b == pytest.approx(a, rel=1e-3) for a, b in values)
+    figures(workers="2, 3, 1", changed_at_steps=f"{first} and {second}", largest_difference=f"{apart:.1e}")
 
 
 # ---------------------------------------------------------------- kills

@@ -21,6 +21,7 @@ from gat_sweep.run.alive import signs
 from gat_sweep.run.crowd import crowd_line
 from gat_sweep.run.journal import read_records
 from gat_sweep.run.saved import saved_step
+from gat_sweep.run.stop import EXIT_STOPPED
 from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import load_sweep
 
@@ -124,8 +125,14 @@ def growing(tmp_path: Path) -> Iterator[Growing]:
     cluster.close()
 
 
-def run(home: Path, sweep: Path, growing: Growing, *more: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "gat_sweep.cli", "run", str(sweep), "--recipe", "digits", "--home", str(home)]
+# Without the patience that saves restarts.
+HASTY = "from gat_sweep.launch import crowd; crowd.SETTLE = crowd.REST = 5.0; from gat_sweep.entry import main; main()"
+
+
+def run(
+    home: Path, sweep: Path, growing: Growing, *more: str, python: tuple[str, ...] = ("-m", "gat_sweep.cli")
+) -> "subprocess.Popen[str]":
+    command = [sys.executable, *python, "run", str(sweep), "--recipe", "digits", "--home", str(home)]
     token = {key: growing.environment[key] for key in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
     return subprocess.Popen(
         [*command, "--address", growing.address, *more],
@@ -187,3 +194,52 @@ def test_a_sweep_grows_its_cluster_from_nothing(home: Path, tmp_path: Path, grow
         assert time.monotonic() < deadline
         time.sleep(1)
     figures(machines_at_once=most, killed=1, trials_finished=3, machines_left=0, seconds_to_refuse=f"{refused:.0f}")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.reliability
+def test_an_elastic_trial_follows_the_machines(home: Path, tmp_path: Path, growing: Growing, figures: Figures) -> None:
+    """It begins on the first machine that comes, asks the autoscaler for as many as it may have, goes on with all of
+    them, and with fewer when one is killed; no step is lost but for those since the newest checkpoint."""
+    sweep = tmp_path / "elastic.yaml"
+    long = {**TINY, "train.steps": 10**5, "train.eval_every": 10**5, "train.log_every": 20, "workers.cpus": 0.9}
+    sweep.write_text(f"about: one trial\nset: {json.dumps(long)}\nseeds: [0]\n")
+    (name, config), *_ = load_sweep(sweep, "digits").trials.items()
+    trial = Trial(name, "elastic-digits", "elastic", config, home)
+    settings = ["--set=workers.count={min: 1, max: 3}", "--set=workers.save_minutes=0.05"]
+    process = run(home, sweep, growing, *settings, python=("-c", HASTY))
+
+    def attempts() -> list[dict[str, Any]]:
+        return [r for _, r in read_records(trial.folder) if r.get("status") == "running"]
+
+    wait_for(lambda: bool(attempts()), process)
+    assert attempts()[0]["workers"] == 1
+    wait_for(lambda: attempts()[-1]["workers"] == 3, process)
+    stopped = [r for _, r in read_records(trial.folder) if r.get("status") == "stopped"]
+    assert "goes on with 3 workers instead of" in stopped[-1]["reason"]
+    grown = attempts()[-1]
+    assert grown["step"] == stopped[-1]["step"] > 0  # saved at the step at which it stopped
+    assert len(growing.raylets()) == 3
+
+    wait_for(lambda: saved_step(trial.folder / "checkpoints") > grown["step"], process)
+    worker = psutil.Process(signs(trial.folder / "alive")[2]["pid"])
+    next(parent for parent in worker.parents() if parent.name() == "raylet").kill()
+    saved = saved_step(trial.folder / "checkpoints")
+    wait_for(lambda: attempts()[-1]["time"] > grown["time"], process)
+    shrunk = attempts()[-1]
+    assert shrunk["step"] >= saved and shrunk["workers"] in (1, 2)
+    wait_for(lambda: saved_step(trial.folder / "checkpoints") > shrunk["step"], process)
+    wait_for(lambda: attempts()[-1]["workers"] == 3, process)  # the autoscaler replaced the machine
+
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == EXIT_STOPPED, out + err
+    logged = [r["step"] for _, r in read_records(trial.folder) if "loss_d" in r.get("metrics", {})]
+    assert set(logged) == set(range(20, max(logged) + 1, 20))
+    figures(
+        workers=", ".join(str(attempt["workers"]) for attempt in attempts()),
+        steps_trained_twice=len(logged) * 20 - max(logged),
+        of_steps=max(logged),
+        seconds_from_kill_to_steps=f"{shrunk['time'] - grown['time']:.0f}",
+    )

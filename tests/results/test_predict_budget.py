@@ -128,4 +128,4 @@ def test_hours_need_trials_that_were_trained_on_gpus(tmp_path: Path, gat: Gat) -
     for trial in trials_of(tmp_path, "cpu", load_sweep(sweep_file("frontier"), "digits", overrides=settings)):
         train(trial)
     code, _, err = gat("allocate", "cpu", "--gpu-hours", 1)
-    assert code == 2 and "no trial of the run was trained on a GPU" in err
+    assert code == 2 and "no trial of the run was trained on a GPU," in err

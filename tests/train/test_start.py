@@ -88,16 +88,18 @@ def test_trials_run_behind_those_that_they_start_from() -> None:
 
     queue, order = Queue(trials, slots=2), []
     for number in range(3):
-        pack = queue.take(str(number))
-        assert pack is not None
-        order.append(pack[0].id)
+        group = queue.take(str(number))
+        assert group is not None
+        order.append(group.pack[0].id)
     assert sorted(order) == ["elsewhere", "first", "other"] and queue.take("3") is None
     queue.ended(str(order.index("other")))
     assert queue.take("3") is None
     queue.ended(str(order.index("first")))
-    assert queue.take("3") == [second] and queue.take("4") is None
+    next_one = queue.take("3")
+    assert next_one is not None and next_one.pack == [second] and queue.take("4") is None
     queue.ended("3")
-    assert queue.take("4") == [third] and queue.waiting == []
+    last = queue.take("4")
+    assert last is not None and last.pack == [third] and queue.waiting == []
 
     small = [planted("a", None), planted("b", "a", train__steps=8), planted("c", None)]
     assert [[t.id for t in pack] for pack in Queue(small, slots=1).waiting] == [["a", "c"], ["b"]]
