@@ -85,7 +85,8 @@ class Crowd:
             group.workers = group.workers.of(asked_workers(group.pack[0]))
         present = [(group.pack[0].config.workers, group.workers.least) for group in groups]
         able = [pair for pair in present if pair[0].elastic]
-        if waiting := self.queue.ready():
+        waiting, left = self.queue.ready(), placed([group.workers for group in groups], self.there.machines)
+        if waiting or left is None:  # a group under way may have lost its machines
             # Machines that an autoscaler adds for those that wait cost no restart.
             machines = self.there.machines if self.there.most is None else self.there.most
             if elastic and (self.there.most is not None or not self.there.grows):
@@ -94,7 +95,8 @@ class Crowd:
             self._free_since = None
             self._demand.ask([])
             return
-        possible = grown(able, self.there.free or ())
+        # What other launches use is not free; what a group that began a moment ago will use is not left.
+        possible = [min(pair) for pair in zip(grown(able, self.there.free or ()), grown(able, left), strict=True)]
         more = [group for group, count in zip(elastic, possible, strict=True) if count > group.workers.least]
         self._free_since = (self._free_since or time.monotonic()) if more else None
         if self._free_since and time.monotonic() - self._free_since >= SETTLE:

@@ -90,19 +90,18 @@ def grown(present: Sequence[tuple[Workers, int]], free: Sequence[Machine]) -> li
 def shrunk(
     present: Sequence[tuple[Workers, int]], waiting: Sequence[Workers], machines: Sequence[Machine]
 ) -> list[int]:
-    """Numbers of workers of the groups under way after they have made room for those that wait, first come first.
+    """Numbers of workers of the groups under way after they have made room: for each other, then for those that wait.
 
     Whoever has most beyond its least gives first. Nobody gives for a group that would not fit all the same.
     present: groups with their numbers of workers now; those that are not elastic keep theirs.
     """
-    counts, served = [count for _, count in present], list[Workers]()
-    for new in waiting:
+    groups, counts = [workers for workers, _ in present], [count for _, count in present]
+    for served in range(len(waiting) + 1):
         trying = list(counts)
-        while not fits([*(w.of(n) for (w, _), n in zip(present, trying, strict=True)), *served, new], machines):
-            beyond = zip(present, trying, strict=True)
-            spare = [count - workers.least if workers.elastic else 0 for (workers, _), count in beyond]
+        while not fits([*map(Workers.of, groups, trying), *waiting[:served]], machines):
+            spare = [n - w.least if w.elastic else 0 for w, n in zip(groups, trying, strict=True)]
             if max(spare, default=0) == 0:
                 return counts
             trying[spare.index(max(spare))] -= 1
-        counts, served = trying, [*served, new]
+        counts = trying
     return counts

@@ -131,6 +131,7 @@ def test_elastic_groups_make_room_for_those_that_wait_and_for_nobody_else() -> N
     assert shrunk([(SOME, 4), (FOUR, 4)], [ONE], machines) == [3, 4]  # who is not elastic keeps its workers
     assert shrunk([(SOME, 6)], [ONE, ONE], machines) == [6]  # there is room
     assert shrunk([(SOME, 8)], [EIGHT, ONE], machines) == [8]  # no use: 8 would not fit, and nobody overtakes it
+    assert shrunk([(SOME, 8), (FOUR, 4)], [], machines) == [4, 4]  # one under way has lost its machine
     assert placed([SOME.of(3), ONE], machines) == [Machine(4, 0), Machine(8, 4)]
 
 

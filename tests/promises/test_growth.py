@@ -46,14 +46,14 @@ class Growing:
     `ray.cluster_utils.AutoscalingCluster` does the same, but ends every Ray on this machine when it starts and stops.
     """
 
-    def __init__(self, folder: Path, token: str):
+    def __init__(self, folder: Path, token: str, idle_minutes: float):
         from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
         provider = f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}"
         config: dict[str, Any] = {
             "cluster_name": "growing",
             "max_workers": 3,
-            "idle_timeout_minutes": 0.2,
+            "idle_timeout_minutes": idle_minutes,
             "upscaling_speed": 10.0,
             "provider": {
                 "type": "external",
@@ -116,11 +116,11 @@ class Growing:
 
 
 @pytest.fixture
-def growing(tmp_path: Path) -> Iterator[Growing]:
+def growing(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Growing]:
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", PORT)) == 0:
             pytest.skip(f"port {PORT} of this machine is taken, which Ray's fake machines need")
-    cluster = Growing(tmp_path, secrets.token_hex(32))
+    cluster = Growing(tmp_path, secrets.token_hex(32), request.param)
     yield cluster
     cluster.close()
 
@@ -153,6 +153,7 @@ def wait_for(what: Callable[[], bool], process: "subprocess.Popen[str]", seconds
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.reliability
+@pytest.mark.parametrize("growing", [0.2], indirect=True)
 def test_a_sweep_grows_its_cluster_from_nothing(home: Path, tmp_path: Path, growing: Growing, figures: Figures) -> None:
     """A sweep on a cluster without workers gets machines from the autoscaler, goes on when one of them is killed while
     the others come, and the cluster shrinks to nothing afterwards. A demand that no machine can meet is refused."""
@@ -199,6 +200,7 @@ def test_a_sweep_grows_its_cluster_from_nothing(home: Path, tmp_path: Path, grow
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.reliability
+@pytest.mark.parametrize("growing", [10.0], indirect=True)  # machines stay while the workers of a trial change
 def test_an_elastic_trial_follows_the_machines(home: Path, tmp_path: Path, growing: Growing, figures: Figures) -> None:
     """It begins on the first machine that comes, asks the autoscaler for as many as it may have, goes on with all of
     them, and with fewer when one is killed; no step is lost but for those since the newest checkpoint."""
