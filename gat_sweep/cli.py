@@ -12,6 +12,7 @@ from gat_sweep.commands import (
     coord_check,
     design,
     doctor,
+    edit,
     encode,
     evaluate,
     export,
@@ -42,6 +43,7 @@ GROUPS: dict[str, list[click.Command]] = {
     "Networks": [
         evaluate.evaluate,
         sample.sample,
+        edit.edit,
         inspect.inspect,
         export.export,
         import_official.import_official,

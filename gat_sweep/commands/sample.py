@@ -97,7 +97,7 @@ def sample(
     shape = (8 if rows is None else rows, 8 if steps is None else steps) if interpolate else _grid(grid or "8x8")
     request = Request(
         count=64 if count is None else count,
-        classes=_classes(classes),
+        classes=parse_classes(classes),
         psi=psi,
         guidance=guidance,
         null=null or "paper",
@@ -122,7 +122,7 @@ def sample(
     print_files(files)
 
 
-def _classes(text: str | None) -> tuple[int, ...] | str | None:
+def parse_classes(text: str | None) -> tuple[int, ...] | str | None:
     if text is None or text == "all":
         return text
     if not all(part.strip().isdecimal() for part in text.split(",")):

@@ -119,14 +119,17 @@ class Generator(nn.Module):
             total += self.mapping(pairs).sum(dim=0)
         return total / self.spec.classes
 
-    def synthesize(self, w_BD: Tensor) -> Tensor:
-        """Image levels [K, B, C, Y, X] from styles; level k is the sum of outputs 1..k (Eq. 1)."""
-        silu_w_BD = F.silu(w_BD)
-        x_BTD = self.position.expand(len(w_BD), -1, -1)
+    def synthesize(self, w: Tensor) -> Tensor:
+        """Image levels [K, B, C, Y, X] from styles; level k is the sum of outputs 1..k (Eq. 1).
+
+        w: [B, D], or [L, B, D] with a style for each block; an output has the style of the block before it.
+        """
+        silu_w = F.silu(w).unbind() if w.ndim == 3 else [F.silu(w)] * len(self.blocks)
+        x_BTD = self.position.expand(w.shape[-2], -1, -1)
         stage = len(self.blocks) // self.spec.levels
         image = None
         levels = []
-        for i, block in enumerate(self.blocks):
+        for i, (block, silu_w_BD) in enumerate(zip(self.blocks, silu_w, strict=True)):
             if i < self.checkpointed and torch.is_grad_enabled():
                 x_BTD = checkpoint(block, x_BTD, silu_w_BD, self.rope, use_reentrant=False)
             else:

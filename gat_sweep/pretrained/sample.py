@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from gat_sweep.data.tokenizer import load_decoder
@@ -32,10 +30,8 @@ from gat_sweep.files.weights import weights_digest
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.spec import GeneratorSpec, NullStyle
 from gat_sweep.pretrained.folder import Pretrained, check_new, from_pretrained, from_trial, is_checkpoint
+from gat_sweep.pretrained.sheet import sheet
 from gat_sweep.text import Eta, Say, silent
-
-SMALLEST_SHOWN = 64  # pixels; smaller pictures are enlarged on a grid
-LINE = 2  # pixels between pictures on a grid
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ def sample_command(
     tokenizer is another one, or `out` is not empty.
     """
     check_new(out)
-    pretrained = _opened(source, settings, tokenizer)
+    pretrained = opened(source, settings, tokenizer)
     generator = pretrained.generator
     classes = checked(request, generator.spec)
     decoder = load_decoder(
@@ -197,7 +193,7 @@ def codes(
 
 def _plain(generator: Generator, request: Request, classes: tuple[int, ...] | None) -> Callable[[range], Tensor]:
     def style(pictures: range) -> Tensor:
-        return _styled(generator, request, *codes(request, generator.spec, classes, pictures))
+        return styled(generator, request, *codes(request, generator.spec, classes, pictures))
 
     return style
 
@@ -219,8 +215,8 @@ def _lines(generator: Generator, request: Request, classes: tuple[int, ...] | No
             start_y = torch.tensor([classes[row % len(classes)] for row in range(rows)])
             next_y = torch.tensor([classes[(row + 1) % len(classes)] for row in range(rows)])
             end_y = next_y if request.interpolate == "inter" else start_y
-    start_RD = _styled(generator, request, z[firsts], start_y)
-    end_RD = _styled(generator, request, z[lasts], end_y)
+    start_RD = styled(generator, request, z[firsts], start_y)
+    end_RD = styled(generator, request, z[lasts], end_y)
 
     def style(pictures: range) -> Tensor:
         number = torch.tensor(pictures, device=start_RD.device)
@@ -230,7 +226,8 @@ def _lines(generator: Generator, request: Request, classes: tuple[int, ...] | No
     return style
 
 
-def _styled(generator: Generator, request: Request, z_BZ: Tensor, y_B: Tensor | None) -> Tensor:
+def styled(generator: Generator, request: Request, z_BZ: Tensor, y_B: Tensor | None) -> Tensor:
+    """Styles w [B, D] of codes, with truncation and guidance as requested."""
     device = generator.style_mean.device
     y_B = None if y_B is None else y_B.to(device)
     return generator.styled(z_BZ.to(device), y_B, request.psi, request.guidance, request.null)
@@ -273,21 +270,8 @@ class Archive:
         self.temporary.unlink(missing_ok=True)
 
 
-def sheet(pictures: Tensor, columns: int) -> bytes:
-    """PNG of pictures, uint8 [n, 3, h, w], row by row, with white lines between them and white for missing ones."""
-    factor = max(1, SMALLEST_SHOWN // pictures.shape[2])
-    pictures = pictures.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    grid = torch.full((rows * columns, 3, pictures.shape[2] + LINE, pictures.shape[3] + LINE), 255, dtype=torch.uint8)
-    grid[: len(pictures), :, LINE:, LINE:] = pictures
-    grid = grid.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # y, x, rgb
-    content = io.BytesIO()
-    Image.fromarray(F.pad(grid, (0, 0, 0, LINE, 0, LINE), value=255).contiguous().numpy()).save(content, format="PNG")
-    return content.getvalue()
-
-
-def _opened(source: Place, settings: Mapping[str, Any], tokenizer: str | None) -> Pretrained:
+def opened(source: Place, settings: Mapping[str, Any], tokenizer: str | None) -> Pretrained:
+    """The networks of a trial's checkpoint or of a folder of save_pretrained; settings, tokenizer: as above."""
     if is_checkpoint(source):
         return from_trial(source, {**settings, **({"data.tokenizer": tokenizer} if tokenizer else {})})
     if settings:

@@ -1,0 +1,237 @@
+"""Edits of a trained generator's pictures: steps of the style w along a direction (paper A.13).
+
+    directions.safetensors    the directions by name, [D] each, with what they are and the digest of the weights
+    NAME.png                  a figure for each direction: a row for each picture, a column for each strength
+    edit.json                 the request, the weights, and figures of the directions; written last
+
+Directions are the principal components of w (GANSpace, arXiv 2004.02546), the way from one class to another, or those
+of a file. A strength of 1 is one standard deviation of w along a component, or the whole way between two classes.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from gat_sweep.data.tokenizer import Tokenizer, load_decoder
+from gat_sweep.errors import UserError
+from gat_sweep.files.storage import Place, write
+from gat_sweep.files.weights import weights_digest
+from gat_sweep.gat.generator import Generator
+from gat_sweep.pretrained.folder import check_new
+from gat_sweep.pretrained.sample import Request, checked, codes, opened, styled
+from gat_sweep.pretrained.sheet import labelled_sheet
+from gat_sweep.text import Eta, Say, silent
+
+FILE = "directions.safetensors"
+ENTRY = "gat_sweep_directions"  # of its metadata
+STYLES = 4096  # styles at once
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A step of w; strength 1 adds `vector` [D]."""
+
+    name: str
+    vector: Tensor
+    about: str  # for the figure
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Options of an edit. One of ganspace, between and file says which directions.
+
+    ganspace: number of principal components. samples: styles that they are computed from.
+    between: two classes. file: directions.safetensors of another edit.
+    names: of the file's directions (default: all).
+    strengths: of the columns. layers: first and last block that the edit reaches, from 0 (default: all).
+    pictures: rows of a figure.
+    """
+
+    ganspace: int | None = None
+    between: tuple[int, int] | None = None
+    file: Path | None = None
+    names: tuple[str, ...] = ()
+    samples: int = 10_000
+    strengths: tuple[float, ...] = (-3, -2, -1, 0, 1, 2, 3)
+    layers: tuple[int, int] | None = None
+    pictures: int = 6
+
+
+def edit_command(
+    source: Place,
+    out: Path,
+    edit: Edit,
+    request: Request,
+    settings: Mapping[str, Any],
+    tokenizer: str | None,
+    device: torch.device,
+    say: Say = silent,
+) -> tuple[dict[str, Any], list[Path]]:
+    """Writes figures of edited pictures, and the directions, to a new folder; returns edit.json and the files.
+
+    request: seed, classes, psi, guidance and batch of the pictures. The rest is as in sample_command.
+    Raises UserError, before anything is written, when the source cannot be read or the edit does not fit it.
+    """
+    check_new(out)
+    pretrained = opened(source, settings, tokenizer)
+    generator = pretrained.generator
+    _check(edit, generator)
+    request = replace(request, count=edit.pictures)
+    classes = checked(request, generator.spec)
+    decoder = load_decoder(
+        pretrained.about.tokenizer, tokenizer, generator.spec.channels, "these latents", "--tokenizer", device
+    )
+    digest = weights_digest(generator)
+    generator.to(device).eval().requires_grad_(False)
+    directions, facts = _directions(generator, edit, request, classes, digest, say)
+    w_BD = styled(generator, request, *codes(request, generator.spec, classes, range(edit.pictures)))
+
+    figures, eta = {}, Eta(say, "figures", len(directions))
+    for direction in directions:
+        pictures = edited_pictures(generator, decoder, w_BD, direction, edit, request.batch)
+        heads = [f"{strength:+g}" if strength else "0" for strength in edit.strengths]
+        figures[f"{direction.name}.png"] = labelled_sheet(pictures, len(edit.strengths), direction.about, heads)
+        eta.add(1)
+    result = {
+        "source": source.name,
+        "training": pretrained.about.training,
+        "weights": digest,
+        **{key: str(value) if isinstance(value, Path) else value for key, value in asdict(edit).items()},
+        **{key: getattr(request, key) for key in ("seed", "classes", "psi", "guidance")},
+        "directions": facts,
+        "gat_sweep": version("gat-sweep"),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in figures.items():
+        write(out / name, content)
+    write_directions(out / FILE, directions, digest)
+    write(out / "edit.json", (json.dumps(result, indent=1) + "\n").encode())
+    return result, [*(out / name for name in figures), out / FILE, out / "edit.json"]
+
+
+def principal_components(w_ND: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The first `count` principal components of styles, [count, D] with one standard deviation as length, and the
+    share of the variance that each explains, [count].
+
+    The largest entry of each is positive, so that the sign does not depend on the samples.
+    """
+    centred = (w_ND - w_ND.mean(dim=0)).double()
+    values, vectors = torch.linalg.eigh(centred.T @ centred / (len(w_ND) - 1))
+    values, vectors = values.flip(0).clamp(min=0), vectors.T.flip(0)
+    largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
+    steps = vectors * largest.sign() * values.sqrt()[:, None]
+    return steps[:count].float(), (values / values.sum().clamp(min=1e-30))[:count].float()
+
+
+def moved(w_BD: Tensor, vector_D: Tensor, strength: float, layers: tuple[int, int], depth: int) -> Tensor:
+    """Styles [depth, B, D] of edited pictures: w + strength * vector in the blocks from layers[0] to layers[1]."""
+    inside = torch.zeros(depth, 1, 1, device=w_BD.device)
+    inside[layers[0] : layers[1] + 1] = strength
+    return w_BD + inside * vector_D
+
+
+def edited_pictures(
+    generator: Generator, decoder: Tokenizer, w_BD: Tensor, direction: Direction, edit: Edit, batch: int
+) -> Tensor:
+    """Pictures, uint8 [B * strengths, 3, h, w]: a picture at every strength, then the next one."""
+    depth = generator.spec.depth
+    layers, vector = edit.layers or (0, depth - 1), direction.vector.to(w_BD.device)
+    columns = []
+    with torch.no_grad():
+        for strength in edit.strengths:
+            w_LBD = moved(w_BD, vector, strength, layers, depth)
+            parts = [decoder.decode(generator.synthesize(part)[-1]).cpu() for part in w_LBD.split(batch, dim=1)]
+            columns.append(torch.cat(parts))
+    return torch.stack(columns, dim=1).flatten(0, 1)
+
+
+def write_directions(file: Place, directions: list[Direction], digest: str) -> None:
+    """Writes directions with the digest of the generator's weights, in whose w alone they mean something."""
+    about = {"weights": digest, "about": {direction.name: direction.about for direction in directions}}
+    # One entry: safetensors writes several in any order, and the same edit gives the same bytes.
+    write(file, save({d.name: d.vector.cpu().contiguous() for d in directions}, {ENTRY: json.dumps(about)}))
+
+
+def read_directions(file: Path, digest: str, width: int) -> list[Direction]:
+    """Directions of a file, in its order. Raises UserError when it is damaged or belongs to other weights."""
+    try:
+        with safe_open(file, "pt") as opened_file:
+            metadata = opened_file.metadata() or {}
+            tensors = {name: opened_file.get_tensor(name) for name in opened_file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"--direction {file}: no such file; give {FILE} of an edit") from None
+    except (SafetensorError, OSError):
+        raise UserError(f"--direction {file} is not a safetensors file; give {FILE} of an edit") from None
+    try:
+        described = json.loads(metadata[ENTRY])
+        weights, about = str(described["weights"]), dict(described["about"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"--direction {file} holds no directions; give {FILE} of an edit") from None
+    if weights != digest:
+        raise UserError(f"--direction {file} is of other weights ({weights}, these are {digest}); make it again")
+    for name, vector in tensors.items():
+        if vector.shape != (width,) or not vector.isfinite().all():
+            raise UserError(f"--direction {file}: '{name}' is not a direction of {width} finite numbers; make it again")
+    return [Direction(name, vector, about.get(name, name)) for name, vector in tensors.items()]
+
+
+def _check(edit: Edit, generator: Generator) -> None:
+    """Raises UserError when an edit does not fit the generator."""
+    spec = generator.spec
+    if edit.ganspace is not None and not 1 <= edit.ganspace <= spec.width:
+        raise UserError(f"--ganspace {edit.ganspace}: give 1 to {spec.width}, the width of w")
+    if edit.ganspace is not None and edit.samples <= spec.width:
+        raise UserError(f"--samples {edit.samples}: components of {spec.width} numbers need more; give 10000")
+    if edit.between is not None:
+        unknown = [y for y in edit.between if not 0 <= y < spec.classes]
+        if not spec.classes or unknown or edit.between[0] == edit.between[1]:
+            there_are = f"two of the classes 0 to {spec.classes - 1}" if spec.classes else "networks with classes"
+            raise UserError(f"--between {edit.between[0]},{edit.between[1]}: give {there_are}")
+    if edit.layers is not None and not 0 <= edit.layers[0] <= edit.layers[1] < spec.depth:
+        raise UserError(f"--layers {edit.layers[0]}-{edit.layers[1]}: the blocks are 0 to {spec.depth - 1}")
+    if edit.pictures < 1:
+        raise UserError(f"--pictures {edit.pictures}: give 1 or more")
+    if not edit.strengths or not all(map(math.isfinite, edit.strengths)):
+        raise UserError("--strengths: give numbers with commas, such as -2,0,2")
+
+
+def _directions(
+    generator: Generator, edit: Edit, request: Request, classes: tuple[int, ...] | None, digest: str, say: Say
+) -> tuple[list[Direction], dict[str, Any]]:
+    """The directions of an edit, and figures of each by name."""
+    if edit.ganspace is not None:
+        w_ND, eta = [], Eta(say, "styles", edit.samples)
+        for start in range(0, edit.samples, STYLES):
+            part = range(start, min(start + STYLES, edit.samples))
+            w_ND.append(styled(generator, request, *codes(request, generator.spec, classes, part)))
+            eta.add(len(part))
+        steps, shares = principal_components(torch.cat(w_ND), edit.ganspace)
+        found = [
+            Direction(f"component-{i}", step, f"component {i}: {share:.1%} of the variance of w, in deviations")
+            for i, (step, share) in enumerate(zip(steps, shares.tolist(), strict=True), start=1)
+        ]
+        explained = {d.name: {"explained": round(share, 6)} for d, share in zip(found, shares.tolist(), strict=True)}
+        return found, explained
+    if edit.between is not None:
+        start, end = edit.between
+        way = generator.style_mean[end] - generator.style_mean[start]
+        name = f"class-{start}-to-{end}"
+        return [Direction(name, way, f"from class {start} to class {end}")], {
+            name: {"length": round(way.norm().item(), 6)}
+        }
+    assert edit.file is not None
+    found = read_directions(edit.file, digest, generator.spec.width)
+    names = [direction.name for direction in found]
+    for name in edit.names:
+        if name not in names:
+            raise UserError(f"--name {name}: {edit.file} has {', '.join(names)}")
+    return [d for d in found if d.name in (edit.names or names)], {}
