@@ -201,7 +201,10 @@ def _ends_with_ray(node: Any, beat: float = 5.0) -> Iterator[None]:
 
 
 def look(address: str | None = None) -> Cluster:
-    """The connected cluster as it is now. address: as host:port, to ask its autoscaler too."""
+    """The connected cluster as it is now. address: as host:port, to ask its autoscaler too.
+
+    Raises UserError when Kubernetes does not say how far the cluster may grow.
+    """
     import ray
 
     alive = nodes()
@@ -209,7 +212,13 @@ def look(address: str | None = None) -> Cluster:
     drives = "sweep_driver" in ray.cluster_resources()
     if address is None:
         return Cluster(machines, drives_sweeps=drives)
-    types = autoscaler.node_types(address)
+    try:
+        types = autoscaler.node_types(address)
+    except OSError as error:
+        raise UserError(
+            f"Kubernetes does not say how far this RayCluster may grow: {_line(error)}; the service account of the "
+            "head must be allowed to get it"
+        ) from None
     if types is None:
         return Cluster(machines, address, drives, grows=_autoscales())
     heads = [node for node in alive if node.is_head]
