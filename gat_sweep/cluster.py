@@ -202,7 +202,10 @@ def _ends_with_ray(node: Any, beat: float = 5.0) -> Iterator[None]:
 
 
 def look(address: str | None = None) -> Cluster:
-    """The connected cluster as it is now. address: as host:port, to ask its autoscaler too."""
+    """The connected cluster as it is now. address: as host:port, to ask its autoscaler too.
+
+    Raises UserError when Kubernetes does not say how far the cluster may grow.
+    """
     from ray._private.state import available_resources_per_node
 
     free = available_resources_per_node().values()
@@ -217,7 +220,13 @@ def _machines(address: str | None) -> Cluster:
     drives = "sweep_driver" in ray.cluster_resources()
     if address is None:
         return Cluster(machines, drives_sweeps=drives)
-    types = autoscaler.node_types(address)
+    try:
+        types = autoscaler.node_types(address)
+    except OSError as error:
+        raise UserError(
+            f"Kubernetes does not say how far this RayCluster may grow: {_line(error)}; the service account of the "
+            "head must be allowed to get it"
+        ) from None
     if types is None:
         return Cluster(machines, address, drives, grows=_autoscales())
     heads = [node for node in alive if node.is_head]

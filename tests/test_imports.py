@@ -37,7 +37,8 @@ FLOORS = [
 MAY_IMPORT = {
     "click": ["cli.py", "commands/"],
     "rich": ["commands/", "launch/", "monitor/", "encode/job.py", "inspection/inspect.py"],
-    "ray": ["cluster.py", "launch/driver.py", "launch/demand.py", "encode/on_ray.py"],
+    # autoscaler.py reads a RayCluster of Kubernetes with the function of Ray's autoscaler.
+    "ray": ["autoscaler.py", "cluster.py", "launch/driver.py", "launch/demand.py", "encode/on_ray.py"],
     "mlflow": ["monitor/tracking.py"],
     "analysis": ["results/", "inspection/", "commands/", "launch/race.py", "run/race.py"],
     "benchmarks": [],
