@@ -113,7 +113,8 @@ class Slurm:
                 if process.environ().get("GAT_SWEEP_TEST") == str(self.folder):
                     process.kill()
         for job in self.jobs:
-            job.communicate()
+            job.wait()
+            job.stdout.close()
 
 
 @pytest.fixture
