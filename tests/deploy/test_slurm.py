@@ -48,7 +48,9 @@ FAKES = {
     "ray": """
         token=$RAY_AUTH_TOKEN_PATH
         printf '%s\\n' "$@" "token=$(stat -c %a "$token") $(< "$token")" > "$STAND_IN/ray-$$"
-        if [[ -e $STAND_IN/fails-${SLURMD_NODENAME:-head} ]]; then echo "no route to Ray"; exit 1; fi
+        fails=$STAND_IN/fails-${SLURMD_NODENAME:-head}
+        if [[ -s $fails ]]; then rm "$fails"; exit 1; fi
+        if [[ -e $fails ]]; then echo "no route to Ray"; exit 1; fi
         for word; do [[ $word != --temp-dir=* ]] || echo 10.0.0.1:6379 > "${word#*=}/ray_current_cluster"; done
         trap 'exit 0' TERM
         while :; do sleep 0.1; done""",
@@ -229,6 +231,12 @@ def test_a_node_that_does_not_join_is_named(slurm: Slurm) -> None:
     slurm.say(fails_n2="", ends="0")
     code, out = ended(slurm.submit("run", "widths"))
     assert code == 0 and re.fullmatch(r"sweep.sbatch: node n2 has not joined: 1: no route to Ray .*\n", out)
+
+
+def test_a_node_that_is_slow_once_joins_at_its_second_try(slurm: Slurm) -> None:
+    slurm.say(fails_n2="once", ends="0")
+    assert ended(slurm.submit("run", "widths")) == (0, "")
+    assert len(slurm.starts()) == 4
 
 
 def test_without_nodes_or_a_head_the_job_fails(slurm: Slurm) -> None:
