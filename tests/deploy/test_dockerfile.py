@@ -88,4 +88,4 @@ def test_the_image_has_what_the_tests_run() -> None:
     parts = [*PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"], "sweeps", PROJECT["project"]["readme"]]
     assert set(parts) | set(PROJECT["project"]["license-files"]) <= set(copied(FILE)) and "--no-deps" in project
     (system,) = [words for name, words in instructions(FILE) if name == "RUN" and "apt-get" in words]
-    assert {"gcc", "libc6-dev"} <= set(system.split()) and "--uid 1000" in system
+    assert {"g++", "libc6-dev"} <= set(system.split()) and "--uid 1000" in system
