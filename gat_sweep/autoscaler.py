@@ -30,6 +30,18 @@ def node_types(address: str) -> list[tuple[float, float, int]] | None:
     return None
 
 
+def is_there() -> bool:
+    """Whether an autoscaler has reported to the connected cluster, wherever it runs."""
+    import ray
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    if _internal_kv_get("__autoscaling_status"):  # the older one writes its report there
+        return True
+    reported = get_cluster_status(ray.get_runtime_context().gcs_address).stats.autoscaler_version
+    return int(reported or 0) > 0
+
+
 @lru_cache  # asked for every few seconds; later changes of the RayCluster count for the next command
 def _kuberay_config(name: str, namespace: str) -> dict[str, Any]:
     """What KubeRay's autoscaler makes of a RayCluster, by the same function, in the form of a cluster.yaml.

@@ -228,7 +228,7 @@ def _machines(address: str | None) -> Cluster:
             "head must be allowed to get it"
         ) from None
     if types is None:
-        return Cluster(machines, address, drives, grows=_autoscales())
+        return Cluster(machines, address, drives, grows=autoscaler.is_there())
     heads = [node for node in alive if node.is_head]
     # Ray leaves what `resources: {}` stands for to the machines. Then only their number is known.
     if any(autoscaler.UNKNOWN in kind for kind in types):
@@ -237,18 +237,6 @@ def _machines(address: str | None) -> Cluster:
     own = tuple(Machine(head.cpus, head.gpus) for head in heads if head.cpus or head.gpus)
     most = own + tuple(Machine(cpus, gpus) for cpus, gpus, count in types for _ in range(count))
     return Cluster(machines, address, drives, True, most)
-
-
-def _autoscales() -> bool:
-    """Whether an autoscaler has reported to the connected cluster, wherever it runs."""
-    import ray
-    from ray.autoscaler.v2.sdk import get_cluster_status
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    if _internal_kv_get("__autoscaling_status"):  # the older one writes its report there
-        return True
-    reported = get_cluster_status(ray.get_runtime_context().gcs_address).stats.autoscaler_version
-    return int(reported or 0) > 0
 
 
 def nodes() -> list[Node]:
