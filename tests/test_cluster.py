@@ -316,7 +316,7 @@ def test_a_cluster_grows_as_far_as_its_autoscaler_may(
     """By its file, or by its report where the file is not here. A head without CPUs is not a machine for work."""
     monkeypatch.setattr("ray.cluster_resources", lambda: {"sweep_driver": 8})
     monkeypatch.setattr(cluster, "nodes", lambda: up)
-    monkeypatch.setattr(cluster, "_autoscales", lambda: reported)
+    monkeypatch.setattr(cluster.autoscaler, "is_there", lambda: reported)
     monkeypatch.setattr(cluster.autoscaler, "node_types", lambda address: types)
     found = cluster.look("10.0.0.1:6379")
     assert len(found.machines) == len(up) - 1 and found.drives_sweeps and found.address == "10.0.0.1:6379"
