@@ -20,6 +20,7 @@ from gat_sweep.commands import (
     import_official,
     inspect,
     latency,
+    log_model,
     logs,
     model_info,
     parity,
@@ -28,6 +29,7 @@ from gat_sweep.commands import (
     report,
     run,
     sample,
+    send,
     status,
     stop,
     train,
@@ -37,13 +39,14 @@ from gat_sweep.errors import UserError, system_line
 
 GROUPS: dict[str, list[click.Command]] = {
     "Sweep": [design.design, plan.plan, doctor.doctor, run.run, train.train],
-    "Watch": [status.status, logs.logs, stop.stop, ui.ui],
+    "Watch": [status.status, logs.logs, stop.stop, ui.ui, send.send],
     "Results": [fit_law.fit_law, predict.predict, allocate.allocate, *analyse.COMMANDS, report.report, claims.claims],
     "Networks": [
         evaluate.evaluate,
         sample.sample,
         inspect.inspect,
         export.export,
+        log_model.log_model,
         import_official.import_official,
         export_official.export_official,
     ],

@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "click": ["cli.py", "commands/"],
     "rich": ["commands/", "launch/", "monitor/", "encode/job.py", "inspection/inspect.py"],
     "ray": ["cluster.py", "launch/driver.py", "encode/on_ray.py"],
-    "mlflow": ["monitor/tracking.py"],
+    "mlflow": ["monitor/tracking.py", "monitor/models.py"],  # what trials write; what they trained
     "analysis": ["results/", "inspection/", "commands/", "launch/race.py", "run/race.py"],
     "benchmarks": [],
 }
