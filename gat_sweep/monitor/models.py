@@ -14,7 +14,7 @@ from gat_sweep.monitor.tracking import OUTAGE, line_of, shipped  # isort: skip -
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModel
+from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
@@ -105,14 +105,15 @@ def shipped_run(uri: str, trial_dir: Place) -> str:
 def _logged(client: MlflowClient, run_id: str, weights: str) -> LoggedModel | None:
     """The model of these weights that a run has already, whole."""
     experiment = client.get_run(run_id).info.experiment_id
-    query = f"source_run_id = '{run_id}' AND tags.`{WEIGHTS}` = '{weights}' AND status = 'READY'"
-    found = client.search_logged_models([experiment], query, max_results=1)
-    return found[0] if found else None
+    found = client.search_logged_models([experiment], f"source_run_id = '{run_id}' AND tags.`{WEIGHTS}` = '{weights}'")
+    return next((model for model in found if model.status == LoggedModelStatus.READY), None)
 
 
 def _log(uri: str, run_id: str, networks: Networks) -> str:
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
+    # Without it the model and its files would go to MLflow's default experiment, and not to where the run is.
+    mlflow.set_experiment(experiment_id=MlflowClient(uri, registry_uri=uri).get_run(run_id).info.experiment_id)
     height, width = networks.picture
     params = [ParamSpec(name, _kind(value), value) for name, value in networks.params.items()]
     signature = ModelSignature(
