@@ -73,12 +73,12 @@ def register(uri: str, model: str, name: str, alias: str) -> int:
         client = MlflowClient(uri, registry_uri=uri)
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
-        model_id = model.removeprefix("models:/")
         versions = client.search_model_versions(f"name = '{name}'")
-        number = next((one.version for one in versions if one.model_id == model_id), None)
+        number = next((one.version for one in versions if one.source == model), None)
         if number is None:
-            source = client.get_logged_model(model_id).artifact_location
-            number = client.create_model_version(name, source, model_id=model_id).version
+            model_id = model.removeprefix("models:/")
+            run_id = client.get_logged_model(model_id).source_run_id
+            number = client.create_model_version(name, model, run_id, model_id=model_id).version
         client.set_registered_model_alias(name, alias, str(number))
         return int(number)
     except OUTAGE as error:

@@ -48,11 +48,7 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 
 PLACE = "mlflow.json"  # of a run: where MLflow has it
 PATIENCE_S = 10.0  # after this long a pass ends with its current request, and the next pass continues there
-OUTAGE = (
-    MlflowException,
-    requests_errors.RequestException,
-    OSError,
-)  # of MLflow, of the disk or bucket where the trials lie
+OUTAGE = (MlflowException, OSError)  # of MLflow, of requests, of the disk or bucket where the trials lie
 END = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED", "raced": "KILLED"}
 
 
@@ -392,8 +388,9 @@ def reachable(uri: str, home: Place) -> str:
 
 def line_of(uri: str, error: Exception) -> str:
     """What went wrong, in one line without secrets."""
-    if isinstance(
-        error.__context__, requests_errors.ConnectionError | requests_errors.Timeout
-    ):  # MLflow's words are longer than a line, and begin with the address
+    cause = error.__context__  # MLflow's own words begin with the address and do not fit into a line
+    if isinstance(cause, requests_errors.ConnectionError | requests_errors.Timeout):
         return f"MLflow at {uri}: it does not answer"
+    if isinstance(cause, requests_errors.RetryError):  # as when its database is away
+        return f"MLflow at {uri}: it answers with an error, which its own log explains"
     return f"MLflow at {uri}: {without_credentials(' '.join(str(error).split()))[:200]}"

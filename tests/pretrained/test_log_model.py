@@ -52,8 +52,10 @@ def two(home_with_reference: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return trials
 
 
-def log(trials: list[Trial], trial: str | None = None, alias: str | None = None, uri: str | None = None) -> str:
-    return log_model_command(trials[0].home, "two", trial, alias, uri, {}, said)
+def log(trials: list[Trial], trial: str | None = None, alias: str | None = None) -> str:
+    uri = log_model_command(trials[0].home, "two", trial, alias, None, {}, said)
+    mlflow.set_tracking_uri(json.loads((trials[0].run_folder / "mlflow.json").read_text())["uri"])  # to load it
+    return uri
 
 
 def sampled(trial: Trial, out: Path, **request: Any) -> np.ndarray:
@@ -75,8 +77,6 @@ def test_a_logged_model_gives_the_pictures_of_sample(two: list[Trial], tmp_path:
     assert inputs.input_names() == ["classes"] and outputs.inputs[0].shape == (-1, *plain.shape[1:])
     with pytest.raises(UserError, match=r"--classes 10: give 0 to 9"):
         model.predict({"classes": [1, 10]})
-    with pytest.raises(mlflow.MlflowException, match="colour"):
-        model.predict({"classes": [1]}, params={"colour": 1})
 
 
 def test_it_holds_no_pickle_and_is_in_the_run_of_its_trial(two: list[Trial], tmp_path: Path) -> None:
@@ -96,7 +96,8 @@ def test_the_best_is_registered_and_the_alias_moves(two: list[Trial]) -> None:
     best = best_trial(two)
     assert log(two, alias="best") == "models:/two@best" and log(two, alias="best") == "models:/two@best"
     (version,) = client.search_model_versions("name = 'two'")
-    assert version.run_id == shipped_run(store, best.folder) and version.aliases == ["best"]
+    assert version.run_id == shipped_run(store, best.folder)
+    assert client.get_model_version_by_alias("two", "best").version == version.version
     other = next(trial for trial in two if trial is not best)
     table = RunTable(other.table, trial_constants("two", "two", other.id, other.config))
     kept, better = table.rows[-1], dict(table.rows[-1], value=table.rows[-1]["value"] / 1e3)
@@ -107,7 +108,7 @@ def test_the_best_is_registered_and_the_alias_moves(two: list[Trial]) -> None:
         table.put(**kept)
     versions = {int(one.version): one for one in client.search_model_versions("name = 'two'")}
     assert [versions[n].run_id for n in (1, 2)] == [version.run_id, shipped_run(store, other.folder)]
-    assert (list(versions[1].aliases), list(versions[2].aliases)) == ([], ["best"])
+    assert int(client.get_model_version_by_alias("two", "best").version) == 2
 
 
 def test_networks_without_classes_take_a_count(tmp_path: Path, home: Path) -> None:
@@ -165,7 +166,8 @@ def test_on_a_server_with_a_bucket(two: list[Trial], team_mlflow: TeamMlflow, tm
     assert log(trials, alias="best") == log(trials, alias="best") == "models:/two@best"
     best, client = best_trial(trials), MlflowClient(uri, registry_uri=uri)
     (version,) = client.search_model_versions("name = 'two'")
-    assert version.aliases == ["best"] and version.run_id == shipped_run(uri, best.folder)
+    assert version.run_id == shipped_run(uri, best.folder)
+    assert client.get_model_version_by_alias("two", "best").version == version.version
     folder = team_mlflow.artifacts / client.get_run(version.run_id).info.experiment_id / "models" / version.model_id
     networks = folder / "artifacts" / "data" / "networks"
     assert [file.name for file in children(networks)] == [

@@ -23,7 +23,6 @@ from gat_sweep.monitor.send import send_command
 from gat_sweep.monitor.tracking import Tracker
 from gat_sweep.monitor.ui import default_uri
 from gat_sweep.run.journal import add_record
-from gat_sweep.run.lease import lease
 from gat_sweep.run.record import open_run, run_trials
 from gat_sweep.run.table import RunTable
 from gat_sweep.run.trial import Trial
@@ -82,14 +81,17 @@ def laptop(tmp_path: Path) -> list[Trial]:
 
 
 def recorded(uri: str, tmp_path: Path) -> dict[tuple[str, str], dict[str, Any]]:
-    """Everything that a store has of the sweep, by run and trial; launches have no trial."""
+    """Everything that a store has of the sweep, by run and trial; of launches, which have no trial, those with runs."""
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("sizes")
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     names = {run.info.run_id: run.info.run_name for run in runs}
+    parents = {run.data.tags.get("mlflow.parentRunId") for run in runs}
     found = {}
     for run in runs:
+        if not (run.info.run_id in parents or "gat_sweep.trial" in run.data.tags):
+            continue
         tags = {key: value for key, value in run.data.tags.items() if key.startswith("gat_sweep.")}
         tags.pop("gat_sweep.launch", None)
         key = (run.info.run_name, "") if "gat_sweep.trial" not in tags else (tags["gat_sweep.run"], run.info.run_name)
@@ -143,9 +145,25 @@ def test_a_store_is_sent_to_another_and_back(laptop: list[Trial], tmp_path: Path
     check_moved(laptop, uri, tmp_path)
 
 
+LAUNCH = """
+import pathlib, sys, time
+from gat_sweep.run.lease import lease
+with lease(pathlib.Path(sys.argv[1]), print):
+    time.sleep(600)
+"""
+
+
 def test_what_send_refuses(sizes: list[Trial], tmp_path: Path, gat: Callable[..., tuple[int, str, str]]) -> None:
-    with lease(tmp_path / "sizes", print), pytest.raises(UserError, match="is being run by a launch on"):
-        send_command(("sizes",), tmp_path, default_uri(tmp_path), print)
+    launch = subprocess.Popen([sys.executable, "-c", LAUNCH, str(tmp_path / "sizes")])
+    try:
+        while not (tmp_path / "sizes" / "launch.json").exists():
+            time.sleep(0.05)
+        with pytest.raises(UserError, match="is being run by a launch on"):
+            send_command(("sizes",), tmp_path, default_uri(tmp_path), print)
+    finally:
+        launch.kill()
+        launch.wait()
+    (tmp_path / "sizes" / "launch.json").unlink()
     code, _, error = gat("send", "--home", tmp_path, "--tracking-uri", "postgresql://db/mlflow")
     assert code == 2 and "is a database; start an `mlflow server` before it" in error and len(error.splitlines()) == 1
     code, _, error = gat("send", "--home", tmp_path / "empty")

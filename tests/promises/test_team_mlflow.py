@@ -138,6 +138,8 @@ def test_a_kill_of_either(team_mlflow: TeamMlflow, tmp_path: Path, figures: Call
     print(*sorted(set(shipper.warnings)), sep="\n")
     for warning in shipper.warnings:
         assert f"MLflow at {server.uri}: " in warning and PASSWORD not in warning and "\n" not in warning
+    said = {"server": "it does not answer", "database": "it answers with an error, which its own log explains"}
+    assert any(said[what] in warning for warning in shipper.warnings)
     if what == "database":
         assert "recovery" in (postgres.folder / "log").read_text()
     figures(kills=1, **found, samples=samples, longest_pass_s=round(shipper.longest, 1))
