@@ -21,6 +21,7 @@ from gat_sweep.commands import (
     import_official,
     inspect,
     latency,
+    log_model,
     logs,
     model_info,
     parity,
@@ -29,6 +30,7 @@ from gat_sweep.commands import (
     report,
     run,
     sample,
+    send,
     status,
     stop,
     train,
@@ -38,7 +40,7 @@ from gat_sweep.errors import UserError, system_line
 
 GROUPS: dict[str, list[click.Command]] = {
     "Sweep": [design.design, plan.plan, doctor.doctor, run.run, train.train],
-    "Watch": [status.status, logs.logs, stop.stop, ui.ui],
+    "Watch": [status.status, logs.logs, stop.stop, ui.ui, send.send],
     "Results": [fit_law.fit_law, predict.predict, allocate.allocate, *analyse.COMMANDS, report.report, claims.claims],
     "Networks": [
         evaluate.evaluate,
@@ -46,6 +48,7 @@ GROUPS: dict[str, list[click.Command]] = {
         edit.edit,
         inspect.inspect,
         export.export,
+        log_model.log_model,
         import_official.import_official,
         export_official.export_official,
     ],

@@ -185,6 +185,7 @@ class Workers(_Section):
     # Triton kernel for qk-norm and RoPE: same numbers up to rounding. Off: no GPU has timed it yet. On CUDA only.
     qk_kernel: bool = False
     cuda_graph: bool = True  # replay the iteration as one CUDA graph: same numbers; on CUDA with one worker per trial
+    system_metrics: bool = True  # record the load of each worker's machine and GPU, every 10 s at most, for MLflow
 
     @property
     def elastic(self) -> bool:

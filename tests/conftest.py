@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
 if TYPE_CHECKING:
     from helpers.planted import PlantedTrial
+    from helpers.postgres import TeamMlflow
 
     from gat_sweep.files.storage import Remote
     from gat_sweep.run.trial import Trial
@@ -214,3 +216,33 @@ def bucket() -> "Iterator[Remote]":
         assert isinstance(root, Remote)
         yield root
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def team_mlflow(bucket: "Remote") -> "Iterator[TeamMlflow]":
+    """MLflow as a team runs it: a server on PostgreSQL, with artifacts in a bucket. Tests may kill either."""
+    from helpers.mlflow_server import Server
+    from helpers.postgres import Postgres, TeamMlflow, binaries
+
+    from gat_sweep.files.storage import Remote
+
+    folder = binaries()
+    if folder is None:
+        pytest.skip("no PostgreSQL on this machine (Debian: apt-get install postgresql)")
+    pytest.importorskip(
+        "psycopg2", reason="psycopg2-binary is not installed, which an MLflow server on PostgreSQL needs"
+    )
+    endpoint = dict(parse_qsl(urlsplit(str(bucket)).query))["endpoint_override"]
+    postgres = Postgres(folder)
+    try:
+        postgres.start()
+        where = {"MLFLOW_S3_ENDPOINT_URL": f"http://{endpoint}", "AWS_DEFAULT_REGION": "us-east-1"}
+        server = Server(postgres.uri, "s3://runs/mlflow", where)
+        server.start()
+        try:
+            server.wait()
+            yield TeamMlflow(server, postgres, Remote(bucket.store, "mlflow"))
+        finally:
+            server.end()
+    finally:
+        postgres.end()

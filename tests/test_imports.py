@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "rich": ["commands/", "launch/", "monitor/", "encode/job.py", "inspection/inspect.py"],
     # autoscaler.py reads a RayCluster of Kubernetes with the function of Ray's autoscaler.
     "ray": ["autoscaler.py", "cluster.py", "launch/driver.py", "launch/demand.py", "encode/on_ray.py"],
-    "mlflow": ["monitor/tracking.py"],
+    "mlflow": ["monitor/tracking.py", "monitor/models.py"],  # what trials write; what they trained
     "analysis": ["results/", "inspection/", "commands/", "launch/race.py", "run/race.py"],
     "benchmarks": [],
 }

@@ -11,12 +11,15 @@ from gat_sweep.commands.options import command, home_option, json_option
 if TYPE_CHECKING:
     from gat_sweep.files.storage import Place
 
+SYSTEM = "system/"  # load of the machines, which would hide the losses
+
 
 def log_line(record: dict[str, Any]) -> str:
     """A record of a journal as a line of text."""
     moment = datetime.fromtimestamp(record["time"]).isoformat(" ", "seconds")
     if "metrics" in record:
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in record["metrics"].items())
+        metrics = {name: value for name, value in record["metrics"].items() if not name.startswith(SYSTEM)}
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     else:
         shown = record.get("note") or f"{record['status']} {record.get('reason', '')}".strip()
     return f"{moment}  {record['trial']}  step {record['step']}  {shown}"

@@ -1,6 +1,5 @@
 """The work of `gat-sweep run`, from its options to the last line that it prints."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from gat_sweep.cluster import MAX_DRIVERS, Cluster, local_resources, session
 from gat_sweep.errors import UserError
-from gat_sweep.files.storage import Place, write
+from gat_sweep.files.storage import Place
 from gat_sweep.launch.probe import check_writable, probe_nodes
 from gat_sweep.launch.race import open_race, reopen, with_looks
 from gat_sweep.metrics.reference import reference_name
@@ -167,7 +166,7 @@ class _Launched:
                     soft_wrap=True,
                     highlight=False,
                 )
-            write(self.run / "mlflow.json", json.dumps({"uri": uri, "run_id": tracker.parent_id}).encode())
+            tracker.note(self.run)
         return stopped
 
 

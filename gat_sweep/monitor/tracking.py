@@ -1,4 +1,4 @@
-"""Sends the trials' files to MLflow; the only file that imports mlflow.
+"""Sends the trials' files to MLflow; only this file and models.py import mlflow.
 
 Training writes `config.json`, `journal.jsonl` and `samples/*.png` below its trial directory and knows nothing
 of MLflow. One process, the driver, follows these files and sends what is new in batches. So an outage of MLflow
@@ -15,7 +15,7 @@ import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils import validation as limits
-from requests.exceptions import RequestException
+from requests import exceptions as requests_errors
 
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_no_credentials, without_credentials
@@ -38,6 +38,7 @@ from gat_sweep.run.journal import FILE, read_records
 for _name in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
     os.environ.pop(_name, None)  # an outer run's values would override ours
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # two lines for each trial that ends, into the live table
 # With the defaults (7 retries, 120 s) a server that is down blocks for minutes; our retry is the next pass.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -45,8 +46,9 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it also prints what it raises
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
+PLACE = "mlflow.json"  # of a run: where MLflow has it
 PATIENCE_S = 10.0  # after this long a pass ends with its current request, and the next pass continues there
-OUTAGE = (MlflowException, RequestException, OSError)  # of MLflow, of the disk or bucket where the trials lie
+OUTAGE = (MlflowException, OSError)  # of MLflow, of requests, of the disk or bucket where the trials lie
 END = {"done": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "stopped": "KILLED", "raced": "KILLED"}
 
 
@@ -93,14 +95,14 @@ def _beside(uri: str, home: Place) -> Path:
 
 def behind(trial_dirs: Iterable[Place]) -> list[Place]:
     """Trials whose journals hold records that have not reached the store."""
-    return [path for path in trial_dirs if size_of(path / FILE) > _shipped(path).get("offset", 0)]
+    return [path for path in trial_dirs if size_of(path / FILE) > shipped(path).get("offset", 0)]
 
 
 def unsent(trial_dirs: Iterable[Place]) -> int:
     """Points of trials' journals that have not reached the store."""
     count = 0
     for path in behind(trial_dirs):
-        found = _shipped(path)
+        found = shipped(path)
         highest = dict(found.get("highest", {}))
         for _, record in read_records(path, found.get("offset", 0)):
             count += len(new_points(record, highest)) if "metrics" in record else 0
@@ -144,7 +146,7 @@ def _read_json(path: Place) -> dict[str, Any]:
     return {}
 
 
-def _shipped(trial_dir: Place) -> dict[str, Any]:
+def shipped(trial_dir: Place) -> dict[str, Any]:
     """The values that _write_shipped wrote; empty if some are missing."""
     found = _read_json(trial_dir / "shipped.json")
     return found if {"run_id", "offset", "highest", "samples"} <= found.keys() else {}
@@ -157,23 +159,35 @@ def _write_shipped(trial_dir: Place, child: Child) -> None:
 class Tracker:
     """One launch in MLflow: experiment = sweep, parent run = launch, child run = trial. Use it from one thread."""
 
-    def __init__(self, uri: str, home: Place, experiment: str, launch_name: str, tags: dict[str, str]) -> None:
+    def __init__(
+        self,
+        uri: str,
+        home: Place,
+        experiment: str,
+        launch_name: str,
+        tags: dict[str, str],
+        trial_tags: Mapping[str, dict[str, str]] | None = None,
+        launch: str = "",
+    ) -> None:
         """`tags` (commit, config hash, data digest, protocol) go on the parent and on every child.
 
+        trial_tags: more of them, by trial. launch: id of an earlier launch to go on with; default: a new one.
         Opens nothing yet, so that a sweep can start while the server is down.
         Raises UserError when `uri` holds a password.
         """
         check_no_credentials(uri, "--tracking-uri")
         self.uri, self.home, self.experiment, self.launch_name = uri, home, experiment, launch_name
-        self._launch = uuid.uuid4().hex
+        self._launch = launch or uuid.uuid4().hex
         self.tags = {key: str(value)[: limits.MAX_TAG_VAL_LENGTH] for key, value in tags.items()}
+        self.trial_tags = trial_tags or {}
         self._start_ms = int(time.time() * 1000)
         self._client: MlflowClient | None = None
-        self._experiment_id = self._parent_id = ""
+        self._experiment_id = self.parent_id = ""  # parent_id: of the launch's run, once the store was reached
         self._children: dict[Place, Child] = {}
         self._places: list[Place] = []
         self._next: Place | None = None  # where the next pass begins
-        self._pass_began, self._patience, self._cut = 0.0, PATIENCE_S, False
+        self._pass_began, self._patience = 0.0, PATIENCE_S
+        self.cut = False  # whether the last pass ended before everything was sent
         self._sent = 0
 
     def ship(self, trial_dirs: Iterable[Place]) -> tuple[int, str]:
@@ -182,7 +196,7 @@ class Tracker:
         Returns the number of points that reached the store, and one line on what failed ("" if nothing did). An
         outage raises nothing: the next pass continues where the store stands.
         """
-        self._sent, failures, self._cut, self._pass_began = 0, [], False, time.monotonic()
+        self._sent, failures, self.cut, self._pass_began = 0, [], False, time.monotonic()
         places = [path.absolute() if isinstance(path, Path) else path for path in trial_dirs]
         first = places.index(self._next) if self._next in places else 0
         self._places, self._next = places, None
@@ -199,29 +213,28 @@ class Tracker:
         more = f" (and {len(failures) - 1} more trials)" if len(failures) > 1 else ""
         return self._sent, failures[0] + more if failures else ""
 
-    @property
-    def parent_id(self) -> str:
-        """The id of the launch's run; "" until the store was reached once."""
-        return self._parent_id
+    def note(self, run: Place) -> None:
+        """Writes into a run where MLflow has it; the result commands read it."""
+        write(run / PLACE, json.dumps({"uri": self.uri, "run_id": self.parent_id}).encode())
 
     def finish(self, status: str) -> str:
         """Send the rest of a backlog and end the parent run as "done", "failed" or "stopped"; a warning or ""."""
         warning = ""
-        if self._cut:
+        if self.cut:
             self._patience = math.inf
             warning = self.ship(self._places)[1]
-        return self._attempt(lambda: self._connect().set_terminated(self._parent_id, END[status])) or warning
+        return self._attempt(lambda: self._connect().set_terminated(self.parent_id, END[status])) or warning
 
     def _over(self) -> bool:
         """Whether the pass has lasted long enough: a backlog must not delay the live view of the trials."""
-        self._cut = time.monotonic() - self._pass_began > self._patience
-        return self._cut
+        self.cut = time.monotonic() - self._pass_began > self._patience
+        return self.cut
 
     def _attempt(self, action: Callable[[], object]) -> str:
         try:
             action()
         except OUTAGE as error:
-            return _line(self.uri, error)
+            return line_of(self.uri, error)
         return ""
 
     def _connect(self) -> MlflowClient:
@@ -241,7 +254,7 @@ class Tracker:
         if parent is None:
             tags = {**self.tags, **launch}
             parent = client.create_run(self._experiment_id, self._start_ms, tags, self.launch_name)
-        self._parent_id, self._client = parent.info.run_id, client
+        self.parent_id, self._client = parent.info.run_id, client
         return client
 
     def _ship_trial(self, trial_dir: Place) -> None:
@@ -263,8 +276,8 @@ class Tracker:
     def _open_child(self, client: MlflowClient, trial_dir: Place, config: dict[str, str]) -> Child:
         """Finds the trial's run by our tags, or creates it; puts it below this launch and adds its params."""
         names = {"gat_sweep.trial": trial_dir.name, "gat_sweep.run": trial_dir.parent.parent.name}
-        tags = {**self.tags, **names, "mlflow.parentRunId": self._parent_id}
-        state = _shipped(trial_dir)
+        tags = {**self.tags, **self.trial_tags.get(trial_dir.name, {}), **names, "mlflow.parentRunId": self.parent_id}
+        state = shipped(trial_dir)
         if found := client.search_runs([self._experiment_id], _with_tags(names), max_results=100):
             # A slow server may create a run long after we asked for it. Ours is the one that has the points.
             run = next((run for run in found if run.info.run_id == state.get("run_id")), found[0])
@@ -299,10 +312,10 @@ class Tracker:
         end, highest, batch = child.offset, dict(child.highest), list[Metric]()
 
         def flush() -> None:
-            if batch:
-                client.log_batch(child.run_id, metrics=batch, synchronous=True)
-                self._sent += len(batch)
-                batch.clear()
+            while part := batch[: limits.MAX_METRICS_PER_BATCH]:  # a record of many workers may have more than that
+                client.log_batch(child.run_id, metrics=part, synchronous=True)
+                self._sent += len(part)
+                del batch[: len(part)]
             child.offset, child.highest = end, dict(highest)
             _write_shipped(trial_dir, child)
 
@@ -355,7 +368,7 @@ def log_artifacts(uri: str, run_id: str, paths: Iterable[Place], folder: str) ->
         for path in paths:
             _log_artifact(client, run_id, path, folder)
     except OUTAGE as error:
-        return _line(uri, error)
+        return line_of(uri, error)
     return ""
 
 
@@ -369,9 +382,15 @@ def reachable(uri: str, home: Place) -> str:
         create_store(uri, home)
         MlflowClient(uri, registry_uri=uri).search_experiments(max_results=1)
     except OUTAGE as error:
-        return _line(uri, error)
+        return line_of(uri, error)
     return ""
 
 
-def _line(uri: str, error: Exception) -> str:
+def line_of(uri: str, error: Exception) -> str:
+    """What went wrong, in one line without secrets."""
+    cause = error.__context__  # MLflow's own words begin with the address and do not fit into a line
+    if isinstance(cause, requests_errors.ConnectionError | requests_errors.Timeout):
+        return f"MLflow at {uri}: it does not answer"
+    if isinstance(cause, requests_errors.RetryError):  # as when its database is away
+        return f"MLflow at {uri}: it answers with an error, which its own log explains"
     return f"MLflow at {uri}: {without_credentials(' '.join(str(error).split()))[:200]}"

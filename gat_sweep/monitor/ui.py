@@ -13,16 +13,23 @@ from gat_sweep.files.credentials import check_no_credentials
 from gat_sweep.files.storage import Place
 
 HOST = "127.0.0.1"  # MLflow asks for no password: others reach it through ssh
+DATABASES = ("postgresql", "mysql", "mssql")  # MLflow's, beside sqlite
 
 
 def tracking_uri(given: str | None, home: Place) -> str:
     """URI of the MLflow store: the given one, or a sqlite store below `home`.
 
-    Raises UserError for a URI with a password, or of a folder, in which MLflow 3 keeps nothing.
+    Raises UserError for a URI with a password, of a database behind which no MLflow server stands, or of a folder, in
+    which MLflow 3 keeps nothing.
     """
     if given is None:
         return default_uri(home)
     check_no_credentials(given, "--tracking-uri")
+    if given.startswith(DATABASES):  # it would have no place for artifacts, and several launches no common writer
+        raise UserError(
+            f"--tracking-uri {given} (or MLFLOW_TRACKING_URI) is a database; start an `mlflow server` before it "
+            "and give the server's http:// address"
+        )
     if given.startswith("file:") or ("://" not in given and not given.startswith("databricks")):
         raise UserError(
             f"--tracking-uri {given} (or MLFLOW_TRACKING_URI) is a folder, in which MLflow 3 keeps nothing; leave it "

@@ -30,10 +30,12 @@ from gat_sweep.run.saved import Damaged
 from gat_sweep.run.stop import stop_reason
 from gat_sweep.run.trial import GRID, Trial
 from gat_sweep.run.workers import resize_reason
+from gat_sweep.text import silent
 from gat_sweep.train.counters import Counters
 from gat_sweep.train.device import keep_freed_memory
 from gat_sweep.train.engine import Engine
 from gat_sweep.train.feed import Feed
+from gat_sweep.train.load import Load
 from gat_sweep.train.recorder import Recorder, leave_note
 from gat_sweep.train.saver import Saver
 from gat_sweep.train.watch import Watch
@@ -90,6 +92,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
         config.workers.hang_minutes * 60,
         report,
         lambda: stop_reason(trial.run_folder, trial.id) or resize_reason(trial, world),
+        Load(device, report if rank == 0 else silent) if config.workers.system_metrics else None,
     )
 
     def why_stop() -> str:
@@ -153,7 +156,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
                 if recorder:
                     now = time.perf_counter()
                     rate = (step - window_step) * config.train.batch / (now - window_start)
-                    recorder.journal({**means, "images_per_second": rate, **counters.progress()})
+                    recorder.journal({**means, "images_per_second": rate, **counters.progress(), **watch.take_loads()})
                     if flagged:
                         recorder.note(flagged)
                     window_start, window_step = now, step

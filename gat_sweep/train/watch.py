@@ -1,4 +1,4 @@
-"""A thread beside the training loop: it shows that the worker is alive, detects a hang, and reads stop requests.
+"""A thread beside the training loop: it shows that the worker lives and its load, detects hangs, reads stop requests.
 
 Every worker writes its position to `<trial>/alive/rank-000.json` (one file per rank). When one worker hangs, all
 workers of the trial wait for it. After workers.hang_minutes without progress, the files show which one hangs.
@@ -19,6 +19,7 @@ from typing import Any
 
 from gat_sweep.files.storage import Place, write
 from gat_sweep.run.alive import BEAT, owner_of, signs
+from gat_sweep.train.load import EVERY, Load, metrics
 
 EXIT_HUNG = 70  # exit code of every worker of a trial in which one hangs
 EXIT_REPLACED = 71  # exit code of a worker whose trial another one has taken over
@@ -30,7 +31,7 @@ class Watch:
 
     trial: the trial's folder; owner: the result of take_over on rank 0, "" on the others; hang: seconds without
     progress that count as a hang; report: writes a line for people who watch the trial; asked: returns why the trial
-    should stop, or "".
+    should stop, or ""; load: reads the load of this worker, None: it is not recorded.
     """
 
     def __init__(
@@ -42,9 +43,12 @@ class Watch:
         hang: float,
         report: Callable[[str], None],
         asked: Callable[[], str],
+        load: Load | None = None,
     ):
         self.folder, self.rank, self.world, self.hang, self.report = trial / "alive", rank, world, hang, report
         self.owner, self.asked, self.stop_reason = owner, asked, ""
+        self.load, self.loads, self._load_read = load, dict[str, float](), time.monotonic()
+        self._own_load: dict[str, float] = {}
         self.beat = min(BEAT, hang / 4)
         self._main = threading.get_ident()  # Ray's workers train in a thread that is not the main one
         self._done = threading.Event()
@@ -71,6 +75,11 @@ class Watch:
         """Records progress within the same phase."""
         self.moved = time.monotonic()
 
+    def take_loads(self) -> dict[str, float]:
+        """The loads of all workers as MLflow's metrics, on rank 0; empty until there are new ones."""
+        taken, self.loads = self.loads, {}
+        return taken
+
     def _run(self) -> None:
         while not self._done.wait(self.beat):
             # Full or unreachable storage costs one sign of life. The loop reports the error when it cannot save.
@@ -79,9 +88,20 @@ class Watch:
                     os._exit(EXIT_REPLACED)  # at once: two workers must not write the same files
                 self._beat()
                 self.stop_reason = self.stop_reason or self.asked()
+                self._read_load()
             # Before the first step the reference may be measured, which can take an hour.
             if self.position[1] != "start" and time.monotonic() - self.moved > self.hang:
                 self._give_up()
+
+    def _read_load(self) -> None:
+        """Reads this worker's load, which its next sign carries; rank 0 then collects those of all signs."""
+        if self.load is None or time.monotonic() - self._load_read < EVERY:
+            return
+        self._load_read, self._own_load = time.monotonic(), self.load.read()
+        if self.rank == 0:
+            others = signs(self.folder) if self.world > 1 else {}
+            loads = {rank: sign.get("load", {}) for rank, sign in others.items() if rank < self.world}
+            self.loads = metrics({**loads, 0: self._own_load}, self.world)
 
     def _beat(self, ended: bool = False) -> None:
         self._count += 1
@@ -94,6 +114,7 @@ class Watch:
             "phase": phase,
             "still_for": round(time.monotonic() - self.moved, 1),
             "where": _where(sys._current_frames().get(self._main)),
+            "load": self._own_load,
             "count": self._count,
             "time": time.time(),
             "ended": ended,

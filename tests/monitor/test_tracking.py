@@ -265,6 +265,16 @@ def test_a_folder_is_no_store(uri: str, tmp_path: Path) -> None:
     assert tracking_uri(None, tmp_path) == default_uri(tmp_path) != tracking_uri("http://x:5000", tmp_path)
 
 
+@pytest.mark.parametrize("uri", ["postgresql://db/mlflow", "postgresql+psycopg2://db/mlflow", "mysql+pymysql://db/m"])
+def test_a_database_needs_a_server_before_it(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is a database; start an `mlflow server` before it and give the server's"):
+        tracking_uri(uri, tmp_path)
+    secret = uri.replace("db/", "user:hunter2@db/")
+    with pytest.raises(UserError, match="start an `mlflow server` for that database") as refused:
+        tracking_uri(secret, tmp_path)
+    assert "hunter2" not in str(refused.value)
+
+
 def test_server_down_keeps_everything_for_later(planted: PlantedTrial) -> None:
     planted.points(50, 100)
     (planted.dir / "samples" / "step_00000050.png").write_bytes(b"fifty")

@@ -28,11 +28,12 @@ UNEVEN = {"train__steps": STEPS, "train__log_every": 3, "train__eval_every": 4, 
 
 
 def logged(trial: Trial) -> dict[int, dict[str, float]]:
-    """Losses by step, the last word on each."""
+    """Losses by step, the last word on each; not the times, nor what the machine was busy with."""
     lines = [json.loads(line) for line in (trial.folder / "journal.jsonl").read_text().splitlines()]
     found = [line for line in lines if "loss_d" in line.get("metrics", {})]
     timed = ("seconds", "images_per_second")
-    return {line["step"]: {k: v for k, v in line["metrics"].items() if k not in timed} for line in found}
+    same = {line["step"]: {k: v for k, v in line["metrics"].items() if k not in timed} for line in found}
+    return {step: {k: v for k, v in metrics.items() if not k.startswith("system/")} for step, metrics in same.items()}
 
 
 def assert_same_run(straight: Trial, cut: Trial) -> None:

@@ -5,26 +5,18 @@ writes journals as training does.
 """
 
 import itertools
-import os
 import random
 import signal
-import socket
 import sqlite3
-import subprocess
-import sys
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
-from mlflow import MlflowClient
+from helpers.mlflow_server import Server
+from helpers.shipping import KEYS, Shipper, Writer, account, ship_the_rest
 
 from gat_sweep.monitor import tracking
 from gat_sweep.monitor.tracking import PATIENCE_S, Tracker, behind, create_store
@@ -33,154 +25,22 @@ from gat_sweep.run.journal import add_record
 
 pytestmark = pytest.mark.reliability
 TIMEOUT_S = 10  # of one request, as tracking sets it
-KEYS = ("loss_g", "loss_d", "images_per_second")
-
-
-class Server:
-    """`mlflow server` on a port and database of its own."""
-
-    def __init__(self, home: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.uri, self.database = f"http://127.0.0.1:{self.port}", home / "mlflow.db"
-        create_store(default_uri(home), home)
-        self.command = [
-            *(sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"),
-            *("--port", str(self.port), "--backend-store-uri", default_uri(home)),
-            *("--artifacts-destination", str(home / "mlartifacts"), "--uvicorn-opts", "--log-level critical"),
-        ]
-
-    def start(self) -> None:
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self.process = subprocess.Popen(
-            self.command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-
-    def wait(self) -> None:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        raise TimeoutError
-
-    def signal(self, number: int) -> None:
-        """To the server and its workers."""
-        os.killpg(self.process.pid, number)
-        if number == signal.SIGKILL:
-            self.process.wait()
-
-    def points(self) -> int:
-        with sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=10) as database:
-            (count,) = database.execute("select count(*) from metrics").fetchone()
-        return int(count)
-
-    def listening(self) -> set[str]:
-        """Addresses that any process of the server listens on."""
-        processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        sockets = [one for process in processes for one in process.net_connections("inet")]
-        return {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path)
+    create_store(default_uri(tmp_path), tmp_path)
+    server = Server(default_uri(tmp_path), str(tmp_path / "mlartifacts"))
     server.start()
     yield server
-    server.signal(signal.SIGCONT)
-    server.signal(signal.SIGKILL)
+    server.end()
 
 
-class Writer:
-    """Trials' journals as training writes them, with steps done again after a resume; from a thread."""
-
-    def __init__(self, home: Path, trials: int) -> None:
-        self.folders = [home / "run" / "trials" / f"t{i}" for i in range(trials)]
-        for folder in self.folders:
-            folder.mkdir(parents=True)
-            (folder / "config.json").write_text('{"seed": 0}')
-        self.step, self.longest = [0] * trials, 0.0
-        self.random = random.Random(0)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def line(self, trial: int) -> None:
-        began = time.monotonic()
-        self.step[trial] += 1
-        step, folder = self.step[trial], self.folders[trial]
-        add_record(folder, {"step": step, "metrics": {key: step / 7 for key in KEYS}})
-        if self.random.random() < 0.02:  # a resume from a checkpoint: the steps since are done again, at other times
-            back = max(1, step - self.random.randrange(10))
-            line = {"step": back, "status": "running", "gpus": 0, "previous": {"step": step, "time": time.time()}}
-            add_record(folder, line)
-            for again in range(back, step + 1):
-                add_record(folder, {"step": again, "metrics": {key: again / 7 for key in KEYS}})
-        self.longest = max(self.longest, time.monotonic() - began)
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.02):
-            for trial in range(len(self.folders)):
-                self.line(trial)
-
-    def __enter__(self) -> "Writer":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-class Shipper:
-    """Calls ship over and over, as the monitor does, and notes how long a call takes."""
-
-    def __init__(self, tracker: Tracker, folders: list[Path]) -> None:
-        self.tracker, self.folders = tracker, folders
-        self.longest, self.failed = 0.0, 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.05):
-            began = time.monotonic()
-            self.failed += bool(self.tracker.ship(self.folders)[1])
-            self.longest = max(self.longest, time.monotonic() - began)
-
-    def __enter__(self) -> "Shipper":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-def ship_the_rest(tracker: Tracker, folders: list[Path]) -> None:
-    for _ in range(30):
-        if tracker.ship(folders) == (0, "") and not behind(folders):
-            return
-        time.sleep(0.2)
-    raise TimeoutError
-
-
-def account(uri: str, writer: Writer) -> dict[str, int]:
-    """Of all points that the journals hold: how many the store lacks, and has more than once."""
-    client = MlflowClient(uri)
-    experiment = client.get_experiment_by_name("sweep")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], max_results=1000)
-    lost = twice = 0
-    for folder, last in zip(writer.folders, writer.step, strict=True):
-        mine = [run for run in runs if run.data.tags.get("gat_sweep.trial") == folder.name]
-        for key in KEYS:
-            histories = [client.get_metric_history(run.info.run_id, key) for run in mine if key in run.data.metrics]
-            seen = Counter(point.step for history in histories for point in history)
-            lost += len(set(range(1, last + 1)) - seen.keys())
-            twice += sum(count - 1 for count in seen.values())
-            assert set(seen) <= set(range(1, last + 1))
-            assert all(point.value == point.step / 7 for history in histories for point in history)
-    return {"points": len(KEYS) * sum(writer.step), "lost": lost, "twice": twice}
+def points(home: Path) -> int:
+    """Points in the server's database."""
+    with sqlite3.connect(f"file:{home / 'mlflow.db'}?mode=ro", uri=True, timeout=10) as database:
+        (count,) = database.execute("select count(*) from metrics").fetchone()
+    return int(count)
 
 
 def tracker(server: Server, home: Path, launch: str = "launch") -> Tracker:
@@ -199,19 +59,19 @@ def test_points_of_an_outage_arrive_later_and_once(
     server.wait()
     assert server.listening() == {"127.0.0.1"}
     with writer, Shipper(tracker(server, tmp_path), writer.folders) as shipper:
-        while server.points() == 0:
+        while points(tmp_path) == 0:
             time.sleep(0.001)
         server.signal(signal.SIGKILL)
-        reached = server.points()
+        reached = points(tmp_path)
         lines = sum(writer.step)
         server.start()  # which takes some seconds
         server.wait()
         assert sum(writer.step) > lines  # training goes on meanwhile
-        while server.points() == reached:
+        while points(tmp_path) == reached:
             time.sleep(0.01)
-    assert 0 < reached < len(KEYS) * lines and shipper.failed > 0
+    assert 0 < reached < len(KEYS) * lines and shipper.warnings
     ship_the_rest(shipper.tracker, writer.folders)
-    found = account(server.uri, writer)
+    found = account(server.uri, writer.folders)
     assert (found["lost"], found["twice"]) == (0, 0)
     assert shipper.longest < PATIENCE_S + TIMEOUT_S and writer.longest < 5
     figures(kills=1, **found, longest_pass_s=round(shipper.longest, 1))
@@ -240,10 +100,10 @@ def test_points_survive_kills_hangs_a_minute_and_a_new_driver(
                     server.start()
                 server.wait()
                 time.sleep(2)
-            longest, failed = max(longest, shipper.longest), failed + shipper.failed
+            longest, failed = max(longest, shipper.longest), failed + len(shipper.warnings)
     last = tracker(server, tmp_path, "last")
     ship_the_rest(last, writer.folders)
-    found = account(server.uri, writer)
+    found = account(server.uri, writer.folders)
     assert (found["lost"], found["twice"]) == (0, 0) and failed > 5
     assert longest < PATIENCE_S + TIMEOUT_S + 2 and writer.longest < 5
     figures(kills=5, hangs=2, drivers=8, down_s=60, **found, longest_pass_s=round(longest, 1))
@@ -267,7 +127,7 @@ def test_a_long_backlog_does_not_hold_a_pass_up(tmp_path: Path, monkeypatch: pyt
     passes = [here.ship(writer.folders)[0] for _ in range(3)]
     assert all(0 < points < len(KEYS) * 100 for points in passes) and behind(writer.folders)
     assert here.finish("done") == "" and behind(writer.folders) == []
-    assert account(here.uri, writer) == {"points": len(KEYS) * 900, "lost": 0, "twice": 0}
+    assert account(here.uri, writer.folders) == {"points": len(KEYS) * 900, "lost": 0, "twice": 0}
 
 
 def test_what_a_launch_could_not_send_is_found_by_the_next(tmp_path: Path) -> None:
