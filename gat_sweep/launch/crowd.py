@@ -66,7 +66,6 @@ class Crowd:
 
     def _watch(self) -> None:
         while not self._ended.wait(LOOK):
-            self._demand.release()
             self.there = look(self.there.address)
             with suppress(OSError):  # full or unreachable storage costs one look
                 self._resize()
@@ -95,15 +94,25 @@ class Crowd:
             self._free_since = None
             self._demand.ask([])
             return
+        held = self._demand.held()
         # What other launches use is not free; what a group that began a moment ago will use is not left.
-        possible = [min(pair) for pair in zip(grown(able, self.there.free or ()), grown(able, left), strict=True)]
-        more = [group for group, count in zip(elastic, possible, strict=True) if count > group.workers.least]
-        self._free_since = (self._free_since or time.monotonic()) if more else None
-        if self._free_since and time.monotonic() - self._free_since >= SETTLE:
-            for group, count in zip(elastic, possible, strict=True):
-                if time.monotonic() - group.since >= REST:
-                    self._tell(group, count)
-        self._demand.ask(self._missing(groups, able, possible))
+        free = [*(self.there.free or ()), *(Machine(workers.cpus, workers.gpus) for workers in held)]
+        possible = [min(pair) for pair in zip(grown(able, free), grown(able, left), strict=True)]
+        missing = self._missing(groups, able, possible)
+        if possible == [count for _, count in able]:
+            self._free_since = None
+            self._demand.ask(missing)
+            return
+        now = time.monotonic()
+        self._free_since = self._free_since or now
+        rested = [now - group.since >= REST for group in elastic]
+        if now - self._free_since < SETTLE or not any(rested):
+            self._demand.ask([*held, *missing])
+            return
+        self._demand.ask([])  # the places that were held are for those that are told now
+        for group, count, may in zip(elastic, possible, rested, strict=True):
+            if may:
+                self._tell(group, count)
 
     def _missing(self, groups: list[Group], able: list[tuple[Workers, int]], possible: list[int]) -> list[Workers]:
         """The workers that elastic groups could have beyond the machines that are up, one for one."""

@@ -6,22 +6,17 @@ from gat_sweep.config import Workers
 
 
 class Demand:
-    """Requests for places of workers. They hold a place that comes, and end with the launch."""
+    """Requests for places of single workers. A place that comes is held; all end with the launch."""
 
     def __init__(self) -> None:
         self._asked: list[tuple[Workers, Any]] = []
 
-    def release(self) -> None:
-        """Gives back the places that have come, for a trial to take."""
-        from ray.util import remove_placement_group
-
-        for asked in list(self._asked):
-            if asked[1].wait(0):
-                remove_placement_group(asked[1])
-                self._asked.remove(asked)
+    def held(self) -> list[Workers]:
+        """The places that have come."""
+        return [workers for workers, group in self._asked if group.wait(0)]
 
     def ask(self, wanted: list[Workers]) -> None:
-        """Asks for a place for each of these workers, and no longer for others."""
+        """Asks for a place for each of these workers, and gives back all others."""
         from ray.util import placement_group, remove_placement_group
 
         wanted = list(wanted)
