@@ -202,8 +202,9 @@ def test_a_sweep_grows_its_cluster_from_nothing(home: Path, tmp_path: Path, grow
 @pytest.mark.reliability
 @pytest.mark.parametrize("growing", [10.0], indirect=True)  # machines stay while the workers of a trial change
 def test_an_elastic_trial_follows_the_machines(home: Path, tmp_path: Path, growing: Growing, figures: Figures) -> None:
-    """It begins on the first machine that comes, asks the autoscaler for as many as it may have, goes on with all of
-    them, and with fewer when one is killed; no step is lost but for those since the newest checkpoint."""
+    """It begins on the first machine that comes, asks the autoscaler for as many as it may have, and goes on with all
+    of them. When one is killed, it goes on with those that are there, and in the end with all again. No step is lost
+    but for those since the newest checkpoint."""
     sweep = tmp_path / "elastic.yaml"
     long = {**TINY, "train.steps": 10**5, "train.eval_every": 10**5, "train.log_every": 20, "workers.cpus": 0.9}
     sweep.write_text(f"about: one trial\nset: {json.dumps(long)}\nseeds: [0]\n")
@@ -219,7 +220,7 @@ def test_an_elastic_trial_follows_the_machines(home: Path, tmp_path: Path, growi
     assert attempts()[0]["workers"] == 1
     wait_for(lambda: attempts()[-1]["workers"] == 3, process)
     stopped = [r for _, r in read_records(trial.folder) if r.get("status") == "stopped"]
-    assert "goes on with 3 workers instead of" in stopped[-1]["reason"]
+    assert "goes on with 3 workers instead of" in stopped[-1]["reason"] and "instead of 1" in stopped[0]["reason"]
     grown = attempts()[-1]
     assert grown["step"] == stopped[-1]["step"] > 0  # saved at the step at which it stopped
     assert len(growing.raylets()) == 3
@@ -230,7 +231,7 @@ def test_an_elastic_trial_follows_the_machines(home: Path, tmp_path: Path, growi
     saved = saved_step(trial.folder / "checkpoints")
     wait_for(lambda: attempts()[-1]["time"] > grown["time"], process)
     shrunk = attempts()[-1]
-    assert shrunk["step"] >= saved and shrunk["workers"] in (1, 2)
+    assert shrunk["step"] >= saved  # with two workers, or three if the autoscaler was quick
     wait_for(lambda: saved_step(trial.folder / "checkpoints") > shrunk["step"], process)
     wait_for(lambda: attempts()[-1]["workers"] == 3, process)  # the autoscaler replaced the machine
 
