@@ -295,7 +295,7 @@ def test_two_jobs_of_a_user_do_not_meet(slurm: Slurm) -> None:
 
 # ---------------------------------------------------------------- with Ray
 
-STEPS = 900
+STEPS = 600
 SWEEP = (
     "about: two trials on two nodes\n"
     f"set: {json.dumps({**TINY, 'train.steps': STEPS, 'train.eval_every': 300, 'train.log_every': 20})}\n"
@@ -318,13 +318,13 @@ def test_a_sweep_goes_on_after_the_limit(home: Path, tmp_path: Path, figures: Fi
     arguments = ["run", str(sweep), "--recipe=digits", f"--home={home}", "--set=workers.save_minutes=0.02"]
     try:
         job = slurm.submit(*arguments)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while not all(saved_step(trial.folder / "checkpoints") for trial in trials):
             assert job.poll() is None and time.monotonic() < deadline, job.communicate()
             time.sleep(0.1)
         workers = [psutil.Process(signs(trial.folder / "alive")[0]["pid"]).environ() for trial in trials]
         job.send_signal(signal.SIGUSR1)
-        code, out = ended(job, 120)
+        code, out = ended(job, 300)
         assert code == EXIT_STOPPED and slurm.requeued == ["7"], out
         assert {worker["SLURMD_NODENAME"] for worker in workers} == {"n1", "n2"}
         assert left_behind(tmp_path) == []
@@ -332,7 +332,7 @@ def test_a_sweep_goes_on_after_the_limit(home: Path, tmp_path: Path, figures: Fi
         saved = [saved_step(trial.folder / "checkpoints") for trial in trials]
         assert all(0 < step < STEPS for step in saved)
 
-        code, out = ended(slurm.submit(*arguments), 300)
+        code, out = ended(slurm.submit(*arguments), 900)
         assert code == 0 and slurm.requeued == ["7"], out
         assert left_behind(tmp_path) == []
     finally:
