@@ -168,8 +168,8 @@ def test_on_a_server_with_a_bucket(two: list[Trial], team_mlflow: TeamMlflow, tm
     (version,) = client.search_model_versions("name = 'two'")
     assert version.run_id == shipped_run(uri, best.folder)
     assert client.get_model_version_by_alias("two", "best").version == version.version
-    folder = team_mlflow.artifacts / client.get_run(version.run_id).info.experiment_id / "models" / version.model_id
-    networks = folder / "artifacts" / "data" / "networks"
+    place = client.get_logged_model(version.source.removeprefix("models:/")).artifact_location
+    networks = team_mlflow.artifacts / place.removeprefix("mlflow-artifacts:/").strip("/") / "data" / "networks"
     assert [file.name for file in children(networks)] == [
         "README.md", "config.json", "diffusion_pytorch_model.safetensors",
     ]  # fmt: skip
