@@ -5,17 +5,10 @@ writes journals as training does.
 """
 
 import itertools
-import os
 import random
 import signal
-import socket
-import sqlite3
-import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,10 +17,11 @@ from typing import Any
 
 import psutil
 import pytest
+from benchmarks.rehearsal.server import Server
 from mlflow import MlflowClient
 
 from gat_sweep.monitor import tracking
-from gat_sweep.monitor.tracking import PATIENCE_S, Tracker, behind, create_store
+from gat_sweep.monitor.tracking import PATIENCE_S, Tracker, behind
 from gat_sweep.monitor.ui import default_uri
 from gat_sweep.run.journal import add_record
 
@@ -36,51 +30,11 @@ TIMEOUT_S = 10  # of one request, as tracking sets it
 KEYS = ("loss_g", "loss_d", "images_per_second")
 
 
-class Server:
-    """`mlflow server` on a port and database of its own."""
-
-    def __init__(self, home: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.uri, self.database = f"http://127.0.0.1:{self.port}", home / "mlflow.db"
-        create_store(default_uri(home), home)
-        self.command = [
-            *(sys.executable, "-W", "ignore", "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"),
-            *("--port", str(self.port), "--backend-store-uri", default_uri(home)),
-            *("--artifacts-destination", str(home / "mlartifacts"), "--uvicorn-opts", "--log-level critical"),
-        ]
-
-    def start(self) -> None:
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self.process = subprocess.Popen(
-            self.command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-
-    def wait(self) -> None:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        raise TimeoutError
-
-    def signal(self, number: int) -> None:
-        """To the server and its workers."""
-        os.killpg(self.process.pid, number)
-        if number == signal.SIGKILL:
-            self.process.wait()
-
-    def points(self) -> int:
-        with sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=10) as database:
-            (count,) = database.execute("select count(*) from metrics").fetchone()
-        return int(count)
-
-    def listening(self) -> set[str]:
-        """Addresses that any process of the server listens on."""
-        processes = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
-        sockets = [one for process in processes for one in process.net_connections("inet")]
-        return {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
+def listening(server: Server) -> set[str]:
+    """Addresses that any process of the server listens on."""
+    processes = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+    sockets = [one for process in processes for one in process.net_connections("inet")]
+    return {one.laddr.ip for one in sockets if one.status == psutil.CONN_LISTEN}
 
 
 @pytest.fixture
@@ -197,7 +151,7 @@ def test_points_of_an_outage_arrive_later_and_once(
         for trial in range(2):
             writer.line(trial)
     server.wait()
-    assert server.listening() == {"127.0.0.1"}
+    assert listening(server) == {"127.0.0.1"}
     with writer, Shipper(tracker(server, tmp_path), writer.folders) as shipper:
         while server.points() == 0:
             time.sleep(0.001)
