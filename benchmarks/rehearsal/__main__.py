@@ -25,17 +25,20 @@ from benchmarks.rehearsal.server import Server
 from benchmarks.rehearsal.stand_ins import AWAY, FULL, WELL, World, end_with_parent, launch
 from benchmarks.rehearsal.trials import planted_fault, rehearsed_sweep
 from gat_sweep.config import Workers
+from gat_sweep.launch.prepare import check_data
+from gat_sweep.plan import model_info
 from gat_sweep.run.record import sweep_trials
 from gat_sweep.run.table import FINISHED
 from gat_sweep.sweep import Sweep
 from gat_sweep.version import source_commit
 
 RUN = "rehearsal"
+Waits = tuple[list[Workers], list[tuple[str, Workers]]]  # the first that waits, packs under way
 TICK_S = 0.02
 START_S = 300.0  # real seconds that a launch may take to begin, on a busy machine
 AGAIN_S = 600.0  # virtual seconds until a launch that ended is given again
 IDLE_LOOKS = 4  # looks of a launch for which the first that waits may wait beside places that are free
-HANG_HOURS = 12  # virtual; a hang for which no launch is killed meanwhile, at most
+HANG_HOURS = 6  # virtual; a hang for which no launch is killed meanwhile, at most
 STATUS_S = 2.0  # processor seconds: on a busy machine the wall says nothing
 GROWTH = 1.15  # of the memory of launches
 
@@ -60,7 +63,7 @@ class Rehearsal:
         self.line: Connection | None = None
         self.launches, self.in_place, self.retry = 0, False, False
         self.started = self.next_launch = self.until = 0.0
-        self.waits: list[Workers] = []
+        self.waits: Waits = ([], [])  # as the launch said last
         self.asking: tuple[int, float] | None = None  # pid and start of a `status`
         self.hung_before: int | None = None  # while a hang is waited for: how many there were
 
@@ -88,7 +91,7 @@ class Rehearsal:
         self.driver.join()
         self.line.close()
         self.driver = self.line = None
-        self.in_place, self.waits = False, []
+        self.in_place, self.waits = False, ([], [])
         self.nodes.orphan()
 
     def hear(self) -> None:
@@ -103,7 +106,7 @@ class Rehearsal:
             elif word == "start":
                 self.nodes.ask(rest[2], rest[0], rest[1], self.launches)
             elif word == "waits":
-                self.waits = rest[0]
+                self.waits = (rest[0], rest[1])
                 if not self.in_place:
                     self.begins.append(time.monotonic() - self.started)
                     self.in_place, self.retry = True, False
@@ -177,7 +180,7 @@ class Rehearsal:
             while self.faults and self.faults[0].time <= self.world.clock:
                 self.plant(self.faults.pop(0))
             if self.in_place:
-                self.nodes.look_for_idle(self.waits)
+                self.nodes.look_for_idle(*self.waits)
             if self.hung_before is not None and self.nodes.counts.hung > self.hung_before:
                 self.hung_before = None
             if self.driver and self.driver.exitcode is not None:
@@ -269,6 +272,15 @@ def _launch(*arguments: Any) -> None:
     launch(*arguments)
 
 
+def warm(sweep: Sweep) -> None:
+    """Does once what every process would do at its start: git, imports, counts of parameters."""
+    source_commit()
+    check_data(list(sweep.trials.values()))
+    for config in sweep.trials.values():
+        model_info(config)
+    gc.freeze()  # what is not touched stays shared
+
+
 @click.command()
 @click.option("--days", default=14.0, show_default=True, help="Virtual days that the trials should take.")
 @click.option("--trials", default=200, show_default=True, help="A multiple of 4.")
@@ -277,17 +289,14 @@ def _launch(*arguments: Any) -> None:
 @click.option("--seed", default=0, show_default=True, help="Of the faults.")
 @click.option("--work", type=click.Path(path_type=Path), help="Where to work [default: a folder in /dev/shm].")
 @click.option("--out", type=click.Path(path_type=Path), help="File for the figures.")
-def main(
-    days: float, trials: int, nodes: int, speed: float, seed: int, work: Path | None, out: Path | None
-) -> None:
+def main(days: float, trials: int, nodes: int, speed: float, seed: int, work: Path | None, out: Path | None) -> None:
     """Rehearse a sweep under faults; exit code 1 if a promise was broken."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         home = work or Path(folder)
         home.mkdir(parents=True, exist_ok=True)
         sweep = rehearsed_sweep(home, trials, nodes, days, speed)
-        source_commit()  # asked here, so that no worker starts git
-        gc.freeze()
+        warm(sweep)
         rehearsal = Rehearsal(sweep, home, days, speed, nodes, seed)
         try:
             broken = rehearsal.run()

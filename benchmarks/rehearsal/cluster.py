@@ -1,9 +1,7 @@
 """The simulated cluster: nodes, and the groups of workers on them, each a process that trains a pack."""
 
 import multiprocessing
-import os
 import random
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -99,7 +97,7 @@ class Nodes:
     def _end(self, group: Group, fate: str) -> None:
         if group.process and not group.fate:
             group.fate = fate
-            os.kill(group.process.pid or 0, signal.SIGKILL)
+            group.process.kill()
 
     def free(self) -> list[int]:
         """Nodes without workers that may have some."""
@@ -182,10 +180,16 @@ class Nodes:
             for group in self.groups
         )
 
-    def look_for_idle(self, waits: list[Workers]) -> None:
-        """Notes for how long the first that waits, of those in the driver's queue, could have had places."""
+    def look_for_idle(self, waits: list[Workers], under_way: list[tuple[str, Workers]]) -> None:
+        """Notes for how long the first that waits, of those in the driver's queue, could have had places.
+
+        under_way: first trial and workers of each of the driver's packs. One that is on its way to ask for a group
+        has a claim on free places.
+        """
+        asked = {trial.id for group in self.groups for trial in group.pack}
+        coming = [workers for trial, workers in under_way if trial not in asked]
         pending = any(not group.process for group in self.groups)
-        could = bool(waits) and not pending and fits(waits, [NODE] * len(self.free()))
+        could = bool(waits) and not pending and fits([*coming, *waits], [NODE] * len(self.free()))
         if not could:
             self._could_begin = None
             return

@@ -4,9 +4,9 @@ The training loop, driver.py and all that writes files are the product's own. Th
 virtual clock, an evaluator with planted distances, a Tuner of threads, and worker groups of the simulated cluster.
 """
 
+import builtins
 import ctypes
 import errno
-import io
 import itertools
 import os
 import threading
@@ -63,9 +63,12 @@ class World:
     def move(self, seconds: float) -> None:
         self._clock.value += seconds
 
-    def wait(self, until: float) -> None:
+    def wait(self, seconds: float, move: Callable[[], None]) -> None:
+        """Waits until the clock has moved by so many virtual seconds. move: called meanwhile; waiting is not a hang."""
+        until = self.clock + seconds
         while (left := until - self.clock) > 0:
-            time.sleep(max(0.005, left / self.speed))
+            time.sleep(max(0.01, left / self.speed))
+            move()
 
     @property
     def storage(self) -> int:
@@ -93,12 +96,12 @@ def plant_storage(world: World) -> None:
 
     def opened(file: Any, mode: str = "r") -> Any:
         if world.storage == WELL or (world.storage == FULL and mode == "rb"):
-            return io.open(file, mode)
+            return builtins.open(file, mode)
         if isinstance(file, int):
             os.close(file)
         if world.storage == AWAY:
             raise OSError(errno.ETIMEDOUT, SILENT)
-        return open("/dev/full", mode)  # every write ends in "No space left on device"
+        return builtins.open("/dev/full", mode)  # every write ends in "No space left on device"
 
     def read(path: Path) -> bytes:
         if world.storage == AWAY and world.home in path.parents:
@@ -119,7 +122,7 @@ class Engine:
         config = trial.config
         if planted_fault(config) == "fails":
             raise RuntimeError("planted: this trial fails in each attempt")
-        self.world, self.trial, self.config = world, trial, config
+        self.world, self.trial, self.config, self.move = world, trial, config, lambda: None
         self.seconds = STEP_S / (workers if config.workers.elastic else 1)
         self.ema = torch.nn.Module()
         self.ema.register_buffer("style_mean", torch.zeros(1))
@@ -142,7 +145,7 @@ class Engine:
         self.world.begun[self.world.number[self.trial.id]] = 1
         self.world.hang_if_planted()
         self.since = self.since if self.iterated else time.time()
-        self.world.wait(self.world.clock + self.seconds)
+        self.world.wait(self.seconds, self.move)
         self.ema.steps += 1  # type: ignore[operator, assignment]
         self.iterated += 1
         number, now = self.world.number[self.trial.id], time.time()
@@ -162,8 +165,7 @@ class Evaluator:
     def measure(self, ema: Any, extras: bool, between: Callable[[], None]) -> Evaluation:
         self.world.begun[self.world.number[self.trial.id]] = 1
         for _ in range(2):
-            self.world.wait(self.world.clock + EVALUATED_S / 2)
-            between()
+            self.world.wait(EVALUATED_S / 2, between)
         value = distance(self.config, int(ema.steps))
         return Evaluation(self.config.eval.metric, value, self.config.eval.samples, "planted", "{}")
 
@@ -185,7 +187,14 @@ def train_stand_in(world: World, workers: int) -> Callable[..., loop.Outcome]:
     agreement = loop.Agreement
 
     def train(trial: Trial, device: torch.device, asked: Callable[[], str] = lambda: "") -> loop.Outcome:
-        loop.Engine = lambda *_: Engine(world, trial, workers)  # type: ignore[misc, assignment]
+        engine = Engine(world, trial, workers)
+
+        def watched(*arguments: Any) -> watch.Watch:
+            found = watch.Watch(*arguments)
+            engine.move = found.move
+            return found
+
+        loop.Engine, loop.Watch = lambda *_: engine, watched  # type: ignore[misc, assignment]
         loop.Evaluator = lambda *_, **__: Evaluator(world, trial)  # type: ignore[misc, assignment]
         return loop.train(trial, device, asked)
 
@@ -279,7 +288,9 @@ class Tuner:
                     break
                 self._start(name, found, 0)
                 running, self.left = running + 1, self.left - 1
-            self.wire.tell("waits", self.search.queue.ready()[:1])
+            queue = self.search.queue
+            under_way = [(group.pack[0].id, group.workers) for group in queue.under_way.values()]
+            self.wire.tell("waits", queue.ready()[:1], under_way)
             time.sleep(0.1)
             while not self.ended.empty():
                 running -= self._take(*self.ended.get())

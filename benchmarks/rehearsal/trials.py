@@ -10,7 +10,7 @@ GPUS = 8  # of a node, and of a worker
 STEP_S = 300.0  # virtual seconds of a step
 BUSY = 0.6  # share of the machines' time that the steps take; the rest is for faults and restarts
 SAVE_MINUTES = 15  # virtual
-HANG_S = 20.0  # real seconds: a machine that is busy with other work must not look like a hang
+HANG_S = 10.0  # real seconds: a machine that is busy with other work must not look like a hang
 WORKERS = {"S": "1", "B": "2", "L": "{min: 1, max: 4}", "XL": "4"}  # small ones share workers, L is elastic
 LENGTHS = {"S": 0.5, "B": 1.0, "L": 1.0, "XL": 1.5}  # in units of the sweep's
 PLACES = {"S": 1, "B": 2, "L": 1, "XL": 4}  # workers of a step of STEP_S
@@ -28,9 +28,10 @@ def rehearsed_sweep(folder: Path, trials: int, nodes: int, days: float, speed: f
     points = []
     for size, workers in WORKERS.items():
         steps = max(12, round(unit * LENGTHS[size]))
+        every = f"train.eval_every: {math.ceil(steps / 5)}, train.log_every: {math.ceil(steps / 30)}"
         points.append(
             f"  - {{model.generator: {size}, model.discriminator: {size}, workers.count: {workers}, "
-            f"train.steps: {steps}, train.eval_every: {math.ceil(steps / 5)}, train.log_every: {math.ceil(steps / 30)}}}"
+            f"train.steps: {steps}, {every}}}"
         )
     save, hang = SAVE_MINUTES / speed, HANG_S / 60
     shared = f"workers.gpus: {GPUS}, workers.cpus: 8, workers.save_minutes: {save}, workers.hang_minutes: {hang}"

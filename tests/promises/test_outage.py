@@ -17,9 +17,9 @@ from typing import Any
 
 import psutil
 import pytest
-from benchmarks.rehearsal.server import Server
 from mlflow import MlflowClient
 
+from benchmarks.rehearsal.server import Server
 from gat_sweep.monitor import tracking
 from gat_sweep.monitor.tracking import PATIENCE_S, Tracker, behind
 from gat_sweep.monitor.ui import default_uri
@@ -143,7 +143,7 @@ def tracker(server: Server, home: Path, launch: str = "launch") -> Tracker:
 
 @pytest.mark.slow
 def test_points_of_an_outage_arrive_later_and_once(
-    tmp_path: Path, server: Server, figures: Callable[..., None]
+    tmp_path: Path, server: Server, capsys: pytest.CaptureFixture[str], figures: Callable[..., None]
 ) -> None:
     """MLflow killed while it takes a batch, and back seconds later: no point is lost, none is there twice."""
     writer = Writer(tmp_path, 2)
@@ -167,6 +167,9 @@ def test_points_of_an_outage_arrive_later_and_once(
     ship_the_rest(shipper.tracker, writer.folders)
     found = account(server.uri, writer)
     assert (found["lost"], found["twice"]) == (0, 0)
+    add_record(writer.folders[0], {"step": writer.step[0], "status": "done", "reason": ""})
+    ship_the_rest(shipper.tracker, writer.folders)
+    assert shipper.tracker.finish("done") == "" and capsys.readouterr().out == ""
     assert shipper.longest < PATIENCE_S + TIMEOUT_S and writer.longest < 5
     figures(kills=1, **found, longest_pass_s=round(shipper.longest, 1))
 
