@@ -93,6 +93,8 @@ class Rehearsal:
         self.driver = self.line = None
         self.in_place, self.waits = False, ([], [])
         self.nodes.orphan()
+        if self.hung_before is not None:  # the worker that hung ends with its launch: another one has to
+            self.world.plant_hang()
 
     def hear(self) -> None:
         """Takes what the launch says or asks."""
@@ -191,7 +193,6 @@ class Rehearsal:
                     return []
             patient = self.hung_before is not None and self.world.clock < self.until + HANG_HOURS * HOUR
             if self.in_place and self.world.clock >= self.until and not patient:
-                self.hung_before = None
                 self.kill()
                 self.next_launch = self.world.clock
             if self.driver and not self.in_place and now - self.started > START_S:

@@ -27,6 +27,6 @@ def schedule(days: float, nodes: int, chance: random.Random) -> list[Fault]:
     for kind, begin, length in (("full", 0.35, 3 * HOUR), ("away", 0.5, 2 * HOUR)):
         found += [Fault(begin * end, kind), Fault(begin * end + min(length, end / 8), "well")]
     found += [Fault(0.15 * end, "server down"), Fault(0.15 * end + end / 14, "server up")]
-    found += [Fault(share * end, "hang") for share in ((0.3, 0.65) if days > 1 else (0.65,))]
+    found += [Fault(share * end, "hang") for share in ((0.05, 0.65) if days > 1 else (0.05,))]
     found += [Fault(share * end, "status") for share in (0.25, 0.45, 0.7)]
     return sorted(found)
