@@ -79,7 +79,7 @@ def check_store(trials: list[Trial], database: Path) -> Found:
     there = {(trial, key, step): (value, count) for trial, key, step, value, count in points}
     twice = {place: count for place, (_, count) in there.items() if count > 1}
     broken = [f"MLflow has {key} of {trial} at step {step} {n} times" for (trial, key, step), n in twice.items()]
-    expected = {}
+    expected: dict[tuple[str, str, int], float] = {}
     for trial in trials:
         if planted_fault(trial.config) == "fails":
             continue

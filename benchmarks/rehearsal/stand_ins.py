@@ -109,7 +109,7 @@ def plant_storage(world: World) -> None:
         return read_bytes(path)
 
     storage.open = opened  # type: ignore[attr-defined]
-    Path.read_bytes = read  # type: ignore[method-assign]
+    Path.read_bytes = read  # type: ignore[assignment, method-assign]
 
 
 # ---------------------------------------------------------------- training
@@ -131,7 +131,7 @@ class Engine:
 
     @property
     def step(self) -> int:
-        return int(self.ema.steps)  # type: ignore[operator]
+        return int(self.ema.get_buffer("steps"))
 
     def parts(self) -> dict[str, Any]:
         return {"ema": self.ema}
@@ -213,8 +213,8 @@ def work(world: World, pack: list[Trial], nodes: list[int], says: Connection) ->
     alive.BEAT = watch.BEAT = BEAT
     plant_storage(world)
     driver._mind_sigterm()
-    driver.train = train_stand_in(world, len(nodes))  # type: ignore[assignment]
-    driver._worker_device = lambda _: torch.device("cpu")  # type: ignore[assignment, return-value]
+    driver.train = train_stand_in(world, len(nodes))
+    driver._worker_device = lambda _: torch.device("cpu")  # type: ignore[assignment]
     warned = "a node of the trial is being preempted"
     driver._told = lambda: warned if any(world.draining[node] for node in nodes) else ""
     try:
@@ -277,7 +277,7 @@ class Tuner:
         self.most, self.left = tune_config.max_concurrent_trials, tune_config.num_samples
         (self.callback,) = run_config.callbacks
         self.failures = run_config.failure_config.max_failures
-        self.ended: SimpleQueue[tuple[str, Any, Exception | None]] = SimpleQueue()
+        self.ended: SimpleQueue[tuple[str, Any, int, Exception | None]] = SimpleQueue()
 
     def fit(self) -> None:
         running = 0
@@ -333,10 +333,10 @@ def launch(world: World, line: Connection, sweep: Sweep, run_name: str, uri: str
 
     alive.BEAT, crowd.LOOK, driver.LOOK = BEAT, LOOK, LOOK
     crowd.SETTLE, crowd.REST = 2 * LOOK, max(4 * LOOK, crowd.REST / world.speed)
-    crowd.look = driver.look = look
+    crowd.look = driver.look = look  # type: ignore[assignment]
     run.session, run.probe_nodes = session, lambda _: ""  # type: ignore[assignment]
-    driver.measure_reference = lambda _: None
-    driver._trainer = lambda _, pack, __, count: Trainer(wire, pack, count)
+    driver.measure_reference = lambda _: None  # type: ignore[assignment]
+    driver._trainer = lambda _, pack, __, count: Trainer(wire, pack, count)  # type: ignore[assignment]
     tune.Tuner = lambda *args, **more: Tuner(wire, *args, **more)  # type: ignore[misc, assignment]
     how = run.Launch("rehearsal:1", uri, ("failed",) if retry else ())
     with log.open("a", encoding="utf-8") as file:
