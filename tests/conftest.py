@@ -178,7 +178,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     for test, (promise, numbers) in sorted(PROMISES.items()):
         shown = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in numbers.items())
         lines.append(f"| {promise} | {shown} | `{test.removeprefix('tests/')}` |")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    _, section, written = before.partition("\n## ")  # sections below the table are written by hand
+    path.write_text("\n".join(lines) + "\n" + section + written, encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

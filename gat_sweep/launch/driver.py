@@ -12,7 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -303,9 +303,10 @@ def _own_words() -> Any:
     def say(pack: Any, what: str) -> None:
         error = pack.get_pickled_error()
         reason = _reason(error) if error else "no reason was left"
-        for trial in pack.config["pack"]:
-            if not trial.at_goal():
-                leave_note(trial, f"{what}: {reason}")
+        with suppress(OSError):  # full or unreachable storage costs the note, not the launch with all other packs
+            for trial in pack.config["pack"]:
+                if not trial.at_goal():
+                    leave_note(trial, f"{what}: {reason}")
 
     class OwnWords(TrialProgressCallback):
         def on_trial_result(self, *args: Any, **kwargs: Any) -> None: ...

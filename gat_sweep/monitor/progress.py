@@ -124,9 +124,12 @@ class Monitor:
         last = False
         while not last:
             last = self._stop.wait(INTERVAL)
-            self.crowd = crowd_line(self.views[0].trial.run_folder) if self.views else ""
-            show({view.trial.id for view in self.views if view.read()})
-            warning = self.ship(folders)
+            try:
+                self.crowd = crowd_line(self.views[0].trial.run_folder) if self.views else ""
+                show({view.trial.id for view in self.views if view.read()})
+                warning = self.ship(folders)
+            except OSError as error:  # full or unreachable storage costs one look
+                warning = f"the files of the run cannot be read or written: {error}; trying again"
             if warning and warning != self._warned:
                 self.console.print(warning, soft_wrap=True, highlight=False, markup=False)
             self._warned = warning

@@ -71,9 +71,17 @@ class RunTable:
         self.rows: list[dict[str, Any]] = read_rows(path) if path.exists() else []
 
     def truncate(self, step: int) -> None:
-        """Drops rows after `step` and rows that only closed an earlier attempt; training resumes from `step`."""
+        """Drops rows after `step` and rows that only closed an earlier attempt; training resumes from `step`.
+
+        The file changes too: an attempt that is killed before its first row must not leave the end of an earlier one.
+        """
         kept = [row for row in self.rows if row["step"] <= step and row["value"] is not None]
-        self.rows = [{**row, "status": "running"} for row in kept]
+        before, self.rows = self.rows, [{**row, "status": "running", "reason": ""} for row in kept]
+        if self.rows:
+            if self.rows != before:
+                self._write()
+        elif before:
+            self.path.unlink()
 
     def put(self, step: int, **values: Any) -> None:
         """Writes the row of a step. Values of an earlier row of the same step stay where this one has none."""
@@ -81,13 +89,16 @@ class RunTable:
         new |= {"step": step, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         old = self.rows.pop() if self.rows and self.rows[-1]["step"] == step else {}
         self.rows.append({**old, **self.constants, **new})
-        content = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA), content)
-        write(self.path, content.getvalue().to_pybytes())
+        self._write()
 
     def close(self, status: str, reason: str, step: int, **values: Any) -> None:
         """Records how the trial ended: on its last row if that has the same step, else on a new row."""
         self.put(step, status=status, reason=reason, **values)
+
+    def _write(self) -> None:
+        content = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(self.rows, schema=SCHEMA), content)
+        write(self.path, content.getvalue().to_pybytes())
 
 
 def read_rows(path: Place) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ class Workers:
     def __init__(self, fail: Callable[[Trial], Exception | None]):
         self.fail, self.attempts = fail, list[str]()
 
-    def __call__(self, work: object, pack: list[Trial], name: str) -> "Workers":
+    def __call__(self, work: object, pack: list[Trial], name: str, count: int) -> "Workers":
         self.pack = list(pack)
         return self
 
@@ -120,6 +120,18 @@ def test_a_dead_driver_is_said_in_the_journal_of_what_is_left(home: Path) -> Non
         "its driver ended 4 times, the last time after: RuntimeError: it died",
     ]
     assert (done.folder / "journal.jsonl").read_text() == written
+
+
+def test_storage_that_takes_no_note_does_not_end_the_launch(home: Path) -> None:
+    """Tune calls this in its own loop, where an error would end every pack."""
+    trial = named(home, "left")
+    trial.folder.parent.mkdir(parents=True)
+    trial.folder.write_text("in the way")
+    pack = SimpleNamespace(config={"pack": [trial]}, get_pickled_error=lambda: RuntimeError("it died"))
+    with pytest.raises(OSError):
+        launch.leave_note(trial, "this cannot be written")
+    launch._own_words().on_trial_recover(1, [pack], pack)
+    launch._own_words().on_trial_error(1, [pack], pack)
 
 
 def test_a_stop_is_no_failure(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
