@@ -223,9 +223,9 @@ def bucket() -> "Iterator[Remote]":
 @pytest.fixture(scope="session")
 def team_mlflow(bucket: "Remote") -> "Iterator[TeamMlflow]":
     """MLflow as a team runs it: a server on PostgreSQL, with artifacts in a bucket. Tests may kill either."""
-    from helpers.mlflow_server import Server
     from helpers.postgres import Postgres, TeamMlflow, binaries
 
+    from benchmarks.mlflow_server import Server
     from gat_sweep.files.storage import Remote
 
     folder = binaries()

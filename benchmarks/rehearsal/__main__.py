@@ -18,14 +18,16 @@ from typing import Any
 import click
 import psutil
 
+from benchmarks.mlflow_server import Server
 from benchmarks.rehearsal import checks
 from benchmarks.rehearsal.cluster import FORK, Nodes
 from benchmarks.rehearsal.faults import HOUR, Fault, schedule
-from benchmarks.rehearsal.server import Server
 from benchmarks.rehearsal.stand_ins import AWAY, FULL, WELL, World, end_with_parent, launch
 from benchmarks.rehearsal.trials import planted_fault, rehearsed_sweep
 from gat_sweep.config import Workers
 from gat_sweep.launch.prepare import check_data
+from gat_sweep.monitor.tracking import create_store
+from gat_sweep.monitor.ui import default_uri
 from gat_sweep.plan import model_info
 from gat_sweep.run.record import sweep_trials
 from gat_sweep.run.table import FINISHED
@@ -53,7 +55,8 @@ class Rehearsal:
         self.world = World(speed, [trial.id for trial in self.trials], nodes, home)
         self.nodes = Nodes(self.world, {trial.id: trial for trial in self.trials}, nodes, chance)
         self.faults = schedule(days, nodes, chance)
-        self.server = Server(home)
+        create_store(default_uri(home), home)
+        self.server = Server(default_uri(home), str(home / "mlartifacts"))
         self.counts = Counter[str]()
         self.codes = Counter[int]()
         self.begins: list[float] = []  # real seconds from a launch's start to its first request
@@ -226,7 +229,7 @@ class Rehearsal:
                 lines, found = check(trial)
                 broken += lines
                 figures.update(found)
-        lines, store = checks.check_store(self.trials, self.server.database)
+        lines, store = checks.check_store(self.trials, self.home / "mlflow.db")
         worked = sum(self.world.worked) / 3600
         more, spent = checks.check_spending(self.trials, worked, self.nodes.counts.gpu_hours, sum(self.world.trained))
         broken += lines + more + self.broken_counts()

@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
+from benchmarks.mlflow_server import Server, end_with_parent, free_port, listening
 from gat_sweep.files.storage import Remote
-from helpers.mlflow_server import Server, end_with_parent, free_port, listening
 
 PASSWORD = "hunter2-of-postgres"  # only the MLflow server is told; no line of ours may hold it
 

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers.mlflow_server import Server
 from helpers.shipping import KEYS, Shipper, Writer, account, ship_the_rest
 
+from benchmarks.mlflow_server import Server
 from gat_sweep.monitor import tracking
 from gat_sweep.monitor.tracking import PATIENCE_S, Tracker, behind, create_store
 from gat_sweep.monitor.ui import default_uri

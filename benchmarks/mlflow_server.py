@@ -1,4 +1,4 @@
-"""A real `mlflow server` on loopback, with a database and a place for artifacts that the test gives."""
+"""A real `mlflow server` on loopback, with a database and artifacts of its own: for tests and rehearsals."""
 
 import ctypes
 import os
