@@ -128,6 +128,7 @@ def test_a_refusal_is_one_line(head: list[str], monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("ray.cluster_resources", lambda: {})
     monkeypatch.setattr(cluster, "nodes", list)
+    monkeypatch.setattr("ray._private.state.available_resources_per_node", dict)
     monkeypatch.setattr(cluster.autoscaler, "node_types", refuse)
     with pytest.raises(UserError, match=r"^Kubernetes does not say how far .*403 .*; the service account of the head"):
         cluster.look("10.0.0.1:6379")

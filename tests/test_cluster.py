@@ -316,11 +316,13 @@ def test_a_cluster_grows_as_far_as_its_autoscaler_may(
     """By its file, or by its report where the file is not here. A head without CPUs is not a machine for work."""
     monkeypatch.setattr("ray.cluster_resources", lambda: {"sweep_driver": 8})
     monkeypatch.setattr(cluster, "nodes", lambda: up)
+    free = {"large": {"CPU": 40.0, "GPU": 3.0}, "head": {"sweep_driver": 8.0}}
+    monkeypatch.setattr("ray._private.state.available_resources_per_node", lambda: free)
     monkeypatch.setattr(cluster.autoscaler, "is_there", lambda: reported)
     monkeypatch.setattr(cluster.autoscaler, "node_types", lambda address: types)
     found = cluster.look("10.0.0.1:6379")
     assert len(found.machines) == len(up) - 1 and found.drives_sweeps and found.address == "10.0.0.1:6379"
-    assert found.grows == grows
+    assert found.grows == grows and found.free == (cluster.Machine(40, 3), cluster.Machine(0, 0))
     assert found.most == (None if most is None else tuple(cluster.Machine(*machine) for machine in most))
 
 
