@@ -58,6 +58,7 @@ class Meter:
         self.hours = 0.0
         self.begin: dict[str, Any] | None = None  # of the latest attempt
         self.last: dict[str, Any] = {}
+        self.changed: dict[str, Any] | None = None  # the last change of status
 
     def read(self) -> Amount:
         """Reads the new records of the journal; returns what was spent so far."""
@@ -69,6 +70,8 @@ class Meter:
         return Amount((self.steps + steps) * self.flops_per_step, self.hours + hours)
 
     def _take(self, record: dict[str, Any]) -> None:
+        if "status" in record:
+            self.changed = record
         if record.get("status") == "running":
             steps, hours = self._latest(record.get("previous", self.last), record["step"])
             self.steps, self.hours = self.steps + steps, self.hours + hours

@@ -16,7 +16,7 @@ from gat_sweep.run.journal import read_records
 from gat_sweep.run.record import run_trials
 from gat_sweep.run.saved import saved_step
 from gat_sweep.run.stop import stop_reason
-from gat_sweep.run.table import read_rows
+from gat_sweep.run.table import read_rows, status_of
 from gat_sweep.run.trial import Trial
 from gat_sweep.sweep import differences, varied_text
 
@@ -52,8 +52,9 @@ def trial_status(trial: Trial) -> dict[str, Any]:
     measured = next((row for row in reversed(rows) if row["value"] is not None), None)
     workers = [signs_of | {"age": round(now - signs_of["time"], 1)} for signs_of in _signs(trial)]
     alive = [worker for worker in workers if not worker["ended"] and worker["age"] < FRESH]
-    status, reason = trial.status(), rows[-1]["reason"] if rows else ""
-    last = _last_status(trial)
+    meter = Meter(trial)
+    spent, last = meter.read(), meter.changed
+    status, reason = status_of(rows, trial.config.train.steps), rows[-1]["reason"] if rows else ""
     if status in ("waiting", "running"):
         reason = ""
         if alive:
@@ -61,7 +62,6 @@ def trial_status(trial: Trial) -> dict[str, Any]:
         elif last is not None:
             ended = last["status"] in ("stopped", "paused")
             status, reason = (last["status"], last["reason"]) if ended else ("cut off", "no sign of life; run it again")
-    spent = Meter(trial).read()
     return {
         "trial": trial.id,
         "status": status,
@@ -112,12 +112,6 @@ def log_records(trials: list[Trial], follow: bool) -> Iterator[dict[str, Any]]:
 
 def _signs(trial: Trial) -> list[dict[str, Any]]:
     return [sign for _, sign in sorted(signs(trial.folder / "alive").items())]
-
-
-def _last_status(trial: Trial) -> dict[str, Any] | None:
-    """The journal's last change of status; None before the first."""
-    changes = [record for _, record in read_records(trial.folder) if "status" in record]
-    return changes[-1] if changes else None
 
 
 def results_table(trials: list[Trial]) -> Table:

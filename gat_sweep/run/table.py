@@ -118,12 +118,17 @@ def read_rows(path: Place) -> list[dict[str, Any]]:
 
 
 def final_status(path: Place, steps: int) -> str:
-    """The status of the last row of a trial's file; "waiting" before the first.
+    """The status in a trial's file, as of `status_of`."""
+    return status_of(read_rows(path) if path.exists() else [], steps)
+
+
+def status_of(rows: list[dict[str, Any]], steps: int) -> str:
+    """The status of a trial's last row; "waiting" before the first.
 
     "done" counts only if all `steps` are trained and the last distance is a finite number; else it is "running".
     """
-    if not path.exists():
+    if not rows:
         return "waiting"
-    last = read_rows(path)[-1]
+    last = rows[-1]
     whole = last["step"] >= steps and last["value"] is not None and math.isfinite(last["value"])
     return "running" if last["status"] == "done" and not whole else str(last["status"])
