@@ -37,6 +37,14 @@ def said(text: str) -> None:
     pass
 
 
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow writes its current store and experiment into the environment, which other tests and commands read."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.setenv(name, "")  # is taken back after the test, whatever MLflow has made of it
+        monkeypatch.delenv(name)
+
+
 @pytest.fixture(scope="module")
 def two(home_with_reference: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Trial]:
     """Two trained trials, sent to the sqlite store of their home."""
