@@ -91,7 +91,7 @@ def kind_of(annotation: Any, bounds: list[Any]) -> str:
         inner = (f"{key}: {kind_of(field.annotation, [])}" for key, field in annotation.model_fields.items())
         return f"{{{', '.join(inner)}}}"
     if origin is Annotated:
-        return kind_of(inside[0], list(inside[1].metadata))
+        return kind_of(inside[0], [bound for part in inside[1:] for bound in getattr(part, "metadata", [])])
     if origin is tuple:
         return f"list of {kind_of(inside[0], [])}"
     limits = [

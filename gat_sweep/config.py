@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from gat_sweep.gat.scaling import BatchRule, DepthRule, adapted_learning_rate, batch_factor, depth_factor
 from gat_sweep.gat.spec import Augmentation, DiscriminatorSpec, GeneratorSpec, NullStyle, Objective
@@ -170,11 +170,19 @@ class Elastic(_Section):
         return self
 
 
+# In an error, pydantic puts the tag of the kind behind the name of the value.
+COUNT_TAGS = ("one number", "bounds")
+WorkerCount = Annotated[
+    Annotated[int, Field(gt=0), Tag(COUNT_TAGS[0])] | Annotated[Elastic, Tag(COUNT_TAGS[1])],
+    Discriminator(lambda value: COUNT_TAGS[isinstance(value, dict | Elastic)]),
+]
+
+
 class Workers(_Section):
     """The machines that a trial runs on; not part of its identity or of its results."""
 
     # Workers of a trial, which share each batch. `{min: 2, max: 8}`: as many as there is room for, more or fewer later.
-    count: Annotated[int, Field(gt=0)] | Elastic = 1
+    count: WorkerCount = 1
     cpus: float = Field(1, gt=0)  # per worker
     gpus: float = Field(0, ge=0)  # per worker
     save_minutes: float = Field(15, gt=0)  # between checkpoints; each evaluation also writes one before it starts

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from gat_sweep.compute import step_flops
-from gat_sweep.config import Data, Elastic, Size, Teacher, Train, TrialConfig
+from gat_sweep.config import COUNT_TAGS, Data, Elastic, Size, Teacher, Train, TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_config
 from gat_sweep.files.yamlfile import Lines, read_yaml
@@ -208,7 +208,7 @@ def _validated(values: Mapping[str, Any]) -> TrialConfig:
         return TrialConfig.model_validate({key: value for key, value in values.items() if key != "variants"})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(str(part) for part in first["loc"] if part not in COUNT_TAGS)
         raise UserError(f"{key}: {first['msg']} (got {first['input']!r})") from None
 
 

@@ -82,7 +82,11 @@ def test_values_that_came_later_leave_the_ids_of_older_runs() -> None:
         ({"train__steps": "many"}, ["train.steps", "integer"]),
         ({"mng__schedule": "cubic"}, ["mng.schedule", "'exp'"]),
         ({"mng__schedule": "linear", "mng__levels": 2}, ["linear is exp", "mng.levels=4", "ladder.S.depth=4"]),
-        ({"workers__count": 3}, ["train.batch 8", "workers.count 3"]),
+        ({"workers__count": 9}, ["workers.count 9 is more than train.batch, 8 images"]),
+        ({"workers__count": {"min": 2, "max": 9}}, ["workers.count 9 is more than train.batch"]),
+        ({"workers__count": {"min": 4, "max": 2}}, ["workers.count", "give a min below max"]),
+        ({"workers__count": {"min": 2}}, ["workers.count", "max"]),
+        ({"workers__count": 0}, ["workers.count", "greater than 0"]),
     ],
 )
 def test_bad_values_say_what_to_change(overrides: dict[str, Any], words: list[str]) -> None:
