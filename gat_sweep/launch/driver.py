@@ -193,7 +193,7 @@ def _ask_what_fits(trial: Trial) -> None:
     count = min(before, largest(workers, [], look().free or ()))
     if count != before:
         ask_workers(trial.folder, count)
-        leave_note(trial, f"asks for {count} workers instead of {before}: there is no room for more now")
+        leave_note(trial, f"asks for {count} workers instead of {before}: more do not fit now")
 
 
 def _found_no_place(error: Exception) -> bool:

@@ -15,7 +15,7 @@ COLUMNS = ("commit", "reference")  # of a trial's rows, which a launch gives MLf
 def send_command(names: tuple[str, ...], home: Place, uri: str, say: Say) -> None:
     """Sends runs of a home, by default all; says how many points each took.
 
-    Raises UserError when there is no such run, a launch of it lives, or MLflow does not take everything.
+    Raises UserError when a run is missing, a launch of it lives, or MLflow does not take everything.
     """
     names = names or tuple(folder.name for folder in children(home) if (folder / "run.json").exists())
     if not names:

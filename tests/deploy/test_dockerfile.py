@@ -44,7 +44,7 @@ def mistakes(text: str, seen: list[str]) -> list[str]:
         found.append("all is seen")
     (base,) = [words for name, words in instructions(text) if name == "FROM"]
     if not re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+", base):
-        found.append(f"{base} is no Python of one version")
+        found.append(f"{base} is not a Python of one version")
     return found
 
 

@@ -50,7 +50,7 @@ def pod(things: list[Thing], name: str) -> Thing:
 
 def test_kubectl_makes_the_same_of_the_files() -> None:
     if not shutil.which("kubectl"):
-        pytest.skip("there is no kubectl here")
+        pytest.skip("kubectl is not installed")
     done = subprocess.run(["kubectl", "kustomize", FOLDER], capture_output=True, text=True, check=True)
     key = lambda thing: (thing["kind"], thing["metadata"]["name"])  # noqa: E731
     theirs, ours = list(yaml.safe_load_all(done.stdout)), compose(FOLDER)
@@ -141,7 +141,7 @@ def test_what_is_not_there_is_found(things: list[Thing], line: str) -> None:
 
 
 def test_no_secret_is_in_a_file(things: list[Thing]) -> None:
-    """There is no Secret among the things, and no variable with such a name has a value."""
+    """A Secret is not among the things, and variables with such a name have no value."""
     assert not [thing for thing in things if thing["kind"] == "Secret"]
     entries = [e for t in things for _, p in pods(t) for c in containers(p["spec"]) for e in c.get("env", [])]
     with_value = [entry["name"] for entry in entries if "value" in entry]

@@ -95,7 +95,7 @@ def _template(pod: Thing) -> Thing:
 @cache
 def _crd(folder: Path, kind: str) -> Any:
     """The strict schema of one of KubeRay's kinds, from its CRD."""
-    crd = yaml.load((folder / f"ray.io_{kind.lower()}s.yaml").read_text(), Loader=yaml.CSafeLoader)
+    crd = yaml.safe_load((folder / f"ray.io_{kind.lower()}s.yaml").read_text())
     (version,) = [version for version in crd["spec"]["versions"] if version["name"] == "v1"]
     schema = version["schema"]["openAPIV3Schema"]
     _close(schema)

@@ -20,7 +20,7 @@ PASSWORD = "hunter2-of-postgres"  # only the MLflow server is told; no line of o
 
 
 def binaries() -> Path | None:
-    """Folder of initdb and postgres, which Debian does not put on the path; None where there is no PostgreSQL."""
+    """Folder of initdb and postgres, which Debian does not put on the path; None where PostgreSQL is not installed."""
     there = [*Path("/usr/lib/postgresql").glob("*/bin/postgres")]
     if there:
         return max(there, key=lambda path: int(path.parts[-3])).parent

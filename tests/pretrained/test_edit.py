@@ -54,7 +54,7 @@ def test_planted_components_are_found(generator: Generator) -> None:
     assert torch.allclose(along.abs(), torch.eye(3), atol=0.03)
     total = deviations.square().sum()
     assert torch.allclose(shares, deviations[:3].square() / total, atol=0.01)
-    assert torch.equal(steps, principal_components(w.flip(0), 3)[0]) or torch.allclose(
+    assert torch.allclose(
         steps, principal_components(w.flip(0), 3)[0], atol=1e-4
     )  # the sign does not hang on the order
 

@@ -5,7 +5,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from helpers.manifests import compose, pods
 from helpers.processes import marked
 from helpers.trials import TINY
 
+from benchmarks.mlflow_server import free_port
 from gat_sweep.run.alive import signs
 from gat_sweep.run.journal import read_records
 from gat_sweep.run.saved import saved_step
@@ -34,12 +34,6 @@ SWEEP = (
     f"set: {json.dumps({**TINY, 'train.steps': STEPS, 'train.eval_every': STEPS, 'train.log_every': 20})}\n"
     "seeds: [0]\n"
 )
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 class Pods:
