@@ -20,7 +20,8 @@ from gat_sweep.gat.spec import Augmentation, DiscriminatorSpec, GeneratorSpec, N
 PLACES: dict[str, Any] = {
     "data": {"path", "tokenizer"},
     "teacher": {"checkpoint"},
-    "eval": {"weights", "reference"},
+    "text": {"folder"},
+    "eval": {"weights", "reference", "data", "clip"},
 }
 # Config values that came after version 0.1, each with what the code did before. At this value they are not in the hash
 # of a trial, so a run that is older than the value goes on under its own trial ids.
@@ -49,8 +50,8 @@ class Size(_Section):
 class Data(_Section):
     """The data to generate: latents (or pixels) of side x side x channels."""
 
-    # Digits of scikit-learn or of MNIST, which come with a dependency, or what `gat-sweep encode` wrote.
-    dataset: Literal["digits", "mnist", "encoded"]
+    # Digits of scikit-learn or of MNIST, or emoji, which come with a dependency, or what `gat-sweep encode` wrote.
+    dataset: Literal["digits", "mnist", "emoji", "encoded"]
     path: str | None = None  # folder that `gat-sweep encode` wrote; only for encoded data
     tokenizer: str | None = None  # place of the VAE (default: the place in the folder's manifest)
     side: int = Field(gt=0)  # rows and columns of a latent
@@ -88,6 +89,17 @@ class Teacher(_Section):
     checkpoint: str | None = None  # file of local weights (default: download from timm's hub)
     # Use tokens stored by `gat-sweep encode --teacher` and move them on their grid. Otherwise run the network on the
     # moved pictures.
+    cached: bool = False
+
+
+class Text(_Section):
+    """The frozen text encoder of text-to-image (A.9)."""
+
+    name: str  # wordllama, or the hub id of a CLIP such as openai/clip-vit-large-patch14
+    width: int = Field(gt=0)  # of its states
+    tokens: int = Field(gt=0)  # of a caption; a longer one is cut
+    folder: str | None = None  # local folder of a CLIP (default: download it)
+    # Use states stored by `gat-sweep encode --store-text`. Otherwise run the encoder in the step.
     cached: bool = False
 
 
@@ -141,6 +153,10 @@ class Eval(_Section):
     extractor: Literal["efficientnet_lite0", "inception_v3", "dinov2_vitl14"]  # FID needs inception_v3
     weights: str | None = None  # local file of the extractor's weights (default: download them)
     reference: str | None = None  # an ADM npz with mu and sigma (default: the pictures of the data set)
+    # Folder of another encoded data set that gives the real pictures and the captions of an evaluation, such as a
+    # validation split (default: the data that is trained on).
+    data: str | None = None
+    clip: str | None = None  # hub id or local folder of the CLIP of the extra clip_score
     samples: int = Field(gt=1)  # generated pictures per evaluation
     resize: int = Field(gt=0)  # side of the pictures that the extractor sees
     seed: int = 0  # seed of the generated samples
@@ -150,7 +166,8 @@ class Eval(_Section):
     guidance: float = Field(1.0, ge=0)  # 1 = off
     null: NullStyle = "paper"  # style that guidance leads away from (Generator.null_style)
     # Metrics that the last evaluation of a trial measures in addition to the Frechet distance.
-    extras: tuple[Literal["kernel_distance", "precision_recall", "fd_infinity"], ...] = ()
+    # retrieval and clip_score need captions.
+    extras: tuple[Literal["kernel_distance", "precision_recall", "fd_infinity", "retrieval", "clip_score"], ...] = ()
 
     @property
     def metric(self) -> str:
@@ -233,6 +250,7 @@ class TrialConfig(_Section):
     objective: Objective = Objective()
     augment: Augmentation = Augmentation()
     teacher: Teacher | None = None
+    text: Text | None = None  # captions in place of classes
     train: Train
     eval: Eval
     workers: Workers = Workers()
@@ -274,6 +292,8 @@ class TrialConfig(_Section):
         """
         values = self.identity()
         del values["train"]["steps"], values["train"]["eval_at"]
+        if self.text is None:  # newer than version 0.1 as well
+            del values["text"]
         for (section, key), before in ADDED.items():
             if values[section][key] == before:
                 del values[section][key]
@@ -307,4 +327,6 @@ class TrialConfig(_Section):
             "positions": self.model.positions,
             "classes": self.data.classes,
             "levels": 1 if self.mng.schedule == "none" else self.mng.levels,
+            "text_width": self.text.width if self.text else 0,
+            "text_tokens": self.text.tokens if self.text else 0,
         }

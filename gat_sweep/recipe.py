@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from gat_sweep.compute import step_flops
-from gat_sweep.config import COUNT_TAGS, Data, Elastic, Size, Teacher, Train, TrialConfig
+from gat_sweep.config import COUNT_TAGS, Data, Elastic, Size, Teacher, Text, Train, TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_config
 from gat_sweep.files.yamlfile import Lines, read_yaml
@@ -287,13 +287,13 @@ def _known_keys() -> set[str]:
     for name, field in TrialConfig.model_fields.items():
         if name == "start":  # set only by `after` of a sweep file
             continue
-        annotation = Teacher if name == "teacher" else field.annotation
+        annotation = {"teacher": Teacher, "text": Text}.get(name, field.annotation)
         if get_origin(annotation) is dict:
             keys.add(name)
         elif isinstance(annotation, type) and annotation not in (str, int, float):
             properties = TypeAdapter(annotation).json_schema()["properties"]
             keys.update(f"{name}.{leaf}" for leaf in properties)
-            if name == "teacher":
+            if name in ("teacher", "text"):
                 keys.add(name)
             if name == "workers":
                 keys.update(f"workers.count.{end}" for end in Elastic.model_fields)

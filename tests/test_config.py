@@ -63,6 +63,7 @@ def test_values_that_came_later_leave_the_ids_of_older_runs() -> None:
     values["ladder"] = {size: row for size, row in values["ladder"].items() if size == "S"}
     for section, key in ADDED:
         del values[section][key]
+    del values["text"]
     older = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
     assert tiny_config().digest() == older
     for (section, key), other in zip(ADDED, ("trained", "before", "official", "tf32", "official", "tf32"), strict=True):

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     {"gat", "autoscaler", "leftovers", "text", "version", "errors", "recipes"},
     {"config", "files", "cluster"},
+    {"language"},
     {"compute"},
     {"data", "recipe"},
     {"vision", "sweep"},

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from gat_sweep.gat.condition import Captions, Condition
 from gat_sweep.gat.layers import (
     NORM_EPS,
     Attention,
@@ -14,6 +15,7 @@ from gat_sweep.gat.layers import (
     init_linears,
     rms_norm,
     rope_table,
+    second_moment_norm,
 )
 from gat_sweep.gat.spec import DiscriminatorSpec
 
@@ -40,7 +42,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Maps K perturbed image levels and a class to one logit; it can also project its tokens for alignment."""
+    """Maps K perturbed image levels, and a class or a caption, to one logit; it can also project its tokens."""
 
     position: Tensor
     rope: Tensor
@@ -53,9 +55,12 @@ class Discriminator(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.blocks = nn.ModuleList(DiscriminatorBlock(width, spec.heads) for _ in range(spec.depth))
         self.head_norm = nn.RMSNorm(width, eps=NORM_EPS)
-        self.head = nn.Linear(width, class_width if spec.classes else 1)
+        self.head = nn.Linear(width, class_width if spec.conditional else 1)
         if spec.classes:
             self.class_embedding = nn.Embedding(spec.classes, class_width)
+        if spec.text_width:
+            self.sentence_embedding = MappingLinear(spec.text_width, class_width)
+        if spec.conditional:
             self.class_mapping = nn.Sequential(
                 MappingLinear(class_width, class_width), nn.SiLU(), MappingLinear(class_width, class_width)
             )
@@ -79,17 +84,21 @@ class Discriminator(nn.Module):
         linears, patch embedding      Xavier-uniform, bias 0
         class mapping                 the same, stored 100x larger, used at 0.01
         [cls], class embedding        N(0, 0.02)
+        sentence embedding            N(0, 0.02) at its output, as of a class
         LayerScale                    0.1 (DiscriminatorBlock)
         """
         init_linears(self)
         nn.init.normal_(self.cls_token, std=0.02)
         if self.spec.classes:
             nn.init.normal_(self.class_embedding.weight, std=0.02)
+        if self.spec.text_width:
+            layer = self.sentence_embedding
+            nn.init.normal_(layer.weight, std=0.02 / layer.rate / self.spec.text_width**0.5)
 
-    def forward(self, x: Tensor, y_B: Tensor | None, align_first: int = 0) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, y: Condition, align_first: int = 0) -> tuple[Tensor, Tensor | None]:
         """Logits and projected tokens.
 
-        x: [N, K*C, Y, X]. y_B: classes; when N is a multiple of B, every group of B has the same classes.
+        x: [N, K*C, Y, X]. y: classes [B] or captions; when N is a multiple of B, every group of B has the same.
         align_first: how many leading samples have their tokens projected for the alignment loss.
         Returns logits [N] in float32, and tokens [align_first, 1+T, teacher_width] ([cls] first) or None.
         """
@@ -105,11 +114,17 @@ class Discriminator(nn.Module):
             cls_ND = torch.cat([aligned_NTD[:, 0], cls_ND])
         with in_float32(x):  # the penalties are differences of nearly equal logits
             logits = self.head(rms_norm(cls_ND.float()) * self.head_norm.weight)
-            if self.spec.classes:
-                vector = self.class_mapping(self.class_embedding(y_B))
+            if self.spec.conditional:
+                vector = self.class_mapping(self._embedded(y))
                 logits = (logits.unflatten(0, (-1, len(vector))) * vector).flatten(0, 1)
         projected = None
         if align_first:
             assert self.projector is not None, "built without an alignment projector"
             projected = self.projector(aligned_NTD)
         return logits.sum(dim=-1), projected
+
+    def _embedded(self, y: Condition) -> Tensor:
+        """Embeddings of classes, or of captions' sentences, [B, class_width]."""
+        if isinstance(y, Captions):
+            return self.sentence_embedding(second_moment_norm(y.sentence.float()))
+        return self.class_embedding(y)

@@ -13,13 +13,32 @@ def _block(width: int, tokens: int) -> tuple[int, int]:
     return linear, 2 * 2 * tokens * tokens * width
 
 
+def _generator_attention(spec: GeneratorSpec) -> int:
+    """FLOPs of the attention products of G. Words are queries, too, except in the last block."""
+    keys = spec.tokens + spec.text_tokens
+    return 2 * 2 * spec.width * ((spec.depth - 1) * keys * keys + spec.tokens * keys)
+
+
+def _embedded_text(spec: GeneratorSpec) -> int:
+    """FLOPs of G's first layers of words and sentence."""
+    return 2 * spec.text_width * (spec.text_tokens * spec.width + spec.z_dim)
+
+
+def _caption_stream(spec: GeneratorSpec) -> int:
+    """FLOPs of the linear layers of G's caption stream. The last block reads only keys and values of it."""
+    d = spec.width
+    block = _block(d, spec.text_tokens)[0] + 2 * d * 4 * d
+    last = 2 * spec.text_tokens * d * 2 * d + 2 * d * d
+    return _embedded_text(spec) + (spec.depth - 1) * block + last if spec.text_width else 0
+
+
 def generator_forward(spec: GeneratorSpec) -> int:
-    """FLOPs of one forward of G: mapping, blocks with their modulation, K outputs."""
+    """FLOPs of one forward of G: mapping, blocks with their modulation, caption stream, K outputs."""
     d, tokens = spec.width, spec.tokens
-    mapping = 2 * d * ((2 if spec.classes else 1) * spec.z_dim + d)
-    blocks = spec.depth * (sum(_block(d, tokens)) + 2 * d * 4 * d)
+    mapping = 2 * d * ((2 if spec.conditional else 1) * spec.z_dim + d)
+    blocks = spec.depth * (_block(d, tokens)[0] + 2 * d * 4 * d) + _generator_attention(spec)
     outputs = spec.levels * (2 * d * d + 2 * tokens * d * spec.patch**2 * spec.channels)
-    return mapping + blocks + outputs
+    return mapping + blocks + _caption_stream(spec) + outputs
 
 
 def discriminator_parts(spec: DiscriminatorSpec) -> dict[str, int]:
@@ -32,11 +51,12 @@ def discriminator_parts(spec: DiscriminatorSpec) -> dict[str, int]:
     linear, attention = _block(d, tokens + 1)
     return {
         "patch_embedding": 2 * tokens * spec.levels * spec.channels * spec.patch**2 * d,
-        "linear": spec.depth * linear + 2 * d * (cw if spec.classes else 1),
+        "linear": spec.depth * linear + 2 * d * (cw if spec.conditional else 1),
         "attention": spec.depth * attention,
         "unread_linear": 2 * tokens * d * (d + d + 3 * ffn_width(d)),
         "unread_attention": 2 * 2 * tokens * (tokens + 1) * d,
-        "class_vector": 2 * 2 * cw * cw if spec.classes else 0,
+        "class_vector": 2 * 2 * cw * cw if spec.conditional else 0,
+        "sentence_embedding": 2 * spec.text_width * cw,
         "projector": 2 * (tokens + 1) * (d * pw + pw * pw + pw * spec.teacher_width) if spec.teacher_width else 0,
     }
 
@@ -51,7 +71,7 @@ def iteration(generator: GeneratorSpec, discriminator: DiscriminatorSpec) -> dic
 
     Both steps use one forward of G. A backward costs twice a forward, but the D step needs no gradient of its
     images. The input gradient of the G step costs one forward in the linear layers and two in attention, which
-    has no weights. The class vector is computed once per call and label.
+    has no weights. The class vector is computed once per call and label. Captions need no gradient.
     """
     g = generator_forward(generator)
     part = discriminator_parts(discriminator)
@@ -62,22 +82,24 @@ def iteration(generator: GeneratorSpec, discriminator: DiscriminatorSpec) -> dic
     return {
         "g_forward": g,
         # An unconditional mapping starts from z, which needs no gradient; a class embedding does.
-        "g_backward": 2 * g - (0 if generator.classes else 2 * generator.z_dim * generator.width),
+        "g_backward": 2 * g
+        - _embedded_text(generator)
+        - (0 if generator.conditional else 2 * generator.z_dim * generator.width),
         "d_step_real": aligned if discriminator.teacher_width else scored,
         "d_step_fake": scored,
         "d_step_penalty_real": scored,
         "d_step_penalty_fake": scored,
-        "d_step_class_vector": 3 * part["class_vector"],
+        "d_step_class_vector": 3 * part["class_vector"] + 2 * part["sentence_embedding"],
         "d_step_alignment_projector": 3 * part["projector"],
-        "g_step_d_real": forward + part["class_vector"],
-        "g_step_d_fake": forward + part["class_vector"],
+        "g_step_d_real": forward + part["class_vector"] + part["sentence_embedding"],
+        "g_step_d_fake": forward + part["class_vector"] + part["sentence_embedding"],
         "g_step_d_input_gradient": part["patch_embedding"] + linear + 2 * attention,
     }
 
 
 def iteration_attention(generator: GeneratorSpec, discriminator: DiscriminatorSpec) -> int:
     """The part of `iteration` that is attention products, softmax(q k^T) v."""
-    g = 2 * 2 * generator.tokens**2 * generator.width * generator.depth
+    g = _generator_attention(generator)
     part = discriminator_parts(discriminator)
     read = part["attention"] - part["unread_attention"]
     real = part["attention"] if discriminator.teacher_width else read

@@ -1,16 +1,22 @@
-"""The generator G (paper section 2.2, Eq. 1, A.1)."""
+"""The generator G (paper section 2.2, Eq. 1, A.1), and its form for text-to-image, MM-GAT (A.9)."""
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gat_sweep.gat.condition import Captions, Condition
 from gat_sweep.gat.layers import (
     Attention,
+    KeysValues,
     MappingLinear,
     SwiGLU,
     add_position,
+    attend,
     init_linears,
+    merge_heads,
     rms_norm,
     rope_table,
     second_moment_norm,
@@ -42,6 +48,50 @@ class GeneratorBlock(nn.Module):
         return x_BTD + a2_BD[:, None] * self.ffn(scaled_norm(x_BTD, g2_BD))
 
 
+class CaptionKeys(nn.Module):
+    """Caption in the last block, whose output nothing reads: keys and values of its tokens."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.attention = KeysValues(width, heads)
+        self.modulation = nn.Linear(width, width)
+
+    def forward(self, c_BND: Tensor, silu_w_BD: Tensor) -> tuple[Tensor, Tensor]:
+        return self.attention(scaled_norm(c_BND, self.modulation(silu_w_BD)))
+
+
+class JointBlock(nn.Module):
+    """Block of two streams, image and caption, with one attention over the tokens of both (A.9, MM-DiT).
+
+    Each stream is a GeneratorBlock with weights of its own. last: the caption is only read.
+    """
+
+    def __init__(self, width: int, heads: int, last: bool):
+        super().__init__()
+        self.image = GeneratorBlock(width, heads)
+        self.caption = CaptionKeys(width, heads) if last else GeneratorBlock(width, heads)
+
+    def forward(
+        self, x_BTD: Tensor, silu_w_BD: Tensor, rope: Tensor, c_BND: Tensor, readable_BK: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens of the image and of the caption. rope: of the caption's N tokens, then of the image's T."""
+        count = c_BND.shape[1]
+        g1_BD, a1_BD, g2_BD, a2_BD = self.image.modulation(silu_w_BD).chunk(4, dim=-1)
+        q, k, v = self.image.attention.split_heads(scaled_norm(x_BTD, g1_BD), rope[count:])
+        if isinstance(self.caption, CaptionKeys):
+            caption_k, caption_v = self.caption(c_BND, silu_w_BD)
+            out = attend(q, torch.cat([caption_k, k], dim=2), torch.cat([caption_v, v], dim=2), readable_BK)
+        else:
+            h1_BD, b1_BD, h2_BD, b2_BD = self.caption.modulation(silu_w_BD).chunk(4, dim=-1)
+            own = self.caption.attention.split_heads(scaled_norm(c_BND, h1_BD), rope[:count])
+            q, k, v = (torch.cat(pair, dim=2) for pair in zip(own, (q, k, v), strict=True))
+            caption_out, out = attend(q, k, v, readable_BK).split([count, x_BTD.shape[1]], dim=2)
+            c_BND = c_BND + b1_BD[:, None] * self.caption.attention.proj(merge_heads(caption_out))
+            c_BND = c_BND + b2_BD[:, None] * self.caption.ffn(scaled_norm(c_BND, h2_BD))
+        x_BTD = x_BTD + a1_BD[:, None] * self.image.attention.proj(merge_heads(out))
+        return x_BTD + a2_BD[:, None] * self.image.ffn(scaled_norm(x_BTD, g2_BD)), c_BND
+
+
 class OutputLayer(nn.Module):
     """Maps tokens to the pixels of their patches: norm, scale by w, linear to p*p*C ("RGB layer" of Fig. 2)."""
 
@@ -55,9 +105,10 @@ class OutputLayer(nn.Module):
 
 
 class Generator(nn.Module):
-    """Maps a latent code z and a class to K image levels; level K is the image."""
+    """Maps a latent code z, and a class or a caption, to K image levels; level K is the image."""
 
     style_mean: Tensor
+    sentence_mean: Tensor
     position: Tensor
     rope: Tensor
 
@@ -69,15 +120,24 @@ class Generator(nn.Module):
         grid = spec.side // spec.patch
         self.class_embedding = nn.Embedding(classes, z_dim) if classes else None
         self.mapping = nn.Sequential(
-            MappingLinear(2 * z_dim if classes else z_dim, width), nn.SiLU(), MappingLinear(width, width)
+            MappingLinear(2 * z_dim if spec.conditional else z_dim, width), nn.SiLU(), MappingLinear(width, width)
         )
-        self.blocks = nn.ModuleList(GeneratorBlock(width, spec.heads) for _ in range(spec.depth))
+        if spec.text_width:
+            self.sentence_embedding = MappingLinear(spec.text_width, z_dim)
+            self.word_embedding = nn.Linear(spec.text_width, width)
+            last = spec.depth - 1
+            self.blocks = nn.ModuleList(JointBlock(width, spec.heads, i == last) for i in range(spec.depth))
+        else:
+            self.blocks = nn.ModuleList(GeneratorBlock(width, spec.heads) for _ in range(spec.depth))
         pixels = spec.patch**2 * spec.channels
         self.outputs = nn.ModuleList(OutputLayer(width, pixels) for _ in range(spec.levels))
         add_position(self, spec)
-        self.register_buffer("rope", rope_table(width // spec.heads, grid), persistent=False)
-        # Running mean of w per class (one row when unconditional), for truncation.
+        rope = rope_table(width // spec.heads, grid, extra_tokens=spec.text_tokens)
+        self.register_buffer("rope", rope, persistent=False)
+        # Running mean of w per class (one row without classes), for truncation.
         self.register_buffer("style_mean", torch.zeros(max(classes, 1), width))
+        if spec.text_width:  # running mean of the captions' sentences, for guidance
+            self.register_buffer("sentence_mean", torch.zeros(spec.text_width))
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -87,27 +147,41 @@ class Generator(nn.Module):
         mapping                       the same, stored 100x larger, used at 0.01
         modulation (g, a, s)          Xavier-uniform with gain 0.1, bias 0
         class embedding               N(0, 0.02)
+        sentence embedding            as the mapping; its output is normalised
         """
         init_linears(self)
         if self.class_embedding is not None:
             nn.init.normal_(self.class_embedding.weight, std=0.02)
-        for layer in [*self.blocks, *self.outputs]:
-            nn.init.xavier_uniform_(layer.modulation.weight, gain=MODULATION_GAIN)
+        for name, layer in self.named_modules():
+            if name.endswith("modulation"):
+                assert isinstance(layer, nn.Linear)
+                nn.init.xavier_uniform_(layer.weight, gain=MODULATION_GAIN)
 
-    def style(self, z_BZ: Tensor, y_B: Tensor | None) -> Tensor:
-        """The style w_BD of latent codes z and classes y (None when unconditional)."""
+    def style(self, z_BZ: Tensor, y: Condition) -> Tensor:
+        """The style w_BD of latent codes z, and of classes [B] or captions (None when unconditional)."""
         code = second_moment_norm(z_BZ)
-        if self.class_embedding is not None:
-            code = torch.cat([second_moment_norm(self.class_embedding(y_B)), code], dim=-1)
+        if isinstance(y, Captions):
+            code = torch.cat([self._embedded(y.sentence), code], dim=-1)
+        elif self.class_embedding is not None:
+            code = torch.cat([second_moment_norm(self.class_embedding(y)), code], dim=-1)
         return self.mapping(code)
+
+    def _embedded(self, sentence_BW: Tensor) -> Tensor:
+        """Sentences in the place of class embeddings, [B, z_dim]."""
+        return second_moment_norm(self.sentence_embedding(second_moment_norm(sentence_BW)))
 
     def null_style(self, z_BZ: Tensor, null: NullStyle = "paper") -> Tensor:
         """w_null_BD: the mapping of (class, z) averaged over all classes, for guidance.
 
+        With captions it is the mapping of (mean sentence, z), as there is no end of captions (our choice).
         null: "official" is as in the released code, which normalises both halves across the classes instead of across
         their own entries, so the z half becomes nearly its sign.
         """
-        assert self.class_embedding is not None, "guidance needs classes"
+        if self.spec.text_width:
+            assert null == "paper", "the released code has no captions"
+            mean_BZ = self._embedded(self.sentence_mean).expand(len(z_BZ), -1)
+            return self.mapping(torch.cat([mean_BZ, second_moment_norm(z_BZ)], dim=-1))
+        assert self.class_embedding is not None, "guidance needs classes or captions"
         code_BZ, class_CZ = second_moment_norm(z_BZ), second_moment_norm(self.class_embedding.weight)
         if null == "official":
             code_BZ = second_moment_norm(z_BZ[..., None])[..., 0]
@@ -119,21 +193,29 @@ class Generator(nn.Module):
             total += self.mapping(pairs).sum(dim=0)
         return total / self.spec.classes
 
-    def synthesize(self, w: Tensor) -> Tensor:
+    def synthesize(self, w: Tensor, y: Condition = None) -> Tensor:
         """Image levels [K, B, C, Y, X] from styles; level k is the sum of outputs 1..k (Eq. 1).
 
         w: [B, D], or [L, B, D] with a style for each block; an output has the style of the block before it.
+        y: only captions are read, whose words take part in every block.
         """
         silu_w = F.silu(w).unbind() if w.ndim == 3 else [F.silu(w)] * len(self.blocks)
         x_BTD = self.position.expand(w.shape[-2], -1, -1)
+        caption: tuple[Tensor, ...] = ()
+        if isinstance(y, Captions):
+            readable_BK = torch.cat([y.present, y.present.new_ones(x_BTD.shape[:2])], dim=1)
+            caption = self.word_embedding(rms_norm(y.words)), readable_BK
         stage = len(self.blocks) // self.spec.levels
         image = None
         levels = []
         for i, (block, silu_w_BD) in enumerate(zip(self.blocks, silu_w, strict=True)):
-            if i < self.checkpointed and torch.is_grad_enabled():
-                x_BTD = checkpoint(block, x_BTD, silu_w_BD, self.rope, use_reentrant=False)
+            recomputed = i < self.checkpointed and torch.is_grad_enabled()
+            run = partial(checkpoint, block, use_reentrant=False) if recomputed else block
+            if caption:
+                x_BTD, c_BND = run(x_BTD, silu_w_BD, self.rope, *caption)
+                caption = c_BND, readable_BK
             else:
-                x_BTD = block(x_BTD, silu_w_BD, self.rope)
+                x_BTD = run(x_BTD, silu_w_BD, self.rope)
             if (i + 1) % stage == 0:
                 out = self.unpatchify(self.outputs[i // stage](x_BTD, silu_w_BD).float())
                 image = out if image is None else image + out
@@ -146,16 +228,16 @@ class Generator(nn.Module):
         x = x.unflatten(2, (patch, patch, -1)).unflatten(1, (grid, grid))
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
-    def forward(self, z_BZ: Tensor, y_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, z_BZ: Tensor, y: Condition) -> tuple[Tensor, Tensor]:
         """Training forward: (levels [K, B, C, Y, X], w_BD)."""
-        w_BD = self.style(z_BZ, y_B)
-        return self.synthesize(w_BD), w_BD
+        w_BD = self.style(z_BZ, y)
+        return self.synthesize(w_BD, y), w_BD
 
     @torch.no_grad()
     def styled(
         self,
         z_BZ: Tensor,
-        y_B: Tensor | None,
+        y: Condition,
         psi: float = 1.0,
         guidance: float = 1.0,
         null: NullStyle = "paper",
@@ -164,9 +246,9 @@ class Generator(nn.Module):
 
         psi: w' = mean + psi (w - mean), 1 = off. guidance s: w' = null + s (w - null), 1 = off. null: as in null_style.
         """
-        w_BD = self.style(z_BZ, y_B)
+        w_BD = self.style(z_BZ, y)
         if psi != 1.0:
-            mean_BD = self.style_mean[y_B if self.spec.classes else torch.zeros(len(z_BZ), dtype=torch.long)]
+            mean_BD = self.style_mean[y if isinstance(y, Tensor) else torch.zeros(len(z_BZ), dtype=torch.long)]
             w_BD = mean_BD + psi * (w_BD - mean_BD)
         if guidance != 1.0:
             null_BD = self.null_style(z_BZ, null)
@@ -177,10 +259,10 @@ class Generator(nn.Module):
     def sample(
         self,
         z_BZ: Tensor,
-        y_B: Tensor | None,
+        y: Condition,
         psi: float = 1.0,
         guidance: float = 1.0,
         null: NullStyle = "paper",
     ) -> Tensor:
         """Images [B, C, Y, X] in one forward of the backbone; the options are those of `styled`."""
-        return self.synthesize(self.styled(z_BZ, y_B, psi, guidance, null))[-1]
+        return self.synthesize(self.styled(z_BZ, y, psi, guidance, null), y)[-1]

@@ -98,14 +98,18 @@ def rotate(x_BTSHE: Tensor, rope: Tensor) -> Tensor:
     return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope)).flatten(-2)
 
 
-def attend(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
-    """Attention, softmax(q k^T) v; q is already scaled.
+def attend(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, readable_BK: Tensor | None = None) -> Tensor:
+    """Attention, softmax(q k^T) v; q is already scaled. readable: False for keys that no query may read.
 
     On CPU plain products are faster than the fused kernel up to a few hundred tokens (docs/performance.md).
     """
+    mask = None if readable_BK is None else readable_BK[:, None, None]
     if q_BHTE.device.type == "cpu" and k_BHTE.shape[2] <= 512:
-        return (q_BHTE @ k_BHTE.transpose(-1, -2)).softmax(dim=-1) @ v_BHTE
-    return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, scale=1.0)
+        scores = q_BHTE @ k_BHTE.transpose(-1, -2)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return scores.softmax(dim=-1) @ v_BHTE
+    return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, mask, scale=1.0)
 
 
 def in_float32(x: Tensor) -> AbstractContextManager[object]:
@@ -131,6 +135,11 @@ def second_moment_norm(x: Tensor) -> Tensor:
     return x * (x.square().mean(dim=-1, keepdim=True) + 1e-8).rsqrt()
 
 
+def merge_heads(x_BHTE: Tensor) -> Tensor:
+    """Heads side by side, [B, T, D]."""
+    return x_BHTE.transpose(1, 2).flatten(2)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with qk-norm and axial RoPE; x_BTD -> [B, T, D], or [B, readers, D].
 
@@ -147,6 +156,10 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor, rope: Tensor, readers: int | None = None) -> Tensor:
+        return self.proj(merge_heads(attend(*self.split_heads(x_BTD, rope, readers))))
+
+    def split_heads(self, x_BTD: Tensor, rope: Tensor, readers: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """q (scaled), k and v of every head, [B, H, T, E] each; q only of the leading `readers`, where given."""
         width = x_BTD.shape[-1]
         scale = (width // self.heads) ** -0.5
         q_gain, k_gain = self.q_norm.weight * scale, self.k_norm.weight
@@ -159,8 +172,7 @@ class Attention(nn.Module):
             k_BTSD, v_BTD = F.linear(x_BTD, weight[width:], bias[width:]).unflatten(-1, (2, -1)).split(1, dim=2)
             q_BHTE = self._rotated(q_BTSD, q_gain[None], rope[:readers])[0]
             k_BHTE = self._rotated(k_BTSD, k_gain[None], rope)[0]
-        v_BHTE = v_BTD.squeeze(2).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return self.proj(attend(q_BHTE, k_BHTE, v_BHTE).transpose(1, 2).flatten(2))
+        return q_BHTE, k_BHTE, v_BTD.squeeze(2).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _rotated(self, x_BTSD: Tensor, gain_SE: Tensor, rope: Tensor) -> Tensor:
         """qk-norm and RoPE of S kinds (q, k) at once, in float32; returns [S, B, H, T, E] in the input's dtype."""
@@ -168,6 +180,22 @@ class Attention(nn.Module):
             return self.kernel(x_BTSD, gain_SE, rope, self.heads, QK_NORM_EPS)
         x_BTSHE = rms_norm(x_BTSD.unflatten(-1, (self.heads, -1)).float(), QK_NORM_EPS) * gain_SE[:, None]
         return rotate(x_BTSHE, rope[:, None, None]).to(x_BTSD.dtype).permute(2, 0, 3, 1, 4)
+
+
+class KeysValues(nn.Module):
+    """Keys and values of tokens that are only read: they have no queries, no rotation and no output."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.kv = nn.Linear(width, 2 * width)
+        self.k_norm = nn.RMSNorm(width // heads, eps=QK_NORM_EPS)
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v of every head, [B, H, T, E] each."""
+        k_BTHE, v_BTHE = self.kv(x_BTD).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        k_BTHE = (rms_norm(k_BTHE.float(), QK_NORM_EPS) * self.k_norm.weight).to(v_BTHE.dtype)
+        return k_BTHE.transpose(1, 2), v_BTHE.transpose(1, 2)
 
 
 class SwiGLU(nn.Module):

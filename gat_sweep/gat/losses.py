@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gat_sweep.gat.augment import AugmentDraws
+from gat_sweep.gat.condition import Condition
 from gat_sweep.gat.mng import Perturb
 from gat_sweep.gat.spec import Objective
 
@@ -57,7 +58,7 @@ def discriminator_losses(
     discriminator: Discriminate,
     real: Tensor,
     fake_levels: Tensor,
-    y_B: Tensor | None,
+    y: Condition,
     teacher: Tensor | None,
     draws: Draws,
     augment: Augment,
@@ -74,7 +75,7 @@ def discriminator_losses(
     x = torch.stack([clean, clean + objective.gp_sigma * draws.penalty])  # [P, S, K, B, C, Y, X]
     x = perturb(_augmented(x, draws, augment), draws.mng)
     align_first = len(real) if teacher is not None else 0
-    logits, projected = discriminator(_channels(x), y_B, align_first)
+    logits, projected = discriminator(_channels(x), y, align_first)
     (real_clean, fake_clean), (real_noised, fake_noised) = logits.unflatten(0, (2, 2, -1))
     terms = {
         "adversarial_d": relativistic_loss(real_clean, fake_clean),
@@ -93,7 +94,7 @@ def generator_loss(
     discriminator: Discriminate,
     real: Tensor,
     fake_levels: Tensor,
-    y_B: Tensor | None,
+    y: Condition,
     draws: Draws,
     augment: Augment,
     perturb: Perturb,
@@ -102,8 +103,8 @@ def generator_loss(
     x = torch.stack([real.expand_as(fake_levels), fake_levels])[None]  # [1, S, K, B, C, Y, X]
     x_real, x_fake = perturb(_augmented(x, draws, augment), draws.mng)[0]
     with torch.no_grad():
-        real_logits, _ = discriminator(_channels(x_real.detach()), y_B)
-    fake_logits, _ = discriminator(_channels(x_fake), y_B)
+        real_logits, _ = discriminator(_channels(x_real.detach()), y)
+    fake_logits, _ = discriminator(_channels(x_fake), y)
     return relativistic_loss(fake_logits, real_logits)
 
 

@@ -71,9 +71,10 @@ class Job:
         low = 2 if self.precision == "bfloat16" else 0
         # Averaging over workers needs no memory of its own: the gradients live in the buckets.
         weights = self.params_g * (4 + 4 + 8 + 4 + low) + self.params_d * (4 + 4 + 8 + low) + self.params_teacher * 4
-        block_g = block_bytes(g, g.tokens, self.precision, self.on_cpu, self.compiled)
+        tokens_g = g.tokens + g.text_tokens
+        block_g = block_bytes(g, tokens_g, self.precision, self.on_cpu, self.compiled)
         block_d = block_bytes(d, d.tokens + 1, self.precision_d, self.on_cpu, self.compiled)
-        inputs_g = 4 * g.tokens * g.width * checkpointed  # a checkpointed block keeps its input
+        inputs_g = 4 * tokens_g * g.width * checkpointed  # a checkpointed block keeps its input
         live = block_g if checkpointed else 0  # the block that is being recomputed
         per_image = (g.depth - checkpointed) * block_g + inputs_g + live
         return Memory(

@@ -22,8 +22,15 @@ class NetworkSpec:
     classes: int  # 0: unconditional
     levels: int  # K of Eq. 1
     positions: Literal["fixed", "trained"] = "fixed"  # trained: the table of positions is a parameter
+    text_width: int = 0  # of a state of the text encoder (A.9); 0: no captions
+    text_tokens: int = 0  # states of a caption, N
 
     def __post_init__(self) -> None:
+        if self.classes and self.text_width:
+            raise ValueError(
+                f"a network has classes ({self.classes}) or captions (text.width {self.text_width}), not both; set "
+                "data.classes=0 or text=null"
+            )
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; change one of them")
         if self.width // self.heads % 4:
@@ -45,6 +52,11 @@ class NetworkSpec:
     @property
     def tokens(self) -> int:
         return (self.side // self.patch) ** 2
+
+    @property
+    def conditional(self) -> bool:
+        """Whether images have a class or a caption."""
+        return bool(self.classes or self.text_width)
 
 
 @dataclass(frozen=True)

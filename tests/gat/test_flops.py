@@ -6,10 +6,11 @@ from helpers.trials import recipe
 from torch.utils.flop_counter import FlopCounterMode
 
 from gat_sweep.gat import flops
+from gat_sweep.gat.condition import Captions, Condition
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.losses import Draws, discriminator_losses, generator_loss
-from gat_sweep.gat.spec import Objective
+from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, Objective
 from gat_sweep.plan import model_info
 from gat_sweep.recipe import resolve
 
@@ -44,6 +45,29 @@ def test_forward_counts_equal_the_counter(size: str, patch: int) -> None:
     assert counter.get_total_flops() == flops.discriminator_forward(d)
 
 
+def iteration_counter(
+    generator: Generator,
+    discriminator: Discriminator,
+    real: torch.Tensor,
+    z: torch.Tensor,
+    y: Condition,
+    teacher: torch.Tensor | None,
+    draws: Draws,
+) -> FlopCounterMode:
+    """torch's counts of one D step and one G step."""
+
+    def same(x: torch.Tensor, _: object) -> torch.Tensor:
+        return x
+
+    with FlopCounterMode(display=False) as counter:
+        fake, _ = generator(z, y)
+        terms = discriminator_losses(discriminator, real, fake.detach(), y, teacher, draws, same, same, Objective())
+        terms["loss_d"].mean().backward()
+        discriminator.requires_grad_(False)
+        generator_loss(discriminator, real, fake, y, draws, same, same).mean().backward()
+    return counter
+
+
 @pytest.mark.parametrize("scale", ["imagenet256", "digits"])
 @pytest.mark.parametrize("patch", [2, 4])
 @pytest.mark.parametrize("classes", [10, 0])
@@ -58,17 +82,7 @@ def test_iteration_counts_equal_the_counter(scale: str, patch: int, classes: int
         real = torch.empty(batch, g.channels, g.side, g.side)
         teacher = torch.empty(batch, 1 + d.tokens, d.teacher_width) if d.teacher_width else None
         noise = torch.empty(2, g.levels, *real.shape)
-    draws = Draws(mng=noise, penalty=noise)
-
-    def same(x: torch.Tensor, _: object) -> torch.Tensor:
-        return x
-
-    with FlopCounterMode(display=False) as counter:
-        fake, _ = generator(z, y)
-        terms = discriminator_losses(discriminator, real, fake.detach(), y, teacher, draws, same, same, Objective())
-        terms["loss_d"].mean().backward()
-        discriminator.requires_grad_(False)
-        generator_loss(discriminator, real, fake, y, draws, same, same).mean().backward()
+    counter = iteration_counter(generator, discriminator, real, z, y, teacher, Draws(mng=noise, penalty=noise))
     assert counter.get_total_flops() == batch * sum(flops.iteration(g, d).values())
     assert counter.get_flop_counts()["Global"][torch.ops.aten.bmm] == batch * flops.iteration_attention(g, d)
 
@@ -92,3 +106,32 @@ def test_parameters_equal_table_2(size: str, patch: int) -> None:
         assert round(info["g_params_paper"] / 1e6, 2) == TABLE_2[size][0]
     assert round(info["d_params_paper"] / 1e6, 2) == TABLE_2[size][1]
     assert info["g_params"] < info["g_params_paper"]
+
+
+def text_specs(tokens: int) -> tuple[GeneratorSpec, DiscriminatorSpec]:
+    shape = {"width": 32, "depth": 4, "heads": 2, "side": 8, "channels": 3, "patch": 2, "classes": 0, "levels": 4}
+    text = {"text_width": 24, "text_tokens": tokens}
+    return GeneratorSpec(**shape, **text, z_dim=16), DiscriminatorSpec(
+        **shape, **text, class_width=20, projector_width=12, teacher_width=10
+    )
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 77])
+def test_counts_with_captions_equal_the_counter(tokens: int) -> None:
+    g, d = text_specs(tokens)
+    batch = 3
+    with torch.device("meta"):
+        generator, discriminator = Generator(g), Discriminator(d)
+        z = torch.empty(batch, g.z_dim)
+        y = Captions(
+            torch.empty(batch, tokens, 24), torch.ones(batch, tokens, dtype=torch.bool), torch.empty(batch, 24)
+        )
+        real = torch.empty(batch, g.channels, g.side, g.side)
+        teacher = torch.empty(batch, 1 + d.tokens, d.teacher_width)
+        noise = torch.empty(2, g.levels, *real.shape)
+    with FlopCounterMode(display=False) as counter:
+        generator(z, y)
+    assert counter.get_total_flops() == batch * flops.generator_forward(g)
+    counter = iteration_counter(generator, discriminator, real, z, y, teacher, Draws(mng=noise, penalty=noise))
+    assert counter.get_total_flops() == batch * sum(flops.iteration(g, d).values())
+    assert counter.get_flop_counts()["Global"][torch.ops.aten.bmm] == batch * flops.iteration_attention(g, d)

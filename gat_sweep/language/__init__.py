@@ -1,0 +1,1 @@
+"""Frozen text encoders, from captions to the states that networks are given (A.9)."""
