@@ -11,7 +11,7 @@ from torch import Tensor
 from gat_sweep.config import Data, TrialConfig
 from gat_sweep.data.builtin import BUILT_IN, BuiltIn
 from gat_sweep.data.rows import Rows
-from gat_sweep.data.shards import CachedTeacher, open_shards
+from gat_sweep.data.shards import CachedTeacher, StoredText, open_shards
 from gat_sweep.data.tokenizer import PIXELS, Pixels, Tokenizer, TokenizerIdentity, load_decoder
 from gat_sweep.errors import UserError
 
@@ -26,11 +26,24 @@ class Dataset(Protocol):
     identity: TokenizerIdentity
     cached_teacher: CachedTeacher | None
     has_pictures: bool  # original pictures; pictures decoded by a VAE are not the real data
+    text: StoredText | None  # how captions are stored; None without captions
 
     def __len__(self) -> int: ...
 
-    def rows(self, indices: Sequence[int] | np.ndarray, pictures: bool = False, teacher: bool = False) -> Rows:
-        """Images by index, in the order given, with their pictures or cached teacher tokens if asked for."""
+    def rows(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        pictures: bool = False,
+        teacher: bool = False,
+        captions: np.ndarray | None = None,
+    ) -> Rows:
+        """Images by index, in the order given, with their pictures or cached teacher tokens if asked for.
+
+        captions: numbers [n] in [0, 1) that choose a caption of each image, where captions are asked for.
+        """
+
+    def caption_texts(self, indices: Sequence[int] | np.ndarray, draws: np.ndarray) -> list[str]:
+        """The words of the captions that the same numbers choose in `rows`."""
 
 
 class Encoded:

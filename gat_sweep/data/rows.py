@@ -17,6 +17,11 @@ class Rows:
     labels: Tensor  # [n] int64
     pictures: Tensor | None = None  # uint8 [n, 3, h, w]
     teacher: Tensor | None = None  # [n, 1+T, W] float16, cached features
+    # One caption of each image: token ids [n, N] int32 (language.encoder.PADDING behind them), or states [n, N, W] and
+    # [n, W] float16 where they are stored.
+    ids: Tensor | None = None
+    words: Tensor | None = None
+    sentence: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Rows":
         """Rows with `change` applied to every column."""

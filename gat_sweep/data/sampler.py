@@ -25,6 +25,11 @@ def batch_indices(count: int, batch: int, seed: int, step: int, rank: int = 0, w
     return indices
 
 
+def caption_draws(batch: int, seed: int, step: int, rank: int = 0, world: int = 1) -> np.ndarray:
+    """Numbers in [0, 1), one for each image of `rank` at `step`, that choose among the image's captions."""
+    return np.random.default_rng([seed, step, 1]).random(batch)[share(batch, rank, world)]
+
+
 @lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)

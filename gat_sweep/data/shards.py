@@ -18,6 +18,7 @@ from gat_sweep.data.pictures import Unusable, read_png
 from gat_sweep.data.tokenizer import PIXELS, TokenizerIdentity
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import write
+from gat_sweep.language.encoder import TextIdentity
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -53,6 +54,13 @@ class CachedTeacher(Record):
     digest: str  # of its weights
     tokens: int = Field(gt=0)  # 1 + grid * grid: the class token, then the patches row by row
     width: int = Field(gt=0)
+
+
+class StoredText(Record):
+    """How the captions of a data set are stored: as text, as token ids, and possibly as states."""
+
+    encoder: TextIdentity  # whose tokenizer made the ids
+    states: bool  # whether its states are stored
 
 
 class Manifest(Record):
