@@ -16,7 +16,7 @@ from gat_sweep.commands.options import (
     say,
     settings_option,
 )
-from gat_sweep.commands.sample import parse_classes
+from gat_sweep.commands.sample import parse_classes, read_texts
 from gat_sweep.errors import UserError
 
 
@@ -40,11 +40,14 @@ from gat_sweep.errors import UserError
 @click.option("--samples", type=int, help="Styles from which --ganspace computes; default: 10000.")
 @click.option("--pictures", type=int, default=6, show_default=True, help="Pictures to edit, a row each.")
 @click.option("--classes", help="Classes of the pictures, as for sample, and of the styles of --ganspace.")
+@click.option("--text", "texts", multiple=True, help="Captions, as for sample.")
+@click.option("--text-file", type=click.Path(dir_okay=False, path_type=Path), help="Captions, as for sample.")
 @click.option("--psi", type=Finite(), default=1.0, show_default=True, help="Truncation, as for sample.")
 @click.option("--guidance", type=Finite(), default=1.0, show_default=True, help="Guidance, as for sample.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the latent codes.")
 @click.option("--batch", type=int, default=32, show_default=True, help="Pictures at once.")
 @click.option("--tokenizer", help="Where the tokenizer lies now; default: where it was.")
+@click.option("--text-encoder", help="Where the text encoder lies now; default: where it was.")
 @settings_option
 @device_option
 @json_option
@@ -60,11 +63,14 @@ def edit(
     samples: int | None,
     pictures: int,
     classes: str | None,
+    texts: tuple[str, ...],
+    text_file: Path | None,
     psi: float,
     guidance: float,
     seed: int,
     batch: int,
     tokenizer: str | None,
+    text_encoder: str | None,
     settings: tuple[str, ...],
     device: str | None,
     as_json: bool,
@@ -105,9 +111,18 @@ def edit(
     )
     # The way from a class begins at pictures of it.
     own = parse_classes(classes) if classes else (ends[:1] if ends else None)
-    request = Request(classes=own, psi=psi, guidance=guidance, seed=seed, batch=batch)
+    captions = read_texts(texts, text_file)
+    request = Request(classes=own, texts=captions, psi=psi, guidance=guidance, seed=seed, batch=batch)
     result, files = edit_command(
-        place(source, "SOURCE"), out, asked, request, parse_settings(settings), tokenizer, chosen_device(device), say
+        place(source, "SOURCE"),
+        out,
+        asked,
+        request,
+        parse_settings(settings),
+        tokenizer,
+        chosen_device(device),
+        say,
+        text_encoder,
     )
     if as_json:
         print_json(result)

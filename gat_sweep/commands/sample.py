@@ -26,6 +26,8 @@ from gat_sweep.gat.spec import NullStyle
 )
 @click.option("--count", type=int, help="Pictures; default: 64.")
 @click.option("--classes", help="Classes of the pictures in turn, such as 1,2,3, or all; default: drawn at random.")
+@click.option("--text", "texts", multiple=True, help="Caption of the pictures; may be given again, then in turn.")
+@click.option("--text-file", type=click.Path(dir_okay=False, path_type=Path), help="File with a caption in each line.")
 @click.option(
     "--psi", type=Finite(), default=1.0, show_default=True, help="Truncation towards the mean style; 1 is off."
 )
@@ -34,7 +36,7 @@ from gat_sweep.gat.spec import NullStyle
     type=Finite(),
     default=1.0,
     show_default=True,
-    help="Guidance away from the mean over classes; 1 is off.",
+    help="Guidance away from the mean over classes or captions; 1 is off.",
 )
 @click.option(
     "--null",
@@ -46,11 +48,14 @@ from gat_sweep.gat.spec import NullStyle
 @click.option("--grid", metavar="ROWSxCOLUMNS", help="Shape of grid.png, which shows the first pictures; default: 8x8.")
 @click.option("--npz/--no-npz", default=True, show_default=True, help="Write samples.npz for evaluators.")
 @click.option(
-    "--interpolate", type=click.Choice(["intra", "inter"]), help="Rows between two latent codes, or two classes."
+    "--interpolate",
+    type=click.Choice(["intra", "inter"]),
+    help="Rows between two latent codes (intra), or two classes or captions (inter).",
 )
 @click.option("--steps", type=int, help="Pictures of each row of --interpolate, ends included; default: 8.")
 @click.option("--rows", type=int, help="Rows of --interpolate; default: 8.")
 @click.option("--tokenizer", help="Where the tokenizer lies now; default: where it was.")
+@click.option("--text-encoder", help="Where the text encoder lies now; default: where it was.")
 @settings_option
 @device_option
 @json_option
@@ -59,6 +64,8 @@ def sample(
     out: Path,
     count: int | None,
     classes: str | None,
+    texts: tuple[str, ...],
+    text_file: Path | None,
     psi: float,
     guidance: float,
     null: NullStyle | None,
@@ -70,6 +77,7 @@ def sample(
     steps: int | None,
     rows: int | None,
     tokenizer: str | None,
+    text_encoder: str | None,
     settings: tuple[str, ...],
     device: str | None,
     as_json: bool,
@@ -83,6 +91,7 @@ def sample(
     Example:
       gat-sweep sample gat-l --out samples --count 100 --classes all --grid 10x10
       gat-sweep sample gat-l --out rows --interpolate inter --classes 1,7
+      gat-sweep sample emoji-l --out cars --text "red car" --text "blue car" --count 8 --grid 2x4
     """
     from gat_sweep.files.storage import place
     from gat_sweep.pretrained.sample import Request, sample_command
@@ -98,6 +107,7 @@ def sample(
     request = Request(
         count=64 if count is None else count,
         classes=parse_classes(classes),
+        texts=read_texts(texts, text_file),
         psi=psi,
         guidance=guidance,
         null=null or "paper",
@@ -115,6 +125,7 @@ def sample(
         tokenizer,
         chosen_device(device),
         say,
+        text_encoder,
     )
     if as_json:
         print_json(result)
@@ -128,6 +139,27 @@ def parse_classes(text: str | None) -> tuple[int, ...] | str | None:
     if not all(part.strip().isdecimal() for part in text.split(",")):
         raise UserError(f"--classes {text}: expected class numbers with commas, such as 1,2,3, or all")
     return tuple(int(part) for part in text.split(","))
+
+
+def read_texts(texts: tuple[str, ...], file: Path | None) -> tuple[str, ...]:
+    """The captions of --text, or those of --text-file, whose empty lines are skipped."""
+    if file is None:
+        for text in texts:
+            if not text.strip():
+                raise UserError("--text is empty; give a caption")
+        return texts
+    if texts:
+        raise UserError("--text and --text-file both give captions; leave one out")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"--text-file {file}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--text-file {file} is not UTF-8 text; save it as UTF-8") from None
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise UserError(f"--text-file {file} has no captions; write one in each line")
+    return found
 
 
 def _grid(text: str) -> tuple[int, int]:

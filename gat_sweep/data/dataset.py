@@ -104,8 +104,43 @@ def load_dataset(config: Data) -> Dataset:
     return dataset
 
 
-def check_teacher(config: TrialConfig, dataset: Dataset) -> None:
-    """Raises UserError when the data set lacks the pictures or tokens that the trial's teacher needs."""
+def check_needs(config: TrialConfig, dataset: Dataset) -> None:
+    """Raises UserError when the data set lacks what the trial's teacher or its text encoder needs."""
+    _check_teacher(config, dataset)
+    _check_text(config, dataset)
+
+
+def _check_text(config: TrialConfig, dataset: Dataset) -> None:
+    asked = config.text
+    if asked is None:
+        return
+    if isinstance(dataset, BuiltIn):
+        if not dataset.captions:
+            raise UserError(f"data set '{dataset.name}' has no captions; set text=null, or data.dataset=emoji")
+        if asked.cached:
+            raise UserError("text.cached needs stored states, which a built-in data set lacks; set text.cached=false")
+        return
+    stored = dataset.text
+    if stored is None:
+        raise UserError(
+            f"data set '{dataset.name}' has no captions; encode it with --captions --text-encoder {asked.name}, or set "
+            "text=null"
+        )
+    found = (stored.encoder.name, stored.encoder.tokens, stored.encoder.width)
+    if found != (asked.name, asked.tokens, asked.width):
+        raise UserError(
+            f"data set '{dataset.name}' has captions for {found[0]} with {found[1]} tokens of width {found[2]}, the "
+            f"config says {asked.name} with {asked.tokens} of {asked.width}; set text.name={found[0]}, "
+            f"text.tokens={found[1]} and text.width={found[2]}, or encode it again"
+        )
+    if asked.cached and not stored.states:
+        raise UserError(
+            f"data set '{dataset.name}' has no states of its captions; encode it with --store-text, or set "
+            "text.cached=false"
+        )
+
+
+def _check_teacher(config: TrialConfig, dataset: Dataset) -> None:
     teacher = config.teacher
     if teacher is None or config.discriminator_spec.teacher_width == 0:
         return

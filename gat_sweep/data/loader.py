@@ -10,7 +10,7 @@ import torch
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Dataset
 from gat_sweep.data.rows import Rows
-from gat_sweep.data.sampler import batch_indices
+from gat_sweep.data.sampler import batch_indices, caption_draws
 
 
 class Loader:
@@ -20,12 +20,14 @@ class Loader:
         self.device, self.last = device, config.train.steps - 1
         aligned = config.teacher is not None and config.discriminator_spec.teacher_width > 0
         cached = config.teacher is not None and config.teacher.cached
-        self.read: Callable[[np.ndarray], Rows] = partial(
-            dataset.rows, pictures=aligned and not cached, teacher=aligned and cached
+        self.read: Callable[[np.ndarray, np.ndarray | None], Rows] = lambda index, draws: dataset.rows(
+            index, pictures=aligned and not cached, teacher=aligned and cached, captions=draws
         )
-        self.order: Callable[[int], np.ndarray] = lambda step: batch_indices(
-            len(dataset), config.train.batch, config.seed, step, rank, world
-        )
+        place = config.train.batch, config.seed
+        self.order: Callable[[int], np.ndarray] = lambda step: batch_indices(len(dataset), *place, step, rank, world)
+        self.draws: Callable[[int], np.ndarray] | None = None
+        if config.text:
+            self.draws = lambda step: caption_draws(*place, step, rank, world)
         self.threads = max(1, min(int(config.workers.cpus), config.train.batch // world))
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="loader")
         # One more thread joins the parts, so that the loop copies no bytes itself.
@@ -42,7 +44,9 @@ class Loader:
         return rows.result().each(lambda column: column.to(self.device, non_blocking=True))
 
     def _start(self, step: int) -> "Future[Rows]":
-        parts = [self.pool.submit(self.read, part) for part in np.array_split(self.order(step), self.threads)]
+        indices = np.array_split(self.order(step), self.threads)
+        draws = np.array_split(self.draws(step), self.threads) if self.draws else [None] * self.threads
+        parts = [self.pool.submit(self.read, *part) for part in zip(indices, draws, strict=True)]
         return self.joiner.submit(self._joined, parts)
 
     def _joined(self, parts: "list[Future[Rows]]") -> Rows:

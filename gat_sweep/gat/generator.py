@@ -72,20 +72,24 @@ class JointBlock(nn.Module):
         self.caption = CaptionKeys(width, heads) if last else GeneratorBlock(width, heads)
 
     def forward(
-        self, x_BTD: Tensor, silu_w_BD: Tensor, rope: Tensor, c_BND: Tensor, readable_BK: Tensor
+        self, x_BTD: Tensor, silu_w_BD: Tensor, rope: Tensor, c_BND: Tensor, bias_BK: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Tokens of the image and of the caption. rope: of the caption's N tokens, then of the image's T."""
+        """Tokens of the image and of the caption.
+
+        rope: of as many tokens as a caption may have, none of them rotated, then of the image's T. bias: log of the
+        factor of each key, caption first.
+        """
         count = c_BND.shape[1]
         g1_BD, a1_BD, g2_BD, a2_BD = self.image.modulation(silu_w_BD).chunk(4, dim=-1)
-        q, k, v = self.image.attention.split_heads(scaled_norm(x_BTD, g1_BD), rope[count:])
+        q, k, v = self.image.attention.split_heads(scaled_norm(x_BTD, g1_BD), rope[-x_BTD.shape[1] :])
         if isinstance(self.caption, CaptionKeys):
             caption_k, caption_v = self.caption(c_BND, silu_w_BD)
-            out = attend(q, torch.cat([caption_k, k], dim=2), torch.cat([caption_v, v], dim=2), readable_BK)
+            out = attend(q, torch.cat([caption_k, k], dim=2), torch.cat([caption_v, v], dim=2), bias_BK)
         else:
             h1_BD, b1_BD, h2_BD, b2_BD = self.caption.modulation(silu_w_BD).chunk(4, dim=-1)
             own = self.caption.attention.split_heads(scaled_norm(c_BND, h1_BD), rope[:count])
             q, k, v = (torch.cat(pair, dim=2) for pair in zip(own, (q, k, v), strict=True))
-            caption_out, out = attend(q, k, v, readable_BK).split([count, x_BTD.shape[1]], dim=2)
+            caption_out, out = attend(q, k, v, bias_BK).split([count, x_BTD.shape[1]], dim=2)
             c_BND = c_BND + b1_BD[:, None] * self.caption.attention.proj(merge_heads(caption_out))
             c_BND = c_BND + b2_BD[:, None] * self.caption.ffn(scaled_norm(c_BND, h2_BD))
         x_BTD = x_BTD + a1_BD[:, None] * self.image.attention.proj(merge_heads(out))
@@ -132,7 +136,7 @@ class Generator(nn.Module):
         pixels = spec.patch**2 * spec.channels
         self.outputs = nn.ModuleList(OutputLayer(width, pixels) for _ in range(spec.levels))
         add_position(self, spec)
-        rope = rope_table(width // spec.heads, grid, extra_tokens=spec.text_tokens)
+        rope = rope_table(width // spec.heads, grid, extra_tokens=2 * spec.text_tokens)  # room for `mixed` captions
         self.register_buffer("rope", rope, persistent=False)
         # Running mean of w per class (one row without classes), for truncation.
         self.register_buffer("style_mean", torch.zeros(max(classes, 1), width))
@@ -203,8 +207,8 @@ class Generator(nn.Module):
         x_BTD = self.position.expand(w.shape[-2], -1, -1)
         caption: tuple[Tensor, ...] = ()
         if isinstance(y, Captions):
-            readable_BK = torch.cat([y.present, y.present.new_ones(x_BTD.shape[:2])], dim=1)
-            caption = self.word_embedding(rms_norm(y.words)), readable_BK
+            bias_BK = torch.cat([y.weight.log(), y.weight.new_zeros(x_BTD.shape[:2])], dim=1)
+            caption = self.word_embedding(rms_norm(y.words)), bias_BK
         stage = len(self.blocks) // self.spec.levels
         image = None
         levels = []
@@ -213,7 +217,7 @@ class Generator(nn.Module):
             run = partial(checkpoint, block, use_reentrant=False) if recomputed else block
             if caption:
                 x_BTD, c_BND = run(x_BTD, silu_w_BD, self.rope, *caption)
-                caption = c_BND, readable_BK
+                caption = c_BND, bias_BK
             else:
                 x_BTD = run(x_BTD, silu_w_BD, self.rope)
             if (i + 1) % stage == 0:

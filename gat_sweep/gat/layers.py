@@ -98,18 +98,18 @@ def rotate(x_BTSHE: Tensor, rope: Tensor) -> Tensor:
     return torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope)).flatten(-2)
 
 
-def attend(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, readable_BK: Tensor | None = None) -> Tensor:
-    """Attention, softmax(q k^T) v; q is already scaled. readable: False for keys that no query may read.
+def attend(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor, bias_BK: Tensor | None = None) -> Tensor:
+    """Attention, softmax(q k^T + bias) v; q is already scaled. bias: of each key, for every query.
 
     On CPU plain products are faster than the fused kernel up to a few hundred tokens (docs/performance.md).
     """
-    mask = None if readable_BK is None else readable_BK[:, None, None]
+    bias = None if bias_BK is None else bias_BK[:, None, None].to(q_BHTE.dtype)
     if q_BHTE.device.type == "cpu" and k_BHTE.shape[2] <= 512:
         scores = q_BHTE @ k_BHTE.transpose(-1, -2)
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
+        if bias is not None:
+            scores = scores + bias
         return scores.softmax(dim=-1) @ v_BHTE
-    return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, mask, scale=1.0)
+    return F.scaled_dot_product_attention(q_BHTE, k_BHTE, v_BHTE, bias, scale=1.0)
 
 
 def in_float32(x: Tensor) -> AbstractContextManager[object]:

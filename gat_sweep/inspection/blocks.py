@@ -10,13 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gat_sweep.config import TrialConfig
+from gat_sweep.data.captions import condition
 from gat_sweep.data.dataset import Dataset
 from gat_sweep.data.tokenizer import Tokenizer
+from gat_sweep.gat.condition import Condition
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.mng import make_perturb
 from gat_sweep.inspection.cknna import cknna
 from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens, without_block
+from gat_sweep.language.encoder import TextEncoder
 from gat_sweep.vision.perceptual import Distance
 from gat_sweep.vision.teacher import Teacher
 
@@ -26,7 +29,7 @@ SHOWN = 6  # images in the figures of features
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained trial on a device: its EMA generator, its discriminator and its data set."""
+    """A trained trial on a device: its EMA generator, its discriminator, its data set and its text encoder."""
 
     config: TrialConfig
     generator: Generator
@@ -34,6 +37,7 @@ class Subject:
     dataset: Dataset
     tokenizer: Tokenizer
     device: torch.device
+    encoder: TextEncoder | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ def look(
 ) -> Findings:
     """Collects values and features of `images` real and `images` generated images.
 
-    A seed gives the same images on every device; generated images have the classes of the real ones. `step` is called
+    A seed gives the same images on every device; generated images have the classes, or the first captions, of the real
+    ones. `step` is called
     after each of the ceil(images / CHUNK) chunks.
     """
     found = Findings()
@@ -95,7 +100,7 @@ def look(
         random = torch.Generator().manual_seed(seed * 1_000_003 + start)
         index = order[start : start + CHUNK]
         y = _look_at_real(subject, teacher, index, random, found)
-        _look_at_fake(subject, distance, teacher, y, random, found)
+        _look_at_fake(subject, distance, teacher, y, len(index), random, found)
         step()
     return found
 
@@ -103,16 +108,17 @@ def look(
 @torch.no_grad()
 def _look_at_real(
     subject: Subject, teacher: Teacher, index: np.ndarray, random: torch.Generator, found: Findings
-) -> Tensor:
-    """Collects features of real images with the given indices; returns their classes [B]."""
-    rows = subject.dataset.rows(index, pictures=subject.dataset.has_pictures)
+) -> Condition:
+    """Collects features of real images with the given indices; returns their classes [B] or captions."""
+    rows = subject.dataset.rows(index, pictures=subject.dataset.has_pictures, captions=np.zeros(len(index)))
     real = rows.latents(random).to(subject.device)
     pictures = subject.tokenizer.decode(real) if rows.pictures is None else rows.pictures.to(subject.device)
     levels = real.expand(subject.config.generator_spec.levels, *real.shape)
-    y = rows.labels.to(subject.device)
+    y = condition(subject.config, rows.each(lambda column: column.to(subject.device)), subject.encoder)
     if found.shown is None:
-        earlier = (y[:, None] == y).tril(-1).sum(dim=1)  # earlier images of the same class
-        found.shown = earlier.argsort(stable=True)[:SHOWN]  # shows as many classes as possible
+        label = rows.labels
+        earlier = (label[:, None] == label).tril(-1).sum(dim=1)  # earlier images of the same class
+        found.shown = earlier.argsort(stable=True)[:SHOWN].to(subject.device)  # shows as many classes as possible
     _look_with_discriminator(subject, levels, y, "real", random, found)
     _keep_pictures(teacher, pictures, "real", found)
     return y
@@ -120,20 +126,26 @@ def _look_at_real(
 
 @torch.no_grad()
 def _look_at_fake(
-    subject: Subject, distance: Distance, teacher: Teacher, y: Tensor, random: torch.Generator, found: Findings
+    subject: Subject,
+    distance: Distance,
+    teacher: Teacher,
+    y: Condition,
+    images: int,
+    random: torch.Generator,
+    found: Findings,
 ) -> None:
-    """Collects values and features of generated images with classes y."""
-    generator, classes = subject.generator, y if subject.config.data.classes else None
-    z, other = torch.randn(2, len(y), subject.config.model.z_dim, generator=random).to(subject.device)
-    w = generator.style(z, classes)
-    levels, tokens = generator_tokens(generator, w)
-    others = generator_tokens(generator, generator.style(other, classes))[1]
+    """Collects values and features of generated images with classes or captions y."""
+    generator = subject.generator
+    z, other = torch.randn(2, images, subject.config.model.z_dim, generator=random).to(subject.device)
+    w = generator.style(z, y)
+    levels, tokens = generator_tokens(generator, w, y)
+    others = generator_tokens(generator, generator.style(other, y), y)[1]
     pictures = subject.tokenizer.decode(levels[-1])
 
     changed = []
     for i in range(len(generator.blocks)):
         with without_block(generator, i):
-            changed.append(subject.tokenizer.decode(generator.synthesize(w)[-1]))
+            changed.append(subject.tokenizer.decode(generator.synthesize(w, y)[-1]))
     influence = distance(pictures, torch.stack(changed))
 
     for i, (x, out, out_other) in enumerate(zip(tokens, tokens[1:], others[1:], strict=False), start=1):
@@ -151,14 +163,13 @@ def _look_at_fake(
 
 
 def _look_with_discriminator(
-    subject: Subject, levels: Tensor, y: Tensor, data: str, random: torch.Generator, found: Findings
+    subject: Subject, levels: Tensor, y: Condition, data: str, random: torch.Generator, found: Findings
 ) -> None:
     """Collects D's features of image levels [K, B, C, Y, X], perturbed as in training (Eq. 2 and 3), not augmented."""
     config = subject.config
     perturb = make_perturb(config.mng.schedule, len(levels), config.mng.mixing, subject.device)
     noise = torch.randn(levels.shape, generator=random).to(subject.device)
-    classes = y if config.data.classes else None
-    tokens = discriminator_tokens(subject.discriminator, perturb(levels, noise), classes)
+    tokens = discriminator_tokens(subject.discriminator, perturb(levels, noise), y)
     for i, out in enumerate(tokens, start=1):
         found.features.setdefault(("D", i, data, "cknna_patches"), []).append(out[:, 1:].mean(dim=1))
         found.features.setdefault(("D", i, data, "cknna_cls"), []).append(out[:, 0])

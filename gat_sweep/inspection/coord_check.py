@@ -20,9 +20,11 @@ from torch import Tensor
 from analysis.coord_check import RULES, Changes, report
 from analysis.figures.coord_check import plot
 from gat_sweep.config import Size, TrialConfig
-from gat_sweep.data.dataset import Dataset, check_teacher, load_dataset
+from gat_sweep.data.captions import captioned, condition, trial_encoder
+from gat_sweep.data.dataset import Dataset, check_needs, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import write
+from gat_sweep.gat.condition import Condition
 from gat_sweep.gat.mng import make_perturb
 from gat_sweep.inspection.probes import discriminator_tokens, generator_tokens
 from gat_sweep.text import Say, duration
@@ -61,7 +63,7 @@ def coord_check_command(
         for seed, rule, width in itertools.product(options.seeds, RULES, widths)
     ]
     dataset = load_dataset(config.data)
-    check_teacher(config, dataset)
+    check_needs(config, dataset)
     dataset = taught(config, dataset, device, say)
     # The batches depend on the seed, but not on the width or the rate.
     feeds = {
@@ -198,26 +200,30 @@ class Probe:
     """Fixed inputs that the networks score before and after every step."""
 
     z: Tensor  # [N, z_dim]
-    y: Tensor | None  # [N]
+    y: Condition  # of N images
     levels: Tensor  # real images as D sees them, [K, N, C, Y, X]
 
 
 def make_probe(config: TrialConfig, dataset: Dataset, device: torch.device) -> Probe:
     """Codes, real images and MNG noise of a seed; the same for every width, rule and device."""
     random = torch.Generator().manual_seed(config.seed)
-    rows = dataset.rows(torch.randperm(len(dataset), generator=random)[:PROBE].numpy())
+    encoder = trial_encoder(config)
+    dataset = captioned(dataset, encoder)
+    index = torch.randperm(len(dataset), generator=random)[:PROBE].numpy()
+    rows = dataset.rows(index, captions=np.zeros(len(index)))
     real, spec = rows.latents(random), config.generator_spec
     z = torch.randn(len(real), spec.z_dim, generator=random)
     draws = draw(config, len(real), random, penalty=False)
     perturb = make_perturb(config.mng.schedule, spec.levels, config.mng.mixing)
     levels = perturb(real.expand(spec.levels, *real.shape), draws.mng[0])
-    return Probe(z.to(device), rows.labels.to(device) if spec.classes else None, levels.to(device))
+    y = condition(config, rows, encoder)
+    return Probe(z.to(device), None if y is None else y.to(device), levels.to(device))
 
 
 def scored(engine: Engine, probe: Probe) -> dict[tuple[str, str], Tensor]:
     """Outputs of both networks for the probe, in float32 for any precision of training."""
     with torch.no_grad():
-        levels, tokens_g = generator_tokens(engine.generator, engine.generator.style(probe.z, probe.y))
+        levels, tokens_g = generator_tokens(engine.generator, engine.generator.style(probe.z, probe.y), probe.y)
         logits, _ = engine.discriminator(probe.levels.movedim(0, 1).flatten(1, 2), probe.y)
         tokens_d = discriminator_tokens(engine.discriminator, probe.levels, probe.y)
     return {

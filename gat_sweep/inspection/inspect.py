@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gat_sweep.config import PLACES, TrialConfig
+from gat_sweep.data.captions import captioned, trial_encoder
 from gat_sweep.data.dataset import Dataset, dataset_decoder
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place
@@ -122,7 +123,9 @@ def _subject(config: TrialConfig, checkpoint: Checkpoint, dataset: Dataset, devi
     tokenizer = dataset_decoder(config, dataset, device)
     for network in (generator, discriminator):
         network.to(device).eval().requires_grad_(False)
-    return Subject(config, generator, discriminator, dataset, tokenizer, device)
+    encoder = trial_encoder(config, device)
+    dataset = captioned(dataset, encoder)
+    return Subject(config, generator, discriminator, dataset, tokenizer, device, encoder)
 
 
 def _teacher(config: TrialConfig, options: InspectOptions, device: torch.device) -> tuple[Teacher, str]:

@@ -1,10 +1,10 @@
 """Frozen text encoders: captions to token ids, and ids to states (A.9)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from gat_sweep.gat.condition import Captions
@@ -12,16 +12,15 @@ from gat_sweep.gat.condition import Captions
 PADDING = -1  # in ids, behind the tokens of a caption
 
 
-class TextIdentity(BaseModel):
+@dataclass(frozen=True)
+class TextIdentity:
     """Record of a text encoder, so that captions are read by the one that made their ids."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     name: str  # wordllama, or the hub id or folder of a CLIP
     tokenizer: str  # digest of the tokenizer, 12 hex digits
     digest: str  # of the weights, 12 hex digits
-    tokens: int = Field(gt=0)  # N, the most tokens of a caption
-    width: int = Field(gt=0)  # W, of a state
+    tokens: int  # N, the most tokens of a caption
+    width: int  # W, of a state
 
 
 class TextEncoder(Protocol):

@@ -1,10 +1,9 @@
-"""The text encoder that a name, or a config, asks for."""
+"""The text encoder that a name asks for."""
 
 import torch
 
-from gat_sweep.config import Text
 from gat_sweep.errors import UserError
-from gat_sweep.language.encoder import TextEncoder
+from gat_sweep.language.encoder import TextEncoder, TextIdentity
 from gat_sweep.language.wordllama import WORDLLAMA, WordLlama
 from gat_sweep.text import nearest
 
@@ -29,12 +28,18 @@ def load_text_encoder(
     return ClipText(name, tokens, folder, device)
 
 
-def trial_encoder(settings: Text, device: torch.device | str = "cpu") -> TextEncoder:
-    """The text encoder of a config. Raises UserError as load_text_encoder does, and when text.width is another."""
-    found = load_text_encoder(settings.name, settings.tokens, settings.folder, device)
-    if found.identity.width != settings.width:
+def load_same_encoder(
+    identity: TextIdentity, folder: str | None, setting: str, device: torch.device | str = "cpu"
+) -> TextEncoder:
+    """The recorded text encoder. folder: where it lies now. setting: words for the error, what names the folder.
+
+    Raises UserError as load_text_encoder does, and when it is another one.
+    """
+    found = load_text_encoder(identity.name, identity.tokens, folder, device)
+    own = found.identity
+    if (own.tokenizer, own.digest) != (identity.tokenizer, identity.digest):
         raise UserError(
-            f"text encoder '{settings.name}' has states of width {found.identity.width}, not text.width "
-            f"{settings.width}; set text.width={found.identity.width}"
+            f"text encoder '{folder or identity.name}' ({own.tokenizer}, {own.digest}) is not the recorded one "
+            f"({identity.tokenizer}, {identity.digest}); set {setting} to that one"
         )
     return found

@@ -55,10 +55,10 @@ class WordLlama:
 
     def encode(self, ids: Tensor) -> Captions:
         """See TextEncoder."""
-        present = ids >= 0
-        words = self.table[ids.clamp(min=0)] * present[..., None]
+        weight = (ids >= 0).float()
+        words = self.table[ids.clamp(min=0)] * weight[..., None]
         total = words.sum(dim=1)
-        return Captions(words, present, total / torch.linalg.vector_norm(total, dim=1, keepdim=True).clamp(min=1e-12))
+        return Captions(words, weight, total / torch.linalg.vector_norm(total, dim=1, keepdim=True).clamp(min=1e-12))
 
 
 def _digest(content: bytes) -> str:

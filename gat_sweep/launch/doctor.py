@@ -9,7 +9,7 @@ import torch
 
 from gat_sweep import cluster
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import check_teacher, dataset_decoder, load_dataset
+from gat_sweep.data.dataset import check_needs, dataset_decoder, load_dataset
 from gat_sweep.errors import UserError, system_line
 from gat_sweep.files.storage import Place
 from gat_sweep.launch.prepare import check_feasible
@@ -99,13 +99,13 @@ def checkpoint_bytes(config: TrialConfig) -> int:
 
 def _data(config: TrialConfig) -> str:
     dataset = load_dataset(config.data)
-    check_teacher(config, dataset)
+    check_needs(config, dataset)
     return f"{dataset.name}: {len(dataset):,} images, digest {dataset.digest}"
 
 
 def _weights(config: TrialConfig) -> str:
     dataset = load_dataset(config.data)
-    check_teacher(config, dataset)
+    check_needs(config, dataset)
     check_evaluation(config, dataset)
     dataset_decoder(config, dataset)
     found = f"{config.eval.extractor}, tokenizer {dataset.identity.source}"

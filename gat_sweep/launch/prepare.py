@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gat_sweep.cluster import Cluster
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import Dataset, check_teacher, load_dataset
+from gat_sweep.data.dataset import Dataset, check_needs, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.launch import driver
 from gat_sweep.launch.crowd import line
@@ -25,7 +25,7 @@ def check_data(configs: Sequence[TrialConfig]) -> list[Dataset]:
     for config in configs:
         key = config.data.model_dump_json()
         dataset = opened.setdefault(key, opened.get(key) or load_dataset(config.data))
-        check_teacher(config, dataset)
+        check_needs(config, dataset)
         check_evaluation(config, dataset)
     return [opened[config.data.model_dump_json()] for config in configs]
 

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,14 +12,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import Dataset, dataset_decoder
+from gat_sweep.data.captions import captioned, condition, trial_encoder
+from gat_sweep.data.dataset import Dataset, check_needs, dataset_decoder
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place
 from gat_sweep.gat.generator import Generator
 from gat_sweep.metrics import distances
-from gat_sweep.metrics.reference import Reference, check_reference, load_reference
+from gat_sweep.metrics.reference import Reference, check_reference, compared_dataset, load_reference
+from gat_sweep.metrics.retrieval import NEAREST, POOL, retrieval_score
 from gat_sweep.text import Eta, Say, silent
 from gat_sweep.vision.extractors import WIDTHS, Extractor, check_extractor, make_extractor
+
+if TYPE_CHECKING:
+    from gat_sweep.vision.clip import Clip
 
 CHUNK = 64  # samples from one seed; part of the protocol, and the unit of work for workers
 
@@ -39,6 +44,12 @@ class Evaluation:
     recall: float | None = None
     fd_infinity: float | None = None
     fd_infinity_se: float | None = None
+    retrieval: float | None = None  # share of captions whose real picture is among the nearest (metrics/retrieval.py)
+    retrieval_low: float | None = None  # ends of its 95 % interval
+    retrieval_high: float | None = None
+    retrieval_chance: float | None = None
+    clip_score: float | None = None
+    clip_score_se: float | None = None
     split_half: float | None = None  # distance of two random halves of the real pictures, the lowest value to expect
 
     def journal(self) -> dict[str, float]:
@@ -54,6 +65,9 @@ class Evaluation:
             f"recall{name}": self.recall,
             f"{self.metric}_infinity": self.fd_infinity,
             f"{self.metric}_infinity_se": self.fd_infinity_se,
+            **{f"retrieval{end}{name}": getattr(self, f"retrieval{end}") for end in ("", "_low", "_high", "_chance")},
+            "clip_score": self.clip_score,
+            "clip_score_se": self.clip_score_se,
         }
         return {key: value for key, value in found.items() if value is not None}
 
@@ -61,11 +75,14 @@ class Evaluation:
 def check_evaluation(config: TrialConfig, dataset: Dataset | None) -> None:
     """Checks all that an evaluation needs, before anything runs.
 
-    Raises UserError when the extractor's weights, the real pictures or the classes for guidance are missing, or when
-    eval.samples is too small for eval.extras.
+    dataset: that of training, or None as for check_reference.
+    Raises UserError when the extractor's weights, the real pictures, the captions or the classes for guidance are
+    missing, or when eval.samples is too small for eval.extras.
     """
     check_extractor(config.eval)
     check_reference(config, dataset)
+    if config.eval.data is not None:
+        check_needs(config, compared_dataset(config, dataset))
     _check_options(config)
 
 
@@ -78,8 +95,17 @@ def check_decoder(config: TrialConfig, device: torch.device) -> None:
 def _check_options(config: TrialConfig) -> None:
     if "fd_infinity" in config.eval.extras:
         distances.check_enough(config.eval.samples, WIDTHS[config.eval.extractor])
-    if config.eval.guidance != 1 and not config.data.classes:
-        raise UserError("eval.guidance needs classes, and this data set has none; set eval.guidance=1")
+    if config.eval.guidance != 1 and not config.generator_spec.conditional:
+        raise UserError("eval.guidance needs classes or captions, and this trial has neither; set eval.guidance=1")
+    if config.text and config.eval.null == "official":
+        raise UserError("eval.null=official is about classes, and this trial has captions; set eval.null=paper")
+    for extra in set(config.eval.extras) & {"retrieval", "clip_score"}:
+        if config.text is None:
+            raise UserError(f"{extra} needs captions, and this trial has none; remove it from eval.extras")
+    if "retrieval" in config.eval.extras and config.eval.reference:
+        raise UserError("retrieval needs real pictures of the captions; remove it from eval.extras, or eval.reference")
+    if ("clip_score" in config.eval.extras) != (config.eval.clip is not None):
+        raise UserError("clip_score and eval.clip belong together; set eval.clip to a CLIP, or remove both")
 
 
 class Evaluator:
@@ -109,9 +135,14 @@ class Evaluator:
         self.extractor = make_extractor(config.eval, device)
         self.reference = load_reference(config, dataset, home, device, rank, world, self.say, self.extractor)
         self.decoder = dataset_decoder(config, dataset, device)
-        # Class labels of the samples, with the frequencies of the data set, shuffled once.
-        order = np.random.default_rng(config.eval.seed).permutation(len(dataset))
-        self.labels = dataset.labels[torch.from_numpy(np.resize(order, config.eval.samples))]
+        self.encoder = trial_encoder(config, device)
+        self.dataset = captioned(compared_dataset(config, dataset), self.encoder)
+        # Real images whose classes or captions the samples have, with the frequencies of the data, shuffled once.
+        order = np.random.default_rng(config.eval.seed).permutation(len(self.dataset))
+        self.order = np.resize(order, config.eval.samples)
+        # Numbers that choose among an image's captions.
+        self.draws = np.random.default_rng([config.eval.seed, 2]).random(config.eval.samples)
+        self.clip = _clip(config.eval.clip, device) if config.eval.clip else None
         self.protocol = make_protocol(self.extractor, self.reference, config.eval.samples) | {
             "seed": config.eval.seed,
             "chunk": CHUNK,
@@ -123,6 +154,10 @@ class Evaluator:
         }
         if config.eval.guidance != 1:
             self.protocol["null"] = config.eval.null
+        if self.encoder:
+            self.protocol |= {"captions": self.encoder.identity.digest, "retrieval": f"{NEAREST} of at most {POOL}"}
+        if self.clip:
+            self.protocol["clip"] = self.clip.digest
 
     def measure(self, ema: Generator, extras: bool = False, between: Callable[[], None] = lambda: None) -> Evaluation:
         """Frechet distance of `eval.samples` pictures of `ema`, and eval.extras where asked for; on every rank.
@@ -131,11 +166,18 @@ class Evaluator:
         """
         n = self.config.eval.samples
         chosen = self.config.eval.extras if extras else ()
-        features = self._features(ema, n, between)
+        scored = "clip_score" in chosen
+        features = self._features(ema, n, between, scored)
         if self.rank:
             found = dict.fromkeys(_MEASURES)
         else:
+            features, scores = features[:, : self.extractor.width], features[:, self.extractor.width :]
             found = measure_features(features, self.reference, chosen)
+            if "retrieval" in chosen:
+                pool = min(POOL, n, len(self.dataset))
+                found |= retrieval_score(features[:pool], self._real_features(pool))
+            if scored:
+                found |= {"clip_score": scores.mean().item(), "clip_score_se": scores.std().item() / n**0.5}
         if self.world > 1:
             shared = torch.tensor([math.nan if v is None else v for v in found.values()], dtype=torch.float64)
             shared = shared.to(self.device)
@@ -145,22 +187,45 @@ class Evaluator:
 
     def samples(self, ema: Generator, start: int, count: int = CHUNK) -> Tensor:
         """Pictures `start` to `start + count` of the fixed set, uint8 [n, 3, h, w], on the device."""
-        config = self.config
-        labels = self.labels[start : start + count].to(self.device)
+        config, part = self.config, slice(start, start + count)
+        rows = self.dataset.rows(self.order[part], captions=self.draws[part] if self.encoder else None)
+        y = condition(config, rows.each(lambda column: column.to(self.device)), self.encoder)
         generator = torch.Generator().manual_seed(config.eval.seed * 1_000_003 + start)
-        z = torch.randn(len(labels), config.model.z_dim, generator=generator).to(self.device)
-        y = labels if config.data.classes else None
+        z = torch.randn(len(rows.labels), config.model.z_dim, generator=generator).to(self.device)
         return self.decoder.decode(ema.sample(z, y, config.eval.psi, config.eval.guidance, config.eval.null))
 
-    def _features(self, ema: Generator, n: int, between: Callable[[], None]) -> Tensor:
-        """Features [n, F] of all ranks, in the order of their seeds, on rank 0; other ranks return only their own."""
+    def captions(self, start: int, count: int = CHUNK) -> list[str]:
+        """Captions of `samples`; empty without captions."""
+        if not self.encoder:
+            return []
+        return self.dataset.caption_texts(self.order[start : start + count], self.draws[start : start + count])
+
+    def _real_features(self, count: int) -> Tensor:
+        """Features [count, F] of the real pictures of the first samples."""
+        parts = []
+        for index in np.array_split(self.order[:count], -(-count // CHUNK)):
+            pictures = self.dataset.rows(index, pictures=True).pictures
+            assert pictures is not None
+            parts.append(self.extractor(pictures.to(self.device)))
+        return torch.cat(parts)
+
+    def _features(self, ema: Generator, n: int, between: Callable[[], None], scored: bool) -> Tensor:
+        """Features [n, F] of all ranks, in the order of their seeds, on rank 0; other ranks return only their own.
+
+        scored: whether a last column has the CLIP score of each picture with its caption.
+        """
         eta = Eta(self.say, f"{self.extractor.metric} samples", n)
         rounds = -(-n // (CHUNK * self.world))
-        mine = torch.zeros(rounds, CHUNK, self.extractor.width, device=self.device)
+        mine = torch.zeros(rounds, CHUNK, self.extractor.width + scored, device=self.device)
         for i in range(rounds):
             start = (i * self.world + self.rank) * CHUNK
             if start < n:
-                chunk = self.extractor(self.samples(ema, start))
+                pictures = self.samples(ema, start)
+                chunk = self.extractor(pictures)
+                if scored:
+                    assert self.clip is not None
+                    scores = self.clip.scores(pictures, self.captions(start))
+                    chunk = torch.cat([chunk, scores[:, None]], dim=1)
                 mine[i, : len(chunk)] = chunk
             eta.add(min(CHUNK * self.world, n - i * self.world * CHUNK))
             between()
@@ -171,6 +236,12 @@ class Evaluator:
         if shares is None:
             return mine
         return torch.stack(shares, dim=1).flatten(0, 2)[:n]  # in rounds; only the last chunk may be incomplete
+
+
+def _clip(source: str, device: torch.device) -> "Clip":
+    from gat_sweep.vision.clip import Clip  # imports transformers, which takes seconds
+
+    return Clip(source, device)
 
 
 _MEASURES = ["value", *(field.name for field in fields(Evaluation) if field.default is None)]

@@ -50,16 +50,35 @@ class Reference:
 
 def reference_dataset(config: TrialConfig) -> Dataset | None:
     """The data set whose pictures are the reference; None when eval.reference replaces them."""
-    return None if config.eval.reference else load_dataset(config.data)
+    return None if config.eval.reference else compared_dataset(config, None)
 
 
-def _given(dataset: Dataset | None) -> Dataset:
-    assert dataset is not None, "without eval.reference the data set is the reference"
-    return dataset
+def compared_dataset(config: TrialConfig, dataset: Dataset | None) -> Dataset:
+    """The data set that gives an evaluation its real pictures, captions and classes: eval.data, or that of training.
+
+    dataset: that of training, if it is open.
+    Raises UserError when eval.data does not fit the training data.
+    """
+    if config.eval.data is None:
+        return dataset or load_dataset(config.data)
+    if config.data.dataset != "encoded":
+        raise UserError(f"eval.data needs encoded training data, not {config.data.dataset}; set eval.data=null")
+    other = load_dataset(config.data.model_copy(update={"path": config.eval.data}))
+    if dataset is not None and other.identity.digest != dataset.identity.digest:
+        raise UserError(
+            f"eval.data '{other.name}' was encoded with the tokenizer {other.identity.source}, but the training data "
+            f"'{dataset.name}' with {dataset.identity.source}; encode both with one"
+        )
+    return other
 
 
 def check_reference(config: TrialConfig, dataset: Dataset | None) -> None:
-    """Raises UserError when there are no real pictures, or a reference file does not fit the extractor or extras."""
+    """Checks that there is a reference.
+
+    dataset: that of training; None if eval.reference replaces its pictures, or if it is not open yet.
+
+    Raises UserError when there are no real pictures, or a reference file does not fit the extractor or extras.
+    """
     if config.eval.reference:
         _read_npz(Path(config.eval.reference), WIDTHS[config.eval.extractor])
         if _needs_features(config) and not _has_pictures(Path(config.eval.reference)):
@@ -68,7 +87,7 @@ def check_reference(config: TrialConfig, dataset: Dataset | None) -> None:
                 "and recall; remove them from eval.extras"
             )
         return
-    found = _given(dataset)
+    found = compared_dataset(config, dataset)
     if not found.has_pictures:
         raise UserError(
             f"data set '{found.name}' has no pictures to compare with; encode it with --store-images, or set "
@@ -79,7 +98,7 @@ def check_reference(config: TrialConfig, dataset: Dataset | None) -> None:
 def reference_name(config: TrialConfig, dataset: Dataset | None) -> str:
     """Name of the reference in rows: data set, number of pictures and content digest, or the digest of a file."""
     if not config.eval.reference:
-        found = _given(dataset)
+        found = compared_dataset(config, dataset)
         return f"{found.name}:{len(found)}:{found.digest}"
     with open(config.eval.reference, "rb") as file:
         return f"npz:{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
@@ -95,7 +114,7 @@ def load_reference(
     say: Say = silent,
     extractor: Extractor | None = None,
 ) -> Reference:
-    """The reference of a config: eval.reference, or the pictures of its data set.
+    """The reference of a config: eval.reference, or the pictures of eval.data, or of `dataset`, that of training.
 
     It is computed once per home and stored in <home>/cache.
     rank, world: with more than one worker, all call this together and share the work; the result does not depend on
@@ -115,7 +134,7 @@ def load_reference(
         dist.broadcast(missing, 0)
     if missing.item():
         if not config.eval.reference:
-            found = _of_dataset(_given(dataset), extractor, device, rank, world, say)
+            found = _of_dataset(compared_dataset(config, dataset), extractor, device, rank, world, say)
         elif rank == 0:
             found = _of_npz(Path(config.eval.reference), extractor, device, _needs_features(config), say)
         if rank == 0:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from gat_sweep.monitor.tracking import OUTAGE, line_of, shipped  # isort: skip - sets MLflow's environment first
 
@@ -36,7 +37,8 @@ PACKAGES = ("gat-sweep", "mlflow", "torch", "diffusers", "numpy", "safetensors")
 class Networks:
     """An exported folder, and what MLflow has to know about it.
 
-    step: of the checkpoint. weights: their digest. example: what predict takes, {"classes": [0]} or {"count": [1]}.
+    step: of the checkpoint. weights: their digest. example: what predict takes, {"classes": [0]}, {"count": [1]}
+        or {"captions": ["a picture"]}.
     picture: (height, width) in pixels. params, settings: what predict and load_model may set, with their defaults.
     """
 
@@ -44,7 +46,7 @@ class Networks:
     loader: str
     step: int
     weights: str
-    example: dict[str, list[int]]
+    example: dict[str, list[Any]]
     picture: tuple[int, int]
     params: Mapping[str, int | float]
     settings: Mapping[str, str]
@@ -117,7 +119,7 @@ def _log(uri: str, run_id: str, networks: Networks) -> str:
     height, width = networks.picture
     params = [ParamSpec(name, _kind(value), value) for name, value in networks.params.items()]
     signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.long, name) for name in networks.example]),
+        inputs=Schema([ColSpec(_type(values), name) for name, values in networks.example.items()]),
         outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, height, width, 3))]),
         params=ParamSchema(params),
     )
@@ -141,3 +143,7 @@ def _log(uri: str, run_id: str, networks: Networks) -> str:
 
 def _kind(value: int | float) -> DataType:
     return DataType.long if isinstance(value, int) else DataType.double
+
+
+def _type(values: list[Any]) -> DataType:
+    return DataType.string if isinstance(values[0], str) else DataType.long

@@ -9,9 +9,13 @@ from torch import nn
 from gat_sweep.data.tokenizer import TokenizerIdentity
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
+from gat_sweep.language.encoder import TextIdentity
 
 NOT_AVERAGED = "not an average (the file has no EMA)"  # training["weights"] of an imported checkpoint without an EMA
-MEASURES = ("kernel_distance", "kernel_distance_std", "precision", "recall", "fd_infinity", "fd_infinity_se")
+MEASURES = (
+    *("kernel_distance", "kernel_distance_std", "precision", "recall", "fd_infinity", "fd_infinity_se"),
+    *("retrieval", "retrieval_low", "retrieval_high", "retrieval_chance", "clip_score", "clip_score_se"),
+)
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,7 @@ class About:
     """Content of config.json in addition to the shapes of the generator."""
 
     tokenizer: TokenizerIdentity | None = None  # None if not known
+    text: TextIdentity | None = None  # the text encoder of networks with captions
     class_names: tuple[str, ...] = ()  # empty if not known, or without classes
     training: dict[str, Any] = field(default_factory=dict)  # recipe, trial, step, data and so on
     evaluation: dict[str, Any] | None = None  # of exactly these weights: metric, value, n, reference, protocol
@@ -31,7 +36,7 @@ def model_card(generator: Generator, discriminator: Discriminator | None, about:
     spec, training = generator.spec, about.training
     front: dict[str, Any] = {
         "library_name": "gat-sweep",
-        "pipeline_tag": "unconditional-image-generation",
+        "pipeline_tag": "text-to-image" if spec.text_width else "unconditional-image-generation",
         "tags": ["gan", "gat", "transformer", "image-generation", "arxiv:2509.24935"],
     }
     if "data" in training:
@@ -40,6 +45,9 @@ def model_card(generator: Generator, discriminator: Discriminator | None, about:
         f"{spec.depth} blocks of width {spec.width}, {spec.heads} heads, patch {spec.patch}, {_parameters(generator)}"
     )
     conditional = f"{spec.classes} classes" if spec.classes else "unconditional"
+    if about.text:
+        text = about.text
+        conditional = f"captions of {text.tokens} tokens of width {text.width} ({text.name} {text.digest})"
     tokenizer = "not recorded; give it with --tokenizer"
     if about.tokenizer:
         tokenizer = f"{about.tokenizer.source} {about.tokenizer.digest}".strip()
@@ -71,7 +79,7 @@ def model_card(generator: Generator, discriminator: Discriminator | None, about:
         "## Sampling",
         "",
         "```",
-        "gat-sweep sample FOLDER --out samples --count 64 --psi 0.7",
+        f"gat-sweep sample FOLDER --out samples --count 64 --psi 0.7{' --text TEXT' if spec.text_width else ''}",
         "```",
         "",
         "```python",
@@ -79,16 +87,28 @@ def model_card(generator: Generator, discriminator: Discriminator | None, about:
         "",
         "import torch",
         "from gat_sweep.pretrained import from_pretrained",
+        *(["from gat_sweep.language.load import load_text_encoder"] if about.text else []),
         "",
         'generator = from_pretrained(Path("FOLDER")).generator',
         "z = torch.randn(4, generator.spec.z_dim)",
-        f"y = {f'torch.randint({spec.classes}, (4,))' if spec.classes else None}",
+        *_condition_lines(generator, about),
         f"latents = generator.sample(z, y, psi=0.7)  # [4, {spec.channels}, {spec.side}, {spec.side}]",
         "```",
         "",
         "The weights are safetensors only.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _condition_lines(generator: Generator, about: About) -> list[str]:
+    """Code that makes y, the condition of four pictures."""
+    classes = generator.spec.classes
+    if about.text:
+        return [
+            f'encoder = load_text_encoder("{about.text.name}", {about.text.tokens})',
+            'y = encoder.encode(torch.from_numpy(encoder.ids(["TEXT"] * 4)[0]))',
+        ]
+    return [f"y = {f'torch.randint({classes}, (4,))' if classes else None}"]
 
 
 def _measured_lines(evaluation: dict[str, Any] | None) -> list[str]:

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from gat_sweep.data.tokenizer import Tokenizer, load_decoder
 from gat_sweep.errors import UserError
+from gat_sweep.files.sheet import labelled_sheet
 from gat_sweep.files.storage import Place, write
 from gat_sweep.files.weights import weights_digest
+from gat_sweep.gat.condition import Condition
 from gat_sweep.gat.generator import Generator
 from gat_sweep.pretrained.folder import check_new
-from gat_sweep.pretrained.sample import Request, checked, codes, opened, styled
-from gat_sweep.pretrained.sheet import labelled_sheet
+from gat_sweep.pretrained.sample import Given, Request, checked, codes, encoded_texts, opened, styled
 from gat_sweep.text import Eta, Say, silent
 
 FILE = "directions.safetensors"
@@ -75,10 +76,11 @@ def edit_command(
     tokenizer: str | None,
     device: torch.device,
     say: Say = silent,
+    encoder: str | None = None,
 ) -> tuple[dict[str, Any], list[Path]]:
     """Writes figures of edited pictures, and the directions, to a new folder; returns edit.json and the files.
 
-    request: seed, classes, psi, guidance and batch of the pictures. The rest is as in sample_command.
+    request: seed, classes, texts, psi, guidance and batch of the pictures. The rest is as in sample_command.
     Raises UserError, before anything is written, when the source cannot be read or the edit does not fit it.
     """
     check_new(out)
@@ -90,14 +92,16 @@ def edit_command(
     decoder = load_decoder(
         pretrained.about.tokenizer, tokenizer, generator.spec.channels, "these latents", "--tokenizer", device
     )
+    given = encoded_texts(request, pretrained, encoder, device, say) or classes
     digest = weights_digest(generator)
     generator.to(device).eval().requires_grad_(False)
-    directions, facts = _directions(generator, edit, request, classes, digest, say)
-    w_BD = styled(generator, request, *codes(request, generator.spec, classes, range(edit.pictures)))
+    directions, facts = _directions(generator, edit, request, given, digest, say)
+    z, y = codes(request, generator.spec, given, range(edit.pictures))
+    w_BD = styled(generator, request, z, y)
 
     figures, eta = {}, Eta(say, "figures", len(directions))
     for direction in directions:
-        pictures = edited_pictures(generator, decoder, w_BD, direction, edit, request.batch)
+        pictures = edited_pictures(generator, decoder, w_BD, y, direction, edit, request.batch)
         heads = [f"{strength:+g}" if strength else "0" for strength in edit.strengths]
         figures[f"{direction.name}.png"] = labelled_sheet(pictures, len(edit.strengths), direction.about, heads)
         eta.add(1)
@@ -106,7 +110,7 @@ def edit_command(
         "training": pretrained.about.training,
         "weights": digest,
         **{key: str(value) if isinstance(value, Path) else value for key, value in asdict(edit).items()},
-        **{key: getattr(request, key) for key in ("seed", "classes", "psi", "guidance")},
+        **{key: getattr(request, key) for key in ("seed", "classes", "texts", "psi", "guidance")},
         "directions": facts,
         "gat_sweep": version("gat-sweep"),
     }
@@ -140,7 +144,13 @@ def moved(w_BD: Tensor, vector_D: Tensor, strength: float, layers: tuple[int, in
 
 
 def edited_pictures(
-    generator: Generator, decoder: Tokenizer, w_BD: Tensor, direction: Direction, edit: Edit, batch: int
+    generator: Generator,
+    decoder: Tokenizer,
+    w_BD: Tensor,
+    y: Condition,
+    direction: Direction,
+    edit: Edit,
+    batch: int,
 ) -> Tensor:
     """Pictures, uint8 [B * strengths, 3, h, w]: a picture at every strength, then the next one."""
     depth = generator.spec.depth
@@ -149,7 +159,11 @@ def edited_pictures(
     with torch.no_grad():
         for strength in edit.strengths:
             w_LBD = moved(w_BD, vector, strength, layers, depth)
-            parts = [decoder.decode(generator.synthesize(part)[-1]).cpu() for part in w_LBD.split(batch, dim=1)]
+            parts = []
+            for start in range(0, len(w_BD), batch):
+                part = slice(start, start + batch)
+                latents = generator.synthesize(w_LBD[:, part], None if y is None else y[part])[-1]
+                parts.append(decoder.decode(latents).cpu())
             columns.append(torch.cat(parts))
     return torch.stack(columns, dim=1).flatten(0, 1)
 
@@ -205,14 +219,14 @@ def _check(edit: Edit, generator: Generator) -> None:
 
 
 def _directions(
-    generator: Generator, edit: Edit, request: Request, classes: tuple[int, ...] | None, digest: str, say: Say
+    generator: Generator, edit: Edit, request: Request, given: Given, digest: str, say: Say
 ) -> tuple[list[Direction], dict[str, Any]]:
     """The directions of an edit, and figures of each by name."""
     if edit.ganspace is not None:
         w_ND, eta = [], Eta(say, "styles", edit.samples)
         for start in range(0, edit.samples, STYLES):
             part = range(start, min(start + STYLES, edit.samples))
-            w_ND.append(styled(generator, request, *codes(request, generator.spec, classes, part)))
+            w_ND.append(styled(generator, request, *codes(request, generator.spec, given, part)))
             eta.add(len(part))
         steps, shares = principal_components(torch.cat(w_ND), edit.ganspace)
         found = [

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import Dataset, check_teacher, dataset_decoder, load_dataset
+from gat_sweep.data.captions import trial_encoder
+from gat_sweep.data.dataset import Dataset, check_needs, dataset_decoder, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place
 from gat_sweep.gat.generator import Generator
@@ -94,8 +95,11 @@ def evaluate_folder(
     check_extractor(config.eval)
     found = from_pretrained(path)
     spec, tokenizer = found.generator.spec, found.about.tokenizer
-    ours = {"data.side": spec.side, "data.channels": spec.channels, "data.classes": spec.classes}
-    asked = {"data.side": config.data.side, "data.channels": config.data.channels, "data.classes": config.data.classes}
+    theirs = config.generator_spec
+    keys = {"side": "data", "channels": "data", "classes": "data", "text_width": "text", "text_tokens": "text"}
+    names = {key: f"{section}.{key.removeprefix('text_')}" for key, section in keys.items()}
+    ours = {name: getattr(spec, key) for key, name in names.items()}
+    asked = {name: getattr(theirs, key) for key, name in names.items()}
     wrong = [
         f"{key}={asked[key]} but the networks of {path} have {ours[key]}" for key in ours if asked[key] != ours[key]
     ]
@@ -109,6 +113,12 @@ def evaluate_folder(
             f"networks of {path} make latents of the tokenizer {tokenizer.source} ({tokenizer.digest or 'pixels'}), "
             f"but data set '{dataset.name}' has {dataset.identity.source} ({dataset.identity.digest or 'pixels'}); "
             "give data that was encoded with theirs"
+        )
+    encoder = trial_encoder(config)
+    if encoder and found.about.text and encoder.identity.digest != found.about.text.digest:
+        raise UserError(
+            f"networks of {path} have captions of {found.about.text.name} ({found.about.text.digest}), the config has "
+            f"those of {encoder.identity.name} ({encoder.identity.digest}); set text.folder to theirs"
         )
     config = resolve(config.model_dump(), {"model.z_dim": spec.z_dim})
     check_evaluation(config, dataset)
@@ -144,7 +154,7 @@ def evaluate_reconstruction(config: TrialConfig, home: Place, device: torch.devi
     """
     check_extractor(config.eval)
     dataset = load_dataset(config.data)
-    check_teacher(config, dataset)
+    check_needs(config, dataset)
     check_reference(config, dataset)
     check_decoder(config, device)
     decoder = dataset_decoder(config, dataset, device)

@@ -23,6 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from gat_sweep.config import TrialConfig
+from gat_sweep.data.captions import captioned, trial_encoder
 from gat_sweep.data.dataset import Dataset, Encoded
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
@@ -30,6 +31,7 @@ from gat_sweep.files.weights import check_finite
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
+from gat_sweep.language.encoder import TextIdentity
 from gat_sweep.pretrained.card import MEASURES, About, model_card
 from gat_sweep.run.checkpoint import Checkpoint, read_network, read_trial
 from gat_sweep.run.saved import CHECKPOINT_FILE
@@ -41,7 +43,8 @@ DISCRIMINATOR = "discriminator"
 OFFICIAL_FILE = "official.safetensors"
 CARD = "README.md"
 EXPECTED = "give a folder that `gat-sweep export` wrote, or a trial's checkpoints/step_*"
-CHANGEABLE = ("data.path", "data.tokenizer")  # settings of a trained model that may change: the places of its files
+# Settings of a trained model that may change: the places of its files.
+CHANGEABLE = ("data.path", "data.tokenizer", "text.folder")
 
 Spec = TypeVar("Spec", bound=NetworkSpec)
 
@@ -148,12 +151,12 @@ def is_checkpoint(source: Place) -> bool:
 def from_trial(folder: Place, settings: Mapping[str, Any], discriminator: bool = False) -> Pretrained:
     """Loads the networks of a trial's checkpoint, with the facts that its run knows about them.
 
-    settings: data.path and data.tokenizer, if they differ from the trial's config.
+    settings: data.path, data.tokenizer and text.folder, if they differ from the trial's config.
     Raises UserError as read_trial does, and for other settings.
     """
     for key in settings:
         if key not in CHANGEABLE:
-            raise UserError(f"--set {key}: a trained model allows only {' and '.join(CHANGEABLE)}")
+            raise UserError(f"--set {key}: a trained model allows only {', '.join(CHANGEABLE)}")
     config, checkpoint, dataset = read_trial(folder, settings)
     generator = Generator(config.generator_spec)
     read_network(checkpoint, "ema", generator)
@@ -207,6 +210,7 @@ def _about_trial(config: TrialConfig, checkpoint: Checkpoint, dataset: Dataset) 
     return About(
         # The digest of the manifest identifies the tokenizer; the source is the place where the trial found it.
         tokenizer=replace(dataset.identity, source=config.data.tokenizer or dataset.identity.source),
+        text=_text_identity(config, dataset),
         class_names=names,
         training={
             "recipe": config.recipe,
@@ -222,6 +226,16 @@ def _about_trial(config: TrialConfig, checkpoint: Checkpoint, dataset: Dataset) 
         },
         evaluation=evaluation,
     )
+
+
+def _text_identity(config: TrialConfig, dataset: Dataset) -> TextIdentity | None:
+    """The text encoder of a trial, with the place where the trial found it as its name."""
+    if config.text is None:
+        return None
+    found = trial_encoder(config)
+    captioned(dataset, found)  # raises if it is another one
+    assert found is not None
+    return replace(found.identity, name=config.text.folder or config.text.name)
 
 
 def _packed(tensors: Mapping[str, Tensor]) -> bytes:
@@ -249,7 +263,11 @@ def _parsed_spec(kind: type[Spec], class_name: str, content: bytes, file: Place)
             found = values.get("_class_name")
             kind_found = f"a {found}" if found else "something else"
             raise UserError(f"{file} describes {kind_found}, not a {class_name}; {EXPECTED}")
-        numbers = [name.name for name in fields(kind) if name.name not in ("classes", "teacher_width")]
+        numbers = [
+            name.name
+            for name in fields(kind)
+            if name.name not in ("classes", "teacher_width", "text_width", "text_tokens")
+        ]
         for name in numbers:
             if isinstance(values.get(name), int) and values[name] < 1:
                 raise UserError(f"{file}: {name} is {values[name]}; copy or export it again")

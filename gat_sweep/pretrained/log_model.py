@@ -81,9 +81,11 @@ def _exported(checkpoint: Place, folder: Path, settings: Mapping[str, Any]) -> N
     found = from_trial(checkpoint, settings)
     save_pretrained(folder, found.generator, found.about)
     spec = found.generator.spec
-    example = {"classes": [0]} if spec.classes else {"count": [1]}
-    params = {name: value for name, value in pyfunc.PARAMS.items() if spec.classes or name != "guidance"}
-    where = {"tokenizer": settings.get("data.tokenizer") or ""}
+    example: dict[str, list[Any]] = {"classes": [0]} if spec.classes else {"count": [1]}
+    if spec.text_width:
+        example = {"captions": ["a picture"]}
+    params = {name: value for name, value in pyfunc.PARAMS.items() if spec.conditional or name != "guidance"}
+    where = {"tokenizer": settings.get("data.tokenizer") or "", "text_encoder": settings.get("text.folder") or ""}
     _, height, width, _ = pyfunc.Sampler(folder, where).predict(example).shape
     step, weights = found.about.training["step"], weights_digest(found.generator)
     return Networks(folder, pyfunc.__name__, step, weights, example, (height, width), params, pyfunc.SETTINGS)

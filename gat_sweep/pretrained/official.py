@@ -212,6 +212,8 @@ def _of_trial(source: Place, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_theirs(spec: NetworkSpec) -> None:
     """Raises UserError unless the released code can build such networks."""
+    if spec.text_width:
+        raise UserError("the released code has no networks with captions; export one trained with classes")
     if not spec.classes:
         raise UserError("the released code has no unconditional networks; export one trained with classes")
     if spec.levels != LEVELS:

@@ -31,7 +31,10 @@ PLACES = [(y, x) for y in range(2) for x in range(GRID)]  # of the samples that 
 WIDEST = 768  # pixels of a sample grid in the report
 RESULTS = ("step", "flops", "seconds", "value")
 ROWS = ("step", "images", "flops", "seconds", "metric", "value", "n", "status", "reason", "flags", "time")
-EXTRAS = ("kernel_distance", "precision", "recall", "fd_infinity", "fd_infinity_se", "split_half")
+EXTRAS = (
+    *("kernel_distance", "precision", "recall", "fd_infinity", "fd_infinity_se", "retrieval", "retrieval_chance"),
+    *("clip_score", "split_half"),
+)
 
 
 def report_command(name: str, home: Place, out: Path | None, floor: float | None, say: Say) -> tuple[Path, str]:

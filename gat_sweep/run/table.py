@@ -53,6 +53,12 @@ SCHEMA = pa.schema(
         ("recall", pa.float64()),
         ("fd_infinity", pa.float64()),  # the value extrapolated to infinitely many samples
         ("fd_infinity_se", pa.float64()),  # its standard error
+        ("retrieval", pa.float64()),  # share of captions whose real picture is among the nearest
+        ("retrieval_low", pa.float64()),  # ends of its 95 % interval
+        ("retrieval_high", pa.float64()),
+        ("retrieval_chance", pa.float64()),
+        ("clip_score", pa.float64()),
+        ("clip_score_se", pa.float64()),
         ("split_half", pa.float64()),  # distance between two random halves of the real pictures
         ("status", pa.string()),  # running, done, diverged, failed, raced
         ("reason", pa.string()),

@@ -63,6 +63,8 @@ def compare(config: TrialConfig, device: torch.device, iterations: int, say: Cal
     Raises UserError for a noise that the straightforward step does not have, and ValueError when the losses of the two
     steps differ by more than the rounding of the precision.
     """
+    if config.text:
+        raise UserError("the straightforward step has no captions; take a recipe without text")
     if config.mng.mixing != "paper":
         raise UserError("the straightforward step has the noise of the paper only; add --set mng.mixing=paper")
     engine = Engine(config, device)

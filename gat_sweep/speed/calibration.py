@@ -12,7 +12,7 @@ from gat_sweep.data.dataset import dataset_decoder, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluator import CHUNK
 from gat_sweep.plan import Rate, compiles
-from gat_sweep.speed.clock import make_batch, timed
+from gat_sweep.speed.clock import make_batch, make_condition, timed
 from gat_sweep.train.engine import Engine
 from gat_sweep.vision.extractors import make_extractor
 
@@ -76,7 +76,7 @@ def _sample_seconds(config: TrialConfig, engine: Engine, device: torch.device) -
     except UserError as error:
         raise UserError(f"--calibrate also times evaluations: {error}") from None
     z = torch.randn(CHUNK, config.model.z_dim, device=device)
-    y = torch.zeros(CHUNK, dtype=torch.long, device=device) if config.data.classes else None
+    y = make_condition(config.generator_spec, CHUNK, torch.Generator(device).manual_seed(0))
 
     def evaluate() -> None:
         extractor(decoder.decode(engine.ema.sample(z, y, config.eval.psi, config.eval.guidance, config.eval.null)))

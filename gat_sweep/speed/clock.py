@@ -11,19 +11,31 @@ import torch
 from torch import Tensor
 
 from gat_sweep.config import TrialConfig
+from gat_sweep.gat.condition import Captions, Condition
+from gat_sweep.gat.spec import GeneratorSpec
 from gat_sweep.train.batch import Batch
 from gat_sweep.train.engine import draw
 
 
 def make_batch(config: TrialConfig, random: torch.Generator) -> Batch:
-    """Random batch with the shapes of a config: Gaussian images, classes, codes, teacher tokens, and all draws."""
+    """Random batch with the shapes of a config: Gaussian images, classes or captions, codes, and all draws."""
     spec, size, device = config.generator_spec, config.train.batch, random.device
     real = torch.randn(size, spec.channels, spec.side, spec.side, generator=random, device=device)
-    y = torch.randint(0, spec.classes, (size,), generator=random, device=device) if spec.classes else None
+    y = make_condition(spec, size, random)
     z = torch.randn(size, spec.z_dim, generator=random, device=device)
     width = config.discriminator_spec.teacher_width
     teacher = torch.randn(size, 1 + spec.tokens, width, generator=random, device=device) if width else None
     return Batch(real, y, z, teacher, draw(config, size, random, True), draw(config, size, random, False))
+
+
+def make_condition(spec: GeneratorSpec, size: int, random: torch.Generator) -> Condition:
+    """Random classes, or captions of Gaussian states with all their tokens."""
+    if spec.text_width:
+        words = torch.randn(size, spec.text_tokens, spec.text_width, generator=random, device=random.device)
+        return Captions(words, torch.ones_like(words[..., 0]), words.mean(dim=1))
+    if spec.classes:
+        return torch.randint(0, spec.classes, (size,), generator=random, device=random.device)
+    return None
 
 
 def timed(step: Callable[[], object], device: torch.device) -> float:

@@ -13,8 +13,9 @@ from gat_sweep.config import TrialConfig
 from gat_sweep.data.tokenizer import Tokenizer, Vae, load_tokenizer
 from gat_sweep.errors import UserError
 from gat_sweep.gat import flops
+from gat_sweep.gat.condition import Condition
 from gat_sweep.gat.generator import Generator
-from gat_sweep.speed.clock import held_bytes, peak_above, timed
+from gat_sweep.speed.clock import held_bytes, make_condition, peak_above, timed
 from gat_sweep.text import Say
 from gat_sweep.train.device import hardware
 
@@ -48,15 +49,15 @@ def measure_latency(
     generator = Generator(spec).to(device).eval().requires_grad_(False)
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16")
 
-    def sample(z: Tensor, y: Tensor | None, psi: float = 1.0, guidance: float = 1.0) -> Tensor:
+    def sample(z: Tensor, y: Condition, psi: float = 1.0, guidance: float = 1.0) -> Tensor:
         with bf16:
             return generator.sample(z, y, psi, guidance)
 
-    ways: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    ways: dict[str, Callable[[Tensor, Condition], Tensor]] = {
         "generator": sample,
         "truncation": lambda z, y: sample(z, y, psi=PSI),
     }
-    if spec.classes:
+    if spec.conditional:
         ways["guidance"] = lambda z, y: sample(z, y, guidance=GUIDANCE)
     if tokenizer is not None:
         ways["generator and decoder"] = lambda z, y: tokenizer.decode(sample(z, y))
@@ -118,7 +119,7 @@ def latency_command(
 
 
 def _measure(
-    way: Callable[[Tensor, Tensor | None], Tensor],
+    way: Callable[[Tensor, Condition], Tensor],
     config: TrialConfig,
     device: torch.device,
     images: int,
@@ -127,10 +128,9 @@ def _measure(
 ) -> dict[str, Any]:
     spec, random = config.generator_spec, torch.Generator(device).manual_seed(0)
 
-    def inputs(size: int) -> tuple[Tensor, Tensor | None]:
+    def inputs(size: int) -> tuple[Tensor, Condition]:
         z = torch.randn(size, spec.z_dim, generator=random, device=device)
-        y = torch.randint(0, spec.classes, (size,), generator=random, device=device) if spec.classes else None
-        return z, y
+        return z, make_condition(spec, size, random)
 
     parts = [inputs(min(batch, images - start)) for start in range(0, images, batch)]
     way(*parts[0])

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gat_sweep.gat.condition import Condition
 from gat_sweep.gat.losses import Draws
 
 
@@ -13,7 +14,7 @@ class Batch:
     """Input of one iteration, with all its random numbers."""
 
     real: Tensor  # [B, C, Y, X]
-    y: Tensor | None  # [B] classes; None: unconditional
+    y: Condition  # classes [B] or captions; None: unconditional
     z: Tensor  # [B, z_dim] latent codes of G
     teacher: Tensor | None  # [B, 1+T, W] tokens that D's tokens of `real` are aligned with; None: no alignment
     draws_d: Draws

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from gat_sweep.config import TrialConfig
+from gat_sweep.data.captions import captioned, condition, trial_encoder
 from gat_sweep.data.dataset import Dataset
 from gat_sweep.data.loader import Loader
 from gat_sweep.data.sampler import share
@@ -21,7 +22,7 @@ class Feed:
     """One worker's batches.
 
     say: receives a line when something takes long.
-    Raises UserError when the teacher's weights cannot be loaded.
+    Raises UserError when the teacher's or the text encoder's weights cannot be loaded, or the latter is not the data's.
     """
 
     def __init__(
@@ -36,14 +37,16 @@ class Feed:
         self.config, self.device, self.mine = config, device, share(config.train.batch, rank, world)
         self.random = torch.Generator(device)
         self.teacher = trial_teacher(config, device)
-        self.loader = Loader(config, taught(config, dataset, device, say), device, rank, world)
+        self.encoder = trial_encoder(config, device)
+        dataset = captioned(taught(config, dataset, device, say), self.encoder)
+        self.loader = Loader(config, dataset, device, rank, world)
 
     def batch(self, step: int) -> Batch:
         """This worker's batch of a step."""
         config, random, device, size = self.config, self.random, self.device, self.config.train.batch
         random.manual_seed(_mix(config.seed, step))
         rows = self.loader.batch(step)
-        real, y = rows.latents(random, size, self.mine), rows.labels if config.data.classes else None
+        real, y = rows.latents(random, size, self.mine), condition(config, rows, self.encoder)
         z = torch.randn(size, config.model.z_dim, generator=random, device=device)[self.mine]
         draws_d = draw(config, size, random, penalty=True).part(self.mine)
         draws_g = draw(config, size, random, penalty=False).part(self.mine)

@@ -3,7 +3,7 @@
 Imports neither Ray nor MLflow. It writes files below the trial's folder, which the monitor reads:
     config.json             the resolved config
     journal.jsonl           one line per log point, evaluation, note and change of status
-    samples/step_*.png      a grid of fixed-seed samples per evaluation
+    samples/step_*.png      a grid of fixed-seed samples per evaluation; captions.txt has their captions, row by row
     checkpoints/            the whole training state (run/checkpoint.py)
     alive/rank-*.json       each worker's last sign of life (train/watch.py)
 and the rows of `<run>/table/<trial>.parquet`.
@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from gat_sweep.compute import step_flops
 from gat_sweep.config import Start
-from gat_sweep.data.dataset import check_teacher, load_dataset
+from gat_sweep.data.dataset import check_needs, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluator import Evaluator
 from gat_sweep.plan import discriminator_precision
@@ -66,7 +66,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
         keep_freed_memory()
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     dataset = load_dataset(config.data)
-    check_teacher(config, dataset)
+    check_needs(config, dataset)
     engine = Engine(config, device, world)
     feed = Feed(config, dataset, device, rank, world, say=lambda text: leave_note(trial, text))
 
@@ -184,7 +184,8 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
                 saved()
                 if recorder:
                     recorder.evaluation(result)
-                    recorder.samples(evaluator.samples(engine.ema, 0, GRID * GRID))
+                    count = GRID * GRID
+                    recorder.samples(evaluator.samples(engine.ema, 0, count), evaluator.captions(0, count))
                 if last:
                     status, reason = "done", ""
                     if not math.isfinite(result.value):

@@ -54,8 +54,8 @@ class Recorder:
         self._row(self.table.put, progress, status="running", reason="", **vars(result))
         self.journal({**result.journal(), **progress})
 
-    def samples(self, pictures: Tensor) -> None:
-        """Writes a grid of uint8 pictures [n, 3, h, w]; enlarges small ones by a whole factor."""
+    def samples(self, pictures: Tensor, captions: list[str]) -> None:
+        """Writes a grid of uint8 pictures [n, 3, h, w], enlarged by a whole factor if small, and a line per caption."""
         rows, height = len(pictures) // GRID, pictures.shape[2]
         grid = pictures[: rows * GRID].unflatten(0, (rows, GRID)).permute(0, 3, 1, 4, 2)  # rows, y, columns, x, rgb
         grid = grid.flatten(2, 3).flatten(0, 1)
@@ -65,6 +65,8 @@ class Recorder:
         content = io.BytesIO()
         image.save(content, format="PNG")
         write(self.folder / "samples" / f"step_{self.counters.step:08d}.png", content.getvalue())
+        if captions:
+            write(self.folder / "samples" / "captions.txt", ("\n".join(captions) + "\n").encode())
 
     def close(self, status: str, reason: str) -> None:
         self._row(self.table.close, self.counters.progress(), status=status, reason=reason)

@@ -10,7 +10,7 @@ from helpers.pictures import encoded_latents, encoded_pixels
 from helpers.trials import tiny_config
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.dataset import check_teacher, load_dataset
+from gat_sweep.data.dataset import check_needs, load_dataset
 from gat_sweep.data.loader import Loader
 from gat_sweep.data.rows import Rows
 from gat_sweep.data.sampler import batch_indices
@@ -94,12 +94,12 @@ def test_data_that_does_not_fit_the_recipe_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         load_dataset(encoded_config(tmp_path / "nowhere").data)
     with pytest.raises(UserError, match="--store-images"):
-        check_teacher(
+        check_needs(
             config := encoded_config(tmp_path, teacher=EFFICIENTNET, objective__align_weight=1.0),
             load_dataset(config.data),
         )
     with pytest.raises(UserError, match="has none; encode with --teacher efficientnet_lite0 --teacher-grid 4"):
-        check_teacher(
+        check_needs(
             config := encoded_config(tmp_path, teacher={**EFFICIENTNET, "cached": True}, objective__align_weight=1.0),
             load_dataset(config.data),
         )

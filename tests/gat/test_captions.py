@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gat_sweep.gat.condition import Captions
+from gat_sweep.gat.condition import Captions, mixed
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.ema import update_ema, update_style_mean
 from gat_sweep.gat.generator import CaptionKeys, Generator, GeneratorBlock, JointBlock
@@ -19,8 +19,8 @@ def captions(batch: int, lengths: list[int] | None = None, seed: int = 0) -> Cap
     random = torch.Generator().manual_seed(seed)
     words = torch.randn(batch, TEXT["text_tokens"], TEXT["text_width"], generator=random)
     counts = torch.tensor(lengths or [5] * batch)
-    present = torch.arange(TEXT["text_tokens"]) < counts[:, None]
-    return Captions(words, present, torch.randn(batch, TEXT["text_width"], generator=random))
+    weight = (torch.arange(TEXT["text_tokens"]) < counts[:, None]).float()
+    return Captions(words, weight, torch.randn(batch, TEXT["text_width"], generator=random))
 
 
 def generator(**changes: int) -> Generator:
@@ -57,7 +57,7 @@ def plain_joint_block(block: JointBlock, x: Tensor, c: Tensor, w: Tensor, rope: 
             return found
 
         g1, a1, g2, a2 = (style @ block.image.modulation.weight.T + block.image.modulation.bias).chunk(4)
-        v, k, q = parts(block.image, x[i], rope[c.shape[1] :], g1)
+        v, k, q = parts(block.image, x[i], rope[-x.shape[1] :], g1)
         first = (style @ block.caption.modulation.weight.T + block.caption.modulation.bias)[: x.shape[-1]]
         v_text, k_text = parts(block.caption, words, None, first)[:2]
         heads = []
@@ -78,13 +78,14 @@ def test_joint_attention_equals_a_plain_reference() -> None:
     torch.manual_seed(1)
     x, c, w = torch.randn(3, 4, 16), torch.randn(3, 5, 16), torch.randn(3, 16)
     lengths = [5, 2, 0]
-    readable = torch.cat([torch.arange(5) < torch.tensor(lengths)[:, None], torch.ones(3, 4, dtype=torch.bool)], 1)
+    present = torch.arange(5) < torch.tensor(lengths)[:, None]
+    bias = torch.cat([present.float().log(), torch.zeros(3, 4)], 1)
     rope = rope_table(8, 2, extra_tokens=5)
     for last in (False, True):
         block = JointBlock(16, 2, last)
         for parameter in block.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-        found, _ = block(x, w, rope, c, readable)
+        found, _ = block(x, w, rope, c, bias)
         assert torch.allclose(found, plain_joint_block(block, x, c, w, rope, lengths), atol=2e-5)
 
 
@@ -93,8 +94,8 @@ def test_padding_changes_nothing() -> None:
     discriminator = Discriminator(DiscriminatorSpec(**SHAPE, **TEXT, class_width=8))
     short = captions(3, [5, 3, 0])
     garbage = torch.full((3, 4, 12), 7.0)
-    longer = Captions(torch.cat([short.words, garbage], 1), F.pad(short.present, (0, 4)), short.sentence)
-    changed = Captions(torch.where(short.present[..., None], short.words, 9.0), short.present, short.sentence)
+    longer = Captions(torch.cat([short.words, garbage], 1), F.pad(short.weight, (0, 4)), short.sentence)
+    changed = Captions(torch.where(short.weight[..., None] > 0, short.words, 9.0), short.weight, short.sentence)
     z = torch.randn(3, 8)
     fewer = generator()
     fewer.load_state_dict(network.state_dict())  # the number of tokens has no weights
@@ -103,7 +104,7 @@ def test_padding_changes_nothing() -> None:
         assert torch.allclose(g(z, other)[0], expected, atol=1e-6)
     x = torch.randn(3, 6, 4, 4)
     assert torch.equal(discriminator(x, changed)[0], discriminator(x, short)[0])
-    every = Captions(short.words, torch.ones_like(short.present), short.sentence)
+    every = Captions(short.words, torch.ones_like(short.weight), short.sentence)
     assert not torch.allclose(fewer(z, every)[0][:, 1:], expected[:, 1:], atol=1e-4)
 
 
@@ -114,7 +115,7 @@ def test_every_weight_and_both_parts_of_a_caption_matter() -> None:
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
     z, other = torch.randn(2, 8), captions(2, seed=1)
     before = network(z, y)[0]
-    for changed in (Captions(other.words, y.present, y.sentence), Captions(y.words, y.present, other.sentence)):
+    for changed in (Captions(other.words, y.weight, y.sentence), Captions(y.words, y.weight, other.sentence)):
         assert not torch.allclose(network(z, changed)[0], before, atol=1e-5)
     discriminator = Discriminator(DiscriminatorSpec(**SHAPE, **TEXT, class_width=8))
     x = torch.randn(4, 6, 4, 4)
@@ -141,10 +142,19 @@ def test_guidance_and_truncation_lead_away_from_the_means_over_captions() -> Non
     assert torch.allclose(network.sentence_mean, unit.mean(0), atol=1e-3)
     w = network.style(z, y)
     assert torch.allclose(network.style_mean[0], w.mean(0), atol=1e-3)
-    mean = Captions(y.words, y.present, network.sentence_mean.expand(64, -1))
+    mean = Captions(y.words, y.weight, network.sentence_mean.expand(64, -1))
     null = network.style(z, mean)
     assert torch.allclose(network.styled(z, y, guidance=1.5), null + 1.5 * (w - null), atol=1e-6)
     assert torch.allclose(network.styled(z, y, psi=0.0), network.style_mean.expand(64, -1), atol=1e-6)
     ema = generator()
     update_ema(ema, network, 0.5)
     assert torch.equal(ema.sentence_mean, network.sentence_mean)
+
+
+def test_a_mixture_begins_at_one_caption_and_ends_at_the_other() -> None:
+    network, start, end, z = generator(), captions(3, [5, 2, 1]), captions(3, [1, 4, 5], seed=9), torch.randn(3, 8)
+    for part, whole in ((0.0, start), (1.0, end)):
+        found = network(z, mixed(start, end, torch.full((3,), part)))[0]
+        assert torch.allclose(found, network(z, whole)[0], atol=1e-5)
+    same = network(z, mixed(start, start, torch.full((3,), 0.3)))[0]  # a caption with itself is the caption
+    assert torch.allclose(same, network(z, start)[0], atol=1e-5)

@@ -102,7 +102,7 @@ def styles_seen(generator: Generator, request: Request) -> torch.Tensor:
     """Styles [rows, columns, width] as they reach the backbone."""
     seen: list[torch.Tensor] = []
     real = generator.synthesize
-    generator.synthesize = lambda w: seen.append(w) or real(w)  # type: ignore[assignment, func-returns-value]
+    generator.synthesize = lambda w, y=None: seen.append(w) or real(w, y)  # type: ignore[assignment, func-returns-value]
     try:
         latents(generator, request)
     finally:

@@ -1,6 +1,8 @@
 """Sheets of pictures as PNG."""
 
 import io
+import textwrap
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +12,32 @@ from torch import Tensor
 SMALLEST_SHOWN = 64  # pixels; smaller pictures are enlarged on a sheet
 LINE = 2  # pixels between pictures
 FONT = 14  # pixels
+CAPTIONED = 96  # pixels; smaller pictures with captions are enlarged
+LINES, SMALL = 3, 11  # of a caption under a picture: most lines, and pixels of a line
 
 
-def sheet(pictures: Tensor, columns: int) -> bytes:
-    """PNG of pictures, uint8 [n, 3, h, w], row by row, with white lines between them and white for missing ones."""
-    return _png(_grid(pictures, columns))
+def sheet(pictures: Tensor, columns: int, captions: Sequence[str] = ()) -> bytes:
+    """PNG of pictures, uint8 [n, 3, h, w], row by row, with white lines between them and white for missing ones.
+
+    captions: one under each picture, cut after LINES lines.
+    """
+    if not captions:
+        return _png(_grid(pictures, columns))
+    factor = max(1, -(-CAPTIONED // pictures.shape[3]))
+    pictures = pictures.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    height, width = pictures.shape[2:]
+    columns = min(columns, len(pictures))
+    rows, font = -(-len(pictures) // columns), ImageFont.load_default(SMALL)
+    step_y, step_x = height + LINES * SMALL + 4 * LINE, width + 4 * LINE
+    page = Image.new("RGB", (columns * step_x, rows * step_y), "white")
+    draw = ImageDraw.Draw(page)
+    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        y, x = i // columns * step_y + LINE, i % columns * step_x + 2 * LINE
+        page.paste(Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()), (x, y))
+        letters = int(width / (0.55 * SMALL))
+        lines = textwrap.wrap(caption, letters, max_lines=LINES, placeholder=" ...")
+        draw.multiline_text((x, y + height + LINE), "\n".join(lines), "black", font, spacing=0)
+    return _png(page)
 
 
 def labelled_sheet(pictures: Tensor, columns: int, title: str, heads: list[str]) -> bytes:
