@@ -70,9 +70,9 @@ def counters(trial: Trial, step: int) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name != "seconds"}
 
 
-def assert_same_state(a: Trial, b: Trial, step: int) -> None:
+def assert_same_state(a: Trial, b: Trial, step: int, tensors_at_least: int = 300) -> None:
     ours, theirs = tensors(a, step), tensors(b, step)
-    assert ours.keys() == theirs.keys() and len(ours) > 300 and "generator/style_mean" in ours
+    assert ours.keys() == theirs.keys() and len(ours) > tensors_at_least and "generator/style_mean" in ours
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert not different
     assert counters(a, step) == counters(b, step)
@@ -123,3 +123,16 @@ def altered_reference(tmp_path: Path, key: str, factor: float) -> Path:
     tensors[key] = tensors[key] * factor
     save_file(tensors, tmp_path / "altered.safetensors", metadata)
     return tmp_path / "altered.safetensors"
+
+
+TINY_TEXT: dict[str, Any] = {**TINY, "ladder.S": {"width": 16, "depth": 2, "heads": 1}, "model.class_width": 16}
+
+
+def text_config(**overrides: Any) -> TrialConfig:
+    """Emoji at a few steps; keys with `__` for dots."""
+    sizes = {"model.generator": "S", "model.discriminator": "S"}
+    return resolve(recipe("emoji"), TINY_TEXT, sizes, {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def text_trial(home: Path, name: str = "run", **overrides: Any) -> Trial:
+    return Trial("trial", name, "sweep", text_config(**overrides), home)
