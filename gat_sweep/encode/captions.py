@@ -163,7 +163,7 @@ def _coco(path: str) -> Found:
     unknown = [image for image, _ in captions if image not in files]
     if unknown:
         raise UserError(
-            f"{path} has {len(unknown):,} captions of images that it does not list, such as image_id {unknown[0]}; "
+            f"{path} has {len(unknown):,} captions of images that it does not list, such as image_id {unknown[0]!r}; "
             "download it again"
         )
     for image, caption in captions:
@@ -187,7 +187,7 @@ def _lines(path: str, column: str | None) -> Found:
             columns |= row.keys()
     candidates = [name for name in wanted if name in columns]
     if len(candidates) != 1:
-        known = ", ".join(sorted(columns - {"file_name"}))
+        known = ", ".join(repr(name) for name in sorted(columns - {"file_name"}))
         if column is not None:
             raise UserError(f"{path} has no column '{column}' (columns: {known}); give another --caption-column")
         raise UserError(f"{path} could have its captions in {known or 'no column'}; choose with --caption-column")

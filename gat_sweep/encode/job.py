@@ -94,7 +94,7 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
         "store_images": store_images,
     }
     if text is not None:
-        identity["text"] = text.model_dump()
+        identity["text"] = text.model_dump(exclude={"encoder": {"name"}})
     out = Path(os.path.abspath(job.out))
     with locked(out, lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False)):
         ledger = Ledger(out, identity)
