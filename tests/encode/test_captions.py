@@ -3,6 +3,8 @@
 import codecs
 import io
 import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from encode.test_job import content, here, run
+from encode.test_job import SCRIPT, content, here, run
 from helpers.pictures import PHOTO, bad_pictures, encoded, picture_rows, save, write_edm2, write_parquet, zipped
 from PIL import Image
-from rich.console import Console
 
 from gat_sweep.data.dataset import Encoded
 from gat_sweep.encode.captions import LONGEST, cleaned, with_captions
-from gat_sweep.encode.job import EncodeJob, encode
+from gat_sweep.encode.job import EncodeJob
 from gat_sweep.encode.latents import plan_latents
 from gat_sweep.encode.sources import plan_images, read_unit
 from gat_sweep.errors import UserError
@@ -411,16 +412,12 @@ def test_captions_are_part_of_what_a_folder_holds(tmp_path: Path, coco: EncodeJo
 @pytest.mark.ray
 @pytest.mark.slow
 def test_captions_on_ray_end_as_without(tmp_path: Path, coco: EncodeJob) -> None:
-    run(replace(coco, store_text=True))
-    there = replace(coco, store_text=True, out=tmp_path / "ray/set", cpus=1, gpus=0)
-    encode(there, Console(file=io.StringIO()))
-    assert content(there.out) == content(coco.out)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_captions_on_ray_end_as_without(tmp_path: Path, coco: EncodeJob) -> None:
-    run(replace(coco, store_text=True))
-    there = replace(coco, store_text=True, out=tmp_path / "ray/set", cpus=1, gpus=0)
-    encode(there, Console(file=io.StringIO()))
-    assert content(there.out) == content(coco.out)
+    said = io.StringIO()
+    run(replace(coco, store_text=True, text_tokens=4), said)
+    job = {"out": str(tmp_path / "ray/set"), "tokenizer": "pixels", "images": coco.images, "size": 32, "shard_size": 3}
+    job |= {"captions": coco.captions, "store_text": True, "text_tokens": 4, "cpus": 1, "gpus": 0}
+    command = [sys.executable, "-c", SCRIPT, json.dumps(job)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert content(tmp_path / "ray/set") == content(coco.out)
+    assert done.stdout.splitlines()[-1] == said.getvalue().splitlines()[-1] == "cut 4 captions to their first 4 tokens"
