@@ -29,6 +29,16 @@ from gat_sweep.commands.options import address_option, command, console
 @click.option("--label-column", help="Column of labels in parquet files; default: label, or the only one.")
 @click.option("--follow-links", is_flag=True, help="Read through links in a folder, also to files outside it.")
 @click.option(
+    "--captions",
+    help="Captions: a COCO .json, a .jsonl, txt (files beside the pictures), or a column of parquet.",
+)
+@click.option("--caption-column", help="Column of a .jsonl; default: the only one of text, caption, captions.")
+@click.option("--text-encoder", help="wordllama, or a CLIP (hub id or folder); default: wordllama.")
+@click.option(
+    "--text-tokens", type=click.IntRange(min=1, max=512), help="Most tokens of a caption; default: the text encoder's."
+)
+@click.option("--store-text", is_flag=True, help="Also store the text encoder's states, for small sets.")
+@click.option(
     "--max-bad",
     type=click.IntRange(min=0),
     default=100,
@@ -52,6 +62,11 @@ def encode(
     size: int,
     label_column: str | None,
     follow_links: bool,
+    captions: str | None,
+    caption_column: str | None,
+    text_encoder: str | None,
+    text_tokens: int | None,
+    store_text: bool,
     max_bad: int,
     shard_size: int,
     batch: int,
@@ -67,6 +82,7 @@ def encode(
     Example:
       gat-sweep encode --images imagenet/train --out data/imagenet --tokenizer stabilityai/sd-vae-ft-mse --store-images
       gat-sweep encode --images cifar-10-batches-py --out data/cifar10 --tokenizer pixels --size 32
+      gat-sweep encode --images train2014 --captions captions_train2014.json --out data/coco --tokenizer VAE
     """
     from gat_sweep.encode.job import EncodeJob
     from gat_sweep.encode.job import encode as run
@@ -83,6 +99,11 @@ def encode(
         size=size,
         label_column=label_column,
         follow_links=follow_links,
+        captions=captions,
+        caption_column=caption_column,
+        text_encoder=text_encoder,
+        text_tokens=text_tokens,
+        store_text=store_text,
         max_bad=max_bad,
         shard_size=shard_size,
         batch=batch,

@@ -53,14 +53,20 @@ class Encoded:
         self.shards = open_shards(folder)
         manifest = self.shards.manifest
         self.name, self.digest, self.identity = manifest.name, manifest.digest, manifest.tokenizer
-        self.cached_teacher = manifest.teacher
+        self.cached_teacher, self.text = manifest.teacher, manifest.text
         self.has_pictures, self.classes = manifest.has_pictures, len(manifest.classes)
         self.labels = torch.from_numpy(self.shards.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def rows(self, indices: Sequence[int] | np.ndarray, pictures: bool = False, teacher: bool = False) -> Rows:
+    def rows(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        pictures: bool = False,
+        teacher: bool = False,
+        captions: np.ndarray | None = None,
+    ) -> Rows:
         index = np.asarray(indices)
         std: Tensor | None = None
         if self.identity.source == PIXELS:
@@ -69,13 +75,20 @@ class Encoded:
             raw_mean, raw_std = (torch.from_numpy(part) for part in self.shards.moments(index))
             mean = (raw_mean - self.identity.shift) * self.identity.scale
             std = raw_std * self.identity.scale
+        ids, states = (None, None) if captions is None else self.shards.captions(index, captions)
         return Rows(
             mean,
             std,
             self.labels[index],
             torch.from_numpy(self.shards.pictures(index)) if pictures else None,
             torch.from_numpy(self.shards.teacher(index)) if teacher else None,
+            None if ids is None else torch.from_numpy(ids),
+            None if states is None else torch.from_numpy(states[0]),
+            None if states is None else torch.from_numpy(states[1]),
         )
+
+    def caption_texts(self, indices: Sequence[int] | np.ndarray, draws: np.ndarray) -> list[str]:
+        return self.shards.caption_texts(indices, draws)
 
 
 @lru_cache(maxsize=2)  # trials of a pack share a data set

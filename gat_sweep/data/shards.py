@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gat_sweep.data.captions import CaptionColumns, OpenCaptions, caption_fields, picked
 from gat_sweep.data.pictures import Unusable, read_png
 from gat_sweep.data.tokenizer import PIXELS, TokenizerIdentity
 from gat_sweep.errors import UserError
@@ -62,6 +63,11 @@ class StoredText(Record):
     encoder: TextIdentity  # whose tokenizer made the ids
     states: bool  # whether its states are stored
 
+    @property
+    def state_width(self) -> int | None:
+        """W of the stored states; None without them."""
+        return self.encoder.width if self.states else None
+
 
 class Manifest(Record):
     """Content of manifest.json."""
@@ -80,6 +86,7 @@ class Manifest(Record):
     classes: tuple[str, ...]  # names; empty for unlabelled data
     shards: tuple[Shard, ...]
     skipped: tuple[Skipped, ...]
+    text: StoredText | None = None  # absent in the file, and not part of the digest, without captions
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -95,6 +102,10 @@ class Manifest(Record):
         """The value that `digest` must have."""
         meaning = self.model_dump(mode="json", exclude={"name", "digest", "shards", "skipped"})
         del meaning["tokenizer"]["source"]
+        if self.text is None:
+            del meaning["text"]
+        else:
+            del meaning["text"]["encoder"]["name"]
         meaning["shards"] = [[shard.count, shard.digest] for shard in self.shards]
         return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -106,6 +117,7 @@ class Manifest(Record):
             pixels=3 * self.picture_side**2 if self.dtype == "uint8" else None,
             images=self.dtype != "uint8" and self.has_pictures,
             teacher=self.teacher.tokens * self.teacher.width if self.teacher else None,
+            captions=caption_fields(self.text.encoder.tokens, self.text.state_width) if self.text else [],
         )
 
 
@@ -120,6 +132,7 @@ class Columns:
     pixels: np.ndarray | None = None  # [n, 3, h, w] uint8
     images: list[bytes] | None = None  # PNG
     teacher: np.ndarray | None = None  # [n, 1+T, W] float16
+    captions: CaptionColumns | None = None
 
 
 def float16(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -142,7 +155,12 @@ def write_shard(path: Path, columns: Columns) -> Shard:
     arrays["label"] = pa.array(columns.labels, pa.int32())
     arrays["source"] = pa.array(columns.sources, pa.string())
     sizes = {name: array.type.list_size for name, array in arrays.items() if pa.types.is_fixed_size_list(array.type)}
-    schema = _schema(sizes.get("mean"), sizes.get("pixels"), "image" in arrays, sizes.get("teacher"))
+    captions: list[pa.Field] = []
+    if columns.captions is not None:
+        lists = columns.captions.arrays()
+        captions = [pa.field(name, array.type) for name, array in lists.items()]
+        arrays |= lists
+    schema = _schema(sizes.get("mean"), sizes.get("pixels"), "image" in arrays, sizes.get("teacher"), captions)
     stream = pa.BufferOutputStream()
     with pa.ipc.new_file(stream, schema) as writer:
         writer.write_batch(pa.record_batch([arrays[name] for name in schema.names], schema=schema))
@@ -172,6 +190,8 @@ class Shards:
             if name in manifest.schema.names
         }
         self._images = [batch.column("image") for batch in batches] if "image" in manifest.schema.names else None
+        text = manifest.text
+        self._captions = OpenCaptions(batches, text.encoder.tokens, text.state_width) if text else None
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -198,6 +218,29 @@ class Shards:
         """Tokens of the teacher, float16 [n, 1+T, W]; only if the manifest has a teacher."""
         return self._gather("teacher", indices, np.float16)
 
+    def captions(
+        self, indices: Sequence[int] | np.ndarray, draws: np.ndarray
+    ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+        """Token ids [n, N] int32 of a caption of each image, and its states; only if the manifest has text.
+
+        draws: numbers [n] in [0, 1); u chooses caption floor(u * count) of the image.
+        The states are words [n, N, W] and sentences [n, W], float16, or None where they are not stored.
+        """
+        captions, shards, chosen = self._chosen(indices, draws)
+        return captions.ids(shards, chosen), captions.states(shards, chosen)
+
+    def caption_texts(self, indices: Sequence[int] | np.ndarray, draws: np.ndarray) -> list[str]:
+        """The words of the captions that the same draws choose in `captions`."""
+        captions, shards, chosen = self._chosen(indices, draws)
+        return captions.texts(shards, chosen)
+
+    def _chosen(
+        self, indices: Sequence[int] | np.ndarray, draws: np.ndarray
+    ) -> tuple[OpenCaptions, np.ndarray, np.ndarray]:
+        assert self._captions is not None
+        shards, rows = self._locate(indices)
+        return self._captions, shards, self._captions.choose(shards, rows, draws)
+
     def verify(self) -> None:
         """Reads all bytes of every file and compares digests.
 
@@ -211,13 +254,7 @@ class Shards:
                     )
 
     def _gather(self, column: str, indices: Sequence[int] | np.ndarray, dtype: type) -> np.ndarray:
-        views = self._views[column]
-        values = np.empty((len(indices), *views[0].shape[1:]), dtype)
-        shards, rows = self._locate(indices)
-        for shard in np.unique(shards):
-            here = shards == shard
-            values[here] = views[shard][rows[here]]
-        return values
+        return picked(self._views[column], *self._locate(indices), dtype)
 
     def _locate(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         index = np.asarray(indices, dtype=np.int64)
@@ -260,11 +297,14 @@ def write_manifest(folder: Path, **fields: object) -> Manifest:
     unchecked = Manifest.model_construct(format=FORMAT, digest="", **fields)  # type: ignore[arg-type]
     values = {**unchecked.model_dump(), "digest": unchecked.content_digest()}
     manifest = Manifest.model_validate_json(json.dumps(values))
-    write(folder / MANIFEST, (manifest.model_dump_json(indent=1) + "\n").encode())
+    absent = {"text"} if manifest.text is None else set()
+    write(folder / MANIFEST, (manifest.model_dump_json(indent=1, exclude=absent) + "\n").encode())
     return manifest
 
 
-def _schema(moments: int | None, pixels: int | None, images: bool, teacher: int | None) -> pa.Schema:
+def _schema(
+    moments: int | None, pixels: int | None, images: bool, teacher: int | None, captions: list[pa.Field]
+) -> pa.Schema:
     fields = []
     if moments is not None:
         fields += [pa.field(name, pa.list_(pa.float16(), moments)) for name in ("mean", "std")]
@@ -274,7 +314,7 @@ def _schema(moments: int | None, pixels: int | None, images: bool, teacher: int 
         fields.append(pa.field("image", pa.binary()))
     if teacher is not None:
         fields.append(pa.field("teacher", pa.list_(pa.float16(), teacher)))
-    return pa.schema([*fields, pa.field("label", pa.int32()), pa.field("source", pa.string())])
+    return pa.schema([*fields, *captions, pa.field("label", pa.int32()), pa.field("source", pa.string())])
 
 
 def _open_shard(folder: Path, shard: Shard, schema: pa.Schema) -> pa.RecordBatch:

@@ -25,11 +25,11 @@ class Found:
     links: list[str] = field(default_factory=list)  # to folders, which are not followed
 
     def notes(self) -> tuple[str, ...]:
-        """Lines about what is not read."""
+        """Lines about what is not a picture, or is not read."""
         lines = []
         if self.others:
             shown = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in self.others.most_common(5))
-            lines.append(f"not read: {_counted(self.others.total(), 'other file')} ({shown})")
+            lines.append(f"not pictures: {_counted(self.others.total(), 'other file')} ({shown})")
         if self.links:
             lines.append(
                 f"not read: {_counted(len(self.links), 'link')} to folders, such as {self.links[0]} (--follow-links "

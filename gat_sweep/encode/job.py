@@ -12,16 +12,19 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gat_sweep.data.shards import SHARDS, CachedTeacher, Manifest, open_shards, write_manifest
+from gat_sweep.data.shards import SHARDS, CachedTeacher, Manifest, StoredText, open_shards, write_manifest
 from gat_sweep.data.tokenizer import PIXELS, TokenizerIdentity, load_tokenizer
+from gat_sweep.encode.captions import with_captions
 from gat_sweep.encode.encoder import Encoding
 from gat_sweep.encode.latents import plan_latents
 from gat_sweep.encode.ledger import Done, Ledger, locked
 from gat_sweep.encode.on_ray import run_on_ray
 from gat_sweep.encode.sources import plan_images
-from gat_sweep.encode.units import Plan, Unit
+from gat_sweep.encode.units import NO_CAPTION, Plan, Unit
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_no_credentials
+from gat_sweep.language.load import load_text_encoder
+from gat_sweep.language.wordllama import WORDLLAMA
 
 LINE_EVERY = 30.0  # seconds between plain lines without a terminal
 RATE_AFTER = 3.0  # seconds after the first unit; at the beginning several units are done at once
@@ -43,6 +46,11 @@ class EncodeJob:
     size: int = 256  # side of the pictures; for imported latents it follows from the latents and the VAE
     label_column: str | None = None  # of parquet files
     follow_links: bool = False  # of folders
+    captions: str | None = None  # file, column or "txt" (see with_captions)
+    caption_column: str | None = None  # of a .jsonl of captions
+    text_encoder: str | None = None  # whose token ids are stored (see load_text_encoder; default: wordllama)
+    text_tokens: int | None = None  # of a caption (default: the text encoder's)
+    store_text: bool = False  # store the text encoder's states, for small sets
     shard_size: int = 1024  # images
     batch: int = 16  # images per forward of the networks
     max_bad: int = 100  # stop when more images than this are unusable
@@ -60,14 +68,18 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
 
     Raises UserError for input that cannot be encoded, a folder with other content, and too many unusable images.
     """
-    for option in ("out", "tokenizer", "images", "latents", "teacher_checkpoint"):
+    for option in ("out", "tokenizer", "images", "latents", "teacher_checkpoint", "captions", "text_encoder"):
         if value := getattr(job, option):
             check_no_credentials(str(value), f"--{option.replace('_', '-')}")
     # Folders have full paths, because workers and later decoders run in other folders.
     tokenizer = load_tokenizer(
         os.path.abspath(job.tokenizer) if os.path.isdir(job.tokenizer) else job.tokenizer
     ).identity
+    text = _text(job)
     plan, size = _plan(job, tokenizer)
+    if job.captions is not None:
+        plan = with_captions(plan, job.captions, job.caption_column)
+        _check_captions(job, plan)
     side = size // tokenizer.factor
     grid = job.teacher_grid or max(1, side // 2)
     teacher = _teacher(job, grid) if job.teacher else None
@@ -81,6 +93,8 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
         "shard_size": job.shard_size,
         "store_images": store_images,
     }
+    if text is not None:
+        identity["text"] = text.model_dump(exclude={"encoder": {"name"}})
     out = Path(os.path.abspath(job.out))
     with locked(out, lambda text: console.print(text, soft_wrap=True, highlight=False, markup=False)):
         ledger = Ledger(out, identity)
@@ -100,6 +114,7 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
             teacher,
             grid,
             os.path.abspath(job.teacher_checkpoint) if job.teacher_checkpoint else None,
+            text,
         )
         _work(job, plan, encoding, ledger, console, run)
         for stray in (out / SHARDS).glob(".*.tmp"):  # left by workers that were killed while they wrote
@@ -122,10 +137,36 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
             classes=plan.classes,
             shards=shards,
             skipped=tuple(skipped for d in done for skipped in d.skipped),
+            text=text,
         )
     left_out = f", {len(manifest.skipped)} skipped ({_some_bad(ledger)})" if manifest.skipped else ""
     console.print(f"encoded {manifest.count:,} images into {out}{left_out}", soft_wrap=True, highlight=False)
+    if text is not None and (cut := sum(d.cut for d in done)):
+        console.print(f"cut {cut:,} captions to their first {text.encoder.tokens} tokens", highlight=False)
     return manifest
+
+
+def _text(job: EncodeJob) -> StoredText | None:
+    """How captions are stored; None without them."""
+    if job.captions is None:
+        for option in ("caption_column", "text_encoder", "text_tokens", "store_text"):
+            if getattr(job, option):
+                raise UserError(f"--{option.replace('_', '-')} needs captions; add --captions, or leave it out")
+        return None
+    name = job.text_encoder or WORDLLAMA
+    encoder = load_text_encoder(os.path.abspath(name) if os.path.isdir(name) else name, job.text_tokens)
+    return StoredText(encoder=encoder.identity, states=job.store_text)
+
+
+def _check_captions(job: EncodeJob, plan: Plan) -> None:
+    """Raises UserError when more images than --max-bad have no caption, before any is read."""
+    images = ((name, captions) for unit in plan.units for name, captions in zip(unit.names, unit.captions, strict=True))
+    without = [name for name, captions in images if not captions]
+    if len(without) > job.max_bad:
+        raise UserError(
+            f"{len(without):,} of {len(plan):,} images have no caption, such as {without[0]}; give another --captions, "
+            f"or skip them with --max-bad {max(2 * len(without), 1000)}"
+        )
 
 
 def _plan(job: EncodeJob, tokenizer: TokenizerIdentity) -> tuple[Plan, int]:
@@ -195,7 +236,8 @@ def _check_bad(job: EncodeJob, ledger: Ledger) -> None:
 def _some_bad(ledger: Ledger) -> str:
     bad = [skipped for _, done in sorted(ledger.done.items()) for skipped in done.skipped]
     more = ", ..." if len(bad) > SHOWN_BAD else ""
-    return "; ".join(f"{skipped.source} is {skipped.reason}" for skipped in bad[:SHOWN_BAD]) + more
+    verbs = {NO_CAPTION: "has"}
+    return "; ".join(f"{s.source} {verbs.get(s.reason, 'is')} {s.reason}" for s in bad[:SHOWN_BAD]) + more
 
 
 class _Shown:

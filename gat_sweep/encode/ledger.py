@@ -25,6 +25,7 @@ class Done(Record):
     unit: int
     shard: Shard | None  # None when all of its images were skipped
     skipped: tuple[Skipped, ...]
+    cut: int = 0  # captions with more tokens than are stored
 
 
 class Ledger:

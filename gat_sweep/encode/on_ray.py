@@ -127,6 +127,7 @@ class _Encoder:
 def _pack(index: int, loaded: Loaded, error: str = "") -> pa.Table:
     """A unit as a table of one row, without copying arrays."""
     head: dict[str, Any] = {"index": index, "names": loaded.names, "labels": loaded.labels, "skipped": loaded.skipped}
+    head["captions"] = loaded.captions
     columns = {"images": pa.array([loaded.images], pa.list_(pa.large_binary()))}
     for name in ("pictures", "moments"):
         values = getattr(loaded, name)
@@ -145,5 +146,6 @@ def _unpack(batch: pa.Table) -> tuple[int, Loaded, str]:
         for name, dtype in (("pictures", np.uint8), ("moments", np.float32))
     )
     skipped = [(name, reason) for name, reason in head["skipped"]]
-    loaded = Loaded(head["names"], head["labels"], skipped, pictures, moments, batch["images"][0].as_py())
+    images, captions = batch["images"][0].as_py(), head["captions"]
+    loaded = Loaded(head["names"], head["labels"], skipped, pictures, moments, images, captions)
     return head["index"], loaded, batch["error"][0].as_py()

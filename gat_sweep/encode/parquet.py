@@ -197,6 +197,35 @@ def parquet_rows(source: Source, unit: Unit) -> Iterator[bytes]:
         yield content.as_py() or b""
 
 
+def text_columns(table: str) -> list[str]:
+    """Columns of a parquet file that hold text, or lists of text."""
+    return [field.name for field in _parquet(table).schema_arrow if _text_type(field.type) is not None]
+
+
+def text_values(table: str, column: str) -> list[list[bytes | None]]:
+    """Texts of each row of a column of text or of lists of text, as bytes, which need not be UTF-8.
+
+    A row that is null has no texts. Raises UserError when the file lacks the column or cannot be read.
+    """
+    if column not in text_columns(table):
+        raise UserError(f"{table} has no column of text '{column}', which other files have; name files of one data set")
+    values = _read(_parquet(table), table, column)
+    plain = _text_type(values.type)
+    if plain is None or not pa.types.is_nested(plain):
+        if pa.types.is_dictionary(values.type):
+            values = values.cast(plain)
+        return [[] if text is None else [text] for text in values.cast(pa.large_binary()).to_pylist()]
+    return [texts or [] for texts in values.cast(pa.large_list(pa.large_binary())).to_pylist()]
+
+
+def _text_type(kind: pa.DataType) -> pa.DataType | None:
+    """Type of the values of a column of text or of lists of text, without a dictionary; None for another column."""
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    lists = pa.types.is_list(plain) or pa.types.is_large_list(plain)
+    inner = plain.value_type if lists else plain
+    return plain if pa.types.is_string(inner) or pa.types.is_large_string(inner) else None
+
+
 def folder_tables(folder: Path) -> list[str]:
     """Parquet files of a folder: at its top, or below it as in a clone from Hugging Face (data/train-*.parquet).
 

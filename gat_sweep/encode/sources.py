@@ -4,7 +4,7 @@ No module that reads imports torch: there are many reader processes, and without
 """
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from gat_sweep.encode.cifar import cifar_files, cifar_rows, plan_cifar
 from gat_sweep.encode.folder import plan_folder
 from gat_sweep.encode.latents import load_moments
 from gat_sweep.encode.parquet import check_one_split, folder_tables, parquet_rows, plan_parquet
-from gat_sweep.encode.units import Plan, Source, Unit
+from gat_sweep.encode.units import NO_CAPTION, Plan, Source, Unit
 from gat_sweep.errors import UserError
 
 
@@ -30,6 +30,7 @@ class Loaded:
     pictures: np.ndarray | None  # [n, 3, size, size] uint8; None when n is 0
     moments: np.ndarray | None  # [n, 2C, Y, X] float32: mean, then std
     images: list[bytes]  # the pictures as PNG, if they are stored
+    captions: Sequence[Sequence[str]] = ()  # of each image, at least one; () for data without captions
 
 
 def plan_images(images: str, shard_size: int, label_column: str | None = None, links: bool = False) -> Plan:
@@ -65,14 +66,18 @@ def plan_images(images: str, shard_size: int, label_column: str | None = None, l
 def read_unit(source: Source, unit: Unit, size: int, as_png: bool = False) -> Loaded:
     """Pictures of a unit, cropped to `size`, and its latents; with as_png also the pictures as PNG files.
 
-    Raises UserError when a file cannot be read from disk; a damaged picture is only skipped.
+    Skips damaged pictures and, where there are captions, pictures without one.
+    Raises UserError when a file cannot be read from disk.
     """
     names, labels, skipped = [], [], []
+    captions: list[Sequence[str]] = []
     pictures: list[np.ndarray] = []
     moments: list[np.ndarray] = []
     with decoding():
-        for name, label, data in zip(unit.names, unit.labels, _pictures(source, unit), strict=True):
+        for i, (name, label, data) in enumerate(zip(unit.names, unit.labels, _pictures(source, unit), strict=True)):
             try:
+                if unit.captions and not unit.captions[i]:
+                    raise Unusable(NO_CAPTION)
                 picture = None if data is None else load_square(data, size)
                 if source.kind == "latents":
                     moments.append(load_moments(source.root, name, source.latent))
@@ -83,6 +88,8 @@ def read_unit(source: Source, unit: Unit, size: int, as_png: bool = False) -> Lo
                 pictures.append(picture)
             names.append(name)
             labels.append(label)
+            if unit.captions:
+                captions.append(unit.captions[i])
     return Loaded(
         names,
         labels,
@@ -90,6 +97,7 @@ def read_unit(source: Source, unit: Unit, size: int, as_png: bool = False) -> Lo
         np.stack(pictures) if pictures else None,
         np.stack(moments) if moments else None,
         [png(picture) for picture in pictures] if as_png else [],
+        captions,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from gat_sweep.errors import UserError
 
 NO_LABELS = "dataset.json has no labels: encoded without classes"
+NO_CAPTION = "no caption"  # why a picture is skipped
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Unit:
     names: Sequence[str]  # files relative to the root; for parquet and cifar file:row, rows in order, from one file
     labels: Sequence[int]
     pictures: Sequence[str] = ()  # latents: the files of their pictures
+    captions: Sequence[Sequence[str]] = ()  # of each image, possibly none; () for data without captions
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Digest of names, labels and their division into units, 12 hex digits."""
+        """Digest of names, labels, captions and their division into units, 12 hex digits."""
         digest = hashlib.sha256(json.dumps([self.source.kind, self.classes]).encode())
         for unit in self.units:
             digest.update(json.dumps([unit.names, unit.labels, unit.pictures]).encode())
+            if unit.captions:
+                digest.update(json.dumps(unit.captions).encode())
         return digest.hexdigest()[:12]
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.captions import condition
+from gat_sweep.data.condition import condition
 from gat_sweep.data.dataset import Dataset
 from gat_sweep.data.tokenizer import Tokenizer
 from gat_sweep.gat.condition import Condition

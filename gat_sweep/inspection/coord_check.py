@@ -20,7 +20,7 @@ from torch import Tensor
 from analysis.coord_check import RULES, Changes, report
 from analysis.figures.coord_check import plot
 from gat_sweep.config import Size, TrialConfig
-from gat_sweep.data.captions import captioned, condition, trial_encoder
+from gat_sweep.data.condition import captioned, condition, trial_encoder
 from gat_sweep.data.dataset import Dataset, check_needs, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import write

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gat_sweep.config import PLACES, TrialConfig
-from gat_sweep.data.captions import captioned, trial_encoder
+from gat_sweep.data.condition import captioned, trial_encoder
 from gat_sweep.data.dataset import Dataset, dataset_decoder
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place

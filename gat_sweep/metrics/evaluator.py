@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.captions import captioned, condition, trial_encoder
+from gat_sweep.data.condition import captioned, condition, trial_encoder
 from gat_sweep.data.dataset import Dataset, check_needs, dataset_decoder
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place

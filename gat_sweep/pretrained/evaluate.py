@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.captions import trial_encoder
+from gat_sweep.data.condition import trial_encoder
 from gat_sweep.data.dataset import Dataset, check_needs, dataset_decoder, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place

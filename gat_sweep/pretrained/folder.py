@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.captions import captioned, trial_encoder
+from gat_sweep.data.condition import captioned, trial_encoder
 from gat_sweep.data.dataset import Dataset, Encoded
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write

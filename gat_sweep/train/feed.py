@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from gat_sweep.config import TrialConfig
-from gat_sweep.data.captions import captioned, condition, trial_encoder
+from gat_sweep.data.condition import captioned, condition, trial_encoder
 from gat_sweep.data.dataset import Dataset
 from gat_sweep.data.loader import Loader
 from gat_sweep.data.sampler import share

@@ -26,7 +26,7 @@ def test_a_zip_of_class_folders_is_read_as_the_folder(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "train.zip", files | {"a/notes.txt": b"", "__MACOSX/a/._0.png": b"", "a/.x.png": b""})
     ours, theirs = (plan_images(images, 10) for images in (archive, str(tmp_path / "folder")))
     assert (ours.classes, names(ours), ours.digest) == (theirs.classes, names(theirs), theirs.digest)
-    assert ours.notes[1:] == ("not read: 1 other file (1 .txt)",)
+    assert ours.notes[1:] == ("not pictures: 1 other file (1 .txt)",)
     pixels = [read_unit(plan.source, plan.units[0], 16).pictures for plan in (ours, theirs)]
     assert pixels[0] is not None and np.array_equal(pixels[0], pixels[1])
 

@@ -167,7 +167,7 @@ def test_what_a_folder_holds_besides_is_counted(tmp_path: Path) -> None:
     plan = plan_images(str(root), 10)
     assert plan.classes == ("a", "b")
     assert plan.notes[1:] == (
-        "not read: 4 other files (2 .txt, 1 .gif, 1 without suffix)",
+        "not pictures: 4 other files (2 .txt, 1 .gif, 1 without suffix)",
         "not read: 1 link to folders, such as a/more (--follow-links reads them)",
     )
     (root / "c").symlink_to(elsewhere)
@@ -198,7 +198,7 @@ def test_links_that_lead_back_are_refused_and_links_of_files_are_followed_on_req
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        (["c0.zip"], r"no pictures .*not read: 1 other file \(1 \.zip\)"),
+        (["c0.zip"], r"no pictures .*not pictures: 1 other file \(1 \.zip\)"),
         (["data/a.parquet", "other/b.parquet"], "has parquet files in .*data, .*other; name one"),
         (["data/a.parquet", "cover.png"], "has parquet files and pictures, such as cover.png"),
         (["train/a/1.png", "val/a/1.png"], "has the splits train, val; name one"),

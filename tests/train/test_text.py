@@ -9,7 +9,7 @@ import torch
 from helpers.trials import CPU, assert_same_state, rows, text_config, text_trial
 
 from gat_sweep.compute import iteration_flops
-from gat_sweep.data.captions import captioned, condition, trial_encoder
+from gat_sweep.data.condition import captioned, condition, trial_encoder
 from gat_sweep.data.dataset import check_needs, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.gat.condition import Captions
