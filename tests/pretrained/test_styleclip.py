@@ -17,8 +17,9 @@ from gat_sweep.data.tokenizer import Pixels
 from gat_sweep.gat.generator import Generator
 from gat_sweep.pretrained.card import About
 from gat_sweep.pretrained.edit import Edit, edit_command
-from gat_sweep.pretrained.folder import save_pretrained
+from gat_sweep.pretrained.folder import from_pretrained, save_pretrained
 from gat_sweep.pretrained.sample import Request
+from gat_sweep.pretrained.sheet import labelled_sheet
 from gat_sweep.pretrained.styleclip import Optimisation, Sight, optimised, text_direction
 from gat_sweep.text import silent
 from gat_sweep.vision.clip import Clip
@@ -92,6 +93,14 @@ def test_the_first_step_goes_down_the_gradient(generator: Generator, clip: Clip)
     assert torch.allclose(path.w[1, 0] - w, 0.01 * gradient.sign(), atol=1e-4)
 
 
+def test_the_rate_falls_to_the_end(generator: Generator, clip: Clip) -> None:
+    """Adam's steps are about as long as the rate; the last of six has a quarter of it."""
+    w, text = some_styles(generator, 2), clip.texts(["a dog"])[0]
+    path = optimised(sight(generator, clip), w, None, text, Optimisation("a dog", 6, 0.02, 0.0), silent)
+    steps = path.w[:, 0].diff(dim=0).abs().amax(dim=(1, 2))
+    assert path.kept == list(range(7)) and steps[:4].min() > 0.01 and 0.002 < steps[-1] < 0.008
+
+
 def test_a_huge_keep_keeps_w_at_its_start(generator: Generator, clip: Clip) -> None:
     w, text = some_styles(generator, 2), clip.texts(["a cat"])[0]
     ends = {
@@ -157,6 +166,12 @@ def test_the_files_of_an_optimisation(tmp_path: Path, folder: Path, clip_folder:
     assert report["directions"]["text"]["cosine_after"] == pytest.approx(sum(path["cosine"][-1]) / 2, abs=1e-5)
     step = load_file(tmp_path / "cat" / "directions.safetensors")["text"]
     assert torch.allclose(step, (w["w"][-1, 1] - w["w"][0, 1]).mean(dim=0), atol=1e-6) and step.any()
+    generator = from_pretrained(folder).generator
+    with torch.no_grad():  # rows are pictures, columns are iterations
+        columns = [Pixels(1).decode(generator.synthesize(styles)[-1]) for styles in w["w"]]
+    rows = torch.cat([column[i : i + 1] for i in range(2) for column in columns])
+    sheet = labelled_sheet(rows, 5, "a cat: after so many iterations", ["0", "1", "2", "3", "4"])
+    assert (tmp_path / "cat" / "text.png").read_bytes() == sheet
     gat(*command, "--rate", 0.2, "--layers", "1-2", "--out", tmp_path / "again")
     names = sorted(file.name for file in (tmp_path / "cat").iterdir())
     assert names == ["directions.safetensors", "edit.json", "path.json", "path.safetensors", "text.png"]

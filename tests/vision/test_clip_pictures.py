@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.clips import SIDE, clip_tokenizer, save_clip
+from helpers.clips import POSITIONS, SIDE, clip_tokenizer, save_clip
+from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPModel
 
 from gat_sweep.errors import UserError
@@ -51,6 +52,22 @@ def test_embeddings_are_the_librarys(folder: Path) -> None:
     assert torch.allclose(clip.texts(TEXTS), expected.text_embeds, atol=1e-5)
     assert torch.allclose(clip.texts(TEXTS).norm(dim=1), torch.ones(2))
     assert (expected.image_embeds[0] - expected.image_embeds[1]).abs().max() > 0.01
+
+
+def test_a_file_as_openai_wrote_it(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Half precision, positions that the library no longer reads, and the old number of the end token."""
+    save_clip(tmp_path, end=2)
+    weights = {name: tensor.half() for name, tensor in load_file(tmp_path / "model.safetensors").items()}
+    weights["text_model.embeddings.position_ids"] = torch.arange(POSITIONS)[None]
+    weights["vision_model.embeddings.position_ids"] = torch.arange(17)[None]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    capsys.readouterr()
+    old, pictures = Clip(str(tmp_path)), some_pictures(SIDE, SIDE)
+    assert capsys.readouterr() == ("", "")
+    new = Clip(str(folder))
+    assert old.pictures(pictures).dtype == torch.float32
+    assert torch.allclose(old.pictures(pictures), new.pictures(pictures), atol=1e-2)
+    assert torch.allclose(old.texts(TEXTS), new.texts(TEXTS), atol=1e-2)
 
 
 def test_gradients_reach_the_pictures_alone(folder: Path) -> None:
