@@ -132,8 +132,8 @@ def optimised(sight: Sight, w_BD: Tensor, y: Condition, text_E: Tensor, options:
                 adam.step()
                 eta.add(1)
         parts.append([torch.stack(values) for values in (styles, shown, cosines, distances)])
-    w, pictures, cosine, distance = zip(*parts, strict=True)
-    return Path(kept, torch.cat(w, 2), torch.cat(pictures, 1), torch.cat(cosine, 1), torch.cat(distance, 1))
+    w, shown, cosines, distances = (list(values) for values in zip(*parts, strict=True))
+    return Path(kept, torch.cat(w, 2), torch.cat(shown, 1), torch.cat(cosines, 1), torch.cat(distances, 1))
 
 
 def styleclip(
