@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from gat_sweep.compute import iteration_flops, online_teacher, step_flops
+from gat_sweep.compute import iteration_flops, online_teacher, step_flops, text_encoder_cost
 from gat_sweep.config import TrialConfig
 from gat_sweep.gat import flops
 from gat_sweep.gat.memory import Job, Memory
@@ -49,6 +49,8 @@ def memory_job(config: TrialConfig, batch: int, on_cpu: bool) -> Job:
     precisions = config.train.precision, discriminator_precision(config)
     teacher = online_teacher(config)
     params = teacher.params if teacher else 0
+    if text := config.text:
+        params += text_encoder_cost(text.name, text.folder, text.tokens).params
     return Job(*specs, *parameter_counts(config), batch, *precisions, on_cpu, compiles(config, on_cpu), params)
 
 

@@ -51,6 +51,9 @@ class Tokenizer(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures, uint8 [N, 3, h, w], of latents [N, C, Y, X] in the units of training."""
 
+    def decode_values(self, latents: Tensor) -> Tensor:
+        """The same before rounding: values from 0 to 255, with gradients to the latents."""
+
 
 class Pixels:
     """Pixels in [-1, 1] as latents, without noise."""
@@ -63,8 +66,10 @@ class Pixels:
         return mean, torch.zeros_like(mean)
 
     def decode(self, latents: Tensor) -> Tensor:
-        pictures = ((latents.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return pictures.expand(-1, 3, -1, -1)
+        return self.decode_values(latents.detach()).round().to(torch.uint8)
+
+    def decode_values(self, latents: Tensor) -> Tensor:
+        return _values(latents).expand(-1, 3, -1, -1)
 
 
 class Dct:
@@ -109,9 +114,13 @@ class Dct:
 
     def decode(self, latents: Tensor) -> Tensor:
         """See Tokenizer."""
+        return self.decode_values(latents.detach()).round().to(torch.uint8)
+
+    def decode_values(self, latents: Tensor) -> Tensor:
+        """See Tokenizer."""
         raw = latents.float() / self.identity.scale
-        values = F.conv_transpose2d(raw, self.basis.to(latents.device), stride=self.block)
-        return ((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(-1, 3, -1, -1)
+        decoded = F.conv_transpose2d(raw, self.basis.to(latents.device), stride=self.block)
+        return _values(decoded).expand(-1, 3, -1, -1)
 
 
 class Vae:
@@ -145,21 +154,22 @@ class Vae:
                 f"pictures of {height}x{width} do not fit the VAE '{self.identity.source}'; "
                 f"give a --size that is a multiple of {self.identity.factor}"
             )
-        with _exactly(self.model.device):
+        with torch.no_grad(), _exactly(self.model.device):
             posterior = self.model.encode(pictures.to(self.model.device).float() / 127.5 - 1).latent_dist
             return posterior.mean, posterior.std
 
     def decode(self, latents: Tensor) -> Tensor:
         """See Tokenizer."""
-        identity = self.identity
-        side = latents.shape[-1] * identity.factor
-        raw = latents.to(self.model.device).float() / identity.scale + identity.shift
-        pictures = []
+        side = latents.shape[-1] * self.identity.factor
+        with torch.no_grad():
+            parts = latents.split(max(1, DECODED_PIXELS // side**2))
+            return torch.cat([self.decode_values(part).round().to(torch.uint8) for part in parts])
+
+    def decode_values(self, latents: Tensor) -> Tensor:
+        """See Tokenizer. All pictures are decoded at once. The backward pass has the caller's precision of products."""
+        raw = latents.to(self.model.device).float() / self.identity.scale + self.identity.shift
         with _exactly(self.model.device, self.tf32):
-            for part in raw.split(max(1, DECODED_PIXELS // side**2)):
-                values = self.model.decode(part).sample
-                pictures.append(((values.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
-        return torch.cat(pictures)
+            return _values(self.model.decode(raw).sample)
 
 
 def load_tokenizer(source: str, device: torch.device | str = "cpu", channels: int = 3, tf32: bool = False) -> Tokenizer:
@@ -249,6 +259,11 @@ def load_decoder(
     return decoder
 
 
+def _values(pictures: Tensor) -> Tensor:
+    """Values from 0 to 255 of pictures in [-1, 1]."""
+    return (pictures.clamp(-1, 1) + 1) * 127.5
+
+
 def _digest(model: Any) -> str:
     """Digest of all weights and of the config fields that do not show in the names and shapes of the weights."""
     shown = {key: model.config[key] for key in DIGESTED_FIELDS} | {"weights": weights_digest(model)}
@@ -262,7 +277,7 @@ def _exactly(device: torch.device, tf32: bool = False) -> Iterator[None]:
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False), convolutions:
+        with torch.autocast(device.type, enabled=False), convolutions:
             yield
     finally:
         torch.set_float32_matmul_precision(precision)

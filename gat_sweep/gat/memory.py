@@ -26,7 +26,7 @@ class Memory:
     checkpointed: blocks of G that are recomputed in the backward pass.
     """
 
-    weights: int  # both networks, gradients, AdamW's moments, EMA, low-precision copies; the teacher
+    weights: int  # both networks, gradients, AdamW's moments, EMA, low-precision copies; frozen networks
     activations_g: int
     activations_d: int
     chunk: int
@@ -60,7 +60,7 @@ class Job:
     precision_d: str  # of D in its own step
     on_cpu: bool
     compiled: bool
-    params_teacher: int = 0  # of a teacher that runs in training
+    params_frozen: int = 0  # of a teacher and a text encoder that run in training
 
     def memory(self, chunk: int, checkpointed: int) -> Memory:
         """Peak bytes of an iteration, for given choices.
@@ -70,7 +70,7 @@ class Job:
         g, d = self.generator, self.discriminator
         low = 2 if self.precision == "bfloat16" else 0
         # Averaging over workers needs no memory of its own: the gradients live in the buckets.
-        weights = self.params_g * (4 + 4 + 8 + 4 + low) + self.params_d * (4 + 4 + 8 + low) + self.params_teacher * 4
+        weights = self.params_g * (4 + 4 + 8 + 4 + low) + self.params_d * (4 + 4 + 8 + low) + self.params_frozen * 4
         tokens_g = g.tokens + g.text_tokens
         block_g = block_bytes(g, tokens_g, self.precision, self.on_cpu, self.compiled)
         block_d = block_bytes(d, d.tokens + 1, self.precision_d, self.on_cpu, self.compiled)

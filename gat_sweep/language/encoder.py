@@ -28,6 +28,7 @@ class TextEncoder(Protocol):
 
     identity: TextIdentity
     flops: int  # of one caption
+    params: int
 
     def ids(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids of captions, int32 [n, N] with PADDING behind them, and [n] bool: True where tokens were cut."""

@@ -4,7 +4,8 @@ import torch
 
 from gat_sweep.errors import UserError
 from gat_sweep.language.encoder import TextEncoder, TextIdentity
-from gat_sweep.language.wordllama import WORDLLAMA, WordLlama
+from gat_sweep.language.flops import WORDLLAMA
+from gat_sweep.language.wordllama import WordLlama
 from gat_sweep.text import nearest
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from gat_sweep.errors import UserError
 from gat_sweep.gat.condition import Captions
 from gat_sweep.language.encoder import TextIdentity, padded_ids
+from gat_sweep.language.flops import WORDLLAMA
 
-WORDLLAMA = "wordllama"
 TABLE = "weights/l2_supercat_256.safetensors"
 TOKENIZER = "tokenizers/l2_supercat_tokenizer_config.json"
 TOKENS = 16  # of a caption, unless asked otherwise
@@ -40,6 +40,7 @@ class WordLlama:
         self._tokenizer.no_truncation()
         table = load_file(folder / TABLE)["embedding.weight"]
         self.table = table.float().to(device)
+        self.params = self.table.numel()
         self.identity = TextIdentity(
             name=WORDLLAMA,
             tokenizer=_digest((folder / TOKENIZER).read_bytes()),

@@ -200,6 +200,14 @@ class Evaluator:
             return []
         return self.dataset.caption_texts(self.order[start : start + count], self.draws[start : start + count])
 
+    def _clip_scores(self, pictures: Tensor, captions: list[str]) -> Tensor:
+        """CLIP score [n] of each picture with its caption."""
+        from gat_sweep.vision.clip import clip_scores
+
+        assert self.clip is not None
+        with torch.no_grad():
+            return clip_scores(self.clip.pictures(pictures), self.clip.texts(captions))
+
     def _real_features(self, count: int) -> Tensor:
         """Features [count, F] of the real pictures of the first samples."""
         parts = []
@@ -223,8 +231,7 @@ class Evaluator:
                 pictures = self.samples(ema, start)
                 chunk = self.extractor(pictures)
                 if scored:
-                    assert self.clip is not None
-                    scores = self.clip.scores(pictures, self.captions(start))
+                    scores = self._clip_scores(pictures, self.captions(start))
                     chunk = torch.cat([chunk, scores[:, None]], dim=1)
                 mine[i, : len(chunk)] = chunk
             eta.add(min(CHUNK * self.world, n - i * self.world * CHUNK))

@@ -4,21 +4,26 @@
     NAME.png                  a figure for each direction: a row for each picture, a column for each strength
     edit.json                 the request, the weights, and figures of the directions; written last
 
-Directions are the principal components of w (GANSpace, arXiv 2004.02546), the way from one class to another, or those
-of a file. A strength of 1 is one standard deviation of w along a component, or the whole way between two classes.
+Directions are the principal components of w (GANSpace, arXiv 2004.02546), the way from one class to another, the way
+from one text to another, or those of a file. A strength of 1 is one standard deviation of w along a component or a way
+between texts, or the whole way between two classes. With `optimise`, the pictures follow a text instead (StyleCLIP):
+
+    text.png              a row for each picture, a column every few iterations
+    path.json             loss, cosine and distance by iteration and picture
+    path.safetensors      w [columns, blocks, pictures, D] of the columns
+
+Its only direction is the mean of the pictures' steps.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from gat_sweep.data.tokenizer import Tokenizer, load_decoder
@@ -28,30 +33,30 @@ from gat_sweep.files.storage import Place, write
 from gat_sweep.files.weights import weights_digest
 from gat_sweep.gat.condition import Condition
 from gat_sweep.gat.generator import Generator
+from gat_sweep.pretrained.directions import FILE, Direction, read_directions, write_directions
 from gat_sweep.pretrained.folder import check_new
 from gat_sweep.pretrained.sample import Given, Request, checked, codes, encoded_texts, opened, styled
+from gat_sweep.pretrained.styleclip import (
+    Optimisation,
+    Sight,
+    check_optimisation,
+    moved,
+    styleclip,
+    text_direction,
+)
 from gat_sweep.text import Eta, Say, silent
 
-FILE = "directions.safetensors"
-ENTRY = "gat_sweep_directions"  # of its metadata
 STYLES = 4096  # styles at once
-
-
-@dataclass(frozen=True)
-class Direction:
-    """A step of w; strength 1 adds `vector` [D]."""
-
-    name: str
-    vector: Tensor
-    about: str  # for the figure
+TEXT_SAMPLES = 256  # styles for a direction of texts, unless asked otherwise; each is a picture with its gradient
 
 
 @dataclass(frozen=True)
 class Edit:
-    """Options of an edit. One of ganspace, between and file says which directions.
+    """Options of an edit. One of ganspace, between, file, texts and optimise says which directions.
 
-    ganspace: number of principal components. samples: styles that they are computed from.
+    ganspace: number of principal components. samples: styles that they, or a direction of texts, are computed from.
     between: two classes. file: directions.safetensors of another edit.
+    texts: the way from one text to another. optimise: towards one text. clip: hub id or folder of a CLIP, for both.
     names: of the file's directions (default: all).
     strengths: of the columns. layers: first and last block that the edit reaches, from 0 (default: all).
     pictures: rows of a figure.
@@ -60,6 +65,9 @@ class Edit:
     ganspace: int | None = None
     between: tuple[int, int] | None = None
     file: Path | None = None
+    texts: tuple[str, str] | None = None
+    optimise: Optimisation | None = None
+    clip: str | None = None
     names: tuple[str, ...] = ()
     samples: int = 10_000
     strengths: tuple[float, ...] = (-3, -2, -1, 0, 1, 2, 3)
@@ -95,12 +103,20 @@ def edit_command(
     given = encoded_texts(request, pretrained, encoder, device, say) or classes
     digest = weights_digest(generator)
     generator.to(device).eval().requires_grad_(False)
-    directions, facts = _directions(generator, edit, request, given, digest, say)
-    z, y = codes(request, generator.spec, given, range(edit.pictures))
-    w_BD = styled(generator, request, z, y)
+    sight = _sight(edit, generator, decoder, request.batch, device)
+    z_BZ, y = codes(request, generator.spec, given, range(edit.pictures))
+    w_BD = styled(generator, request, z_BZ, y)
+    figures: dict[str, bytes] = {}
+    if edit.optimise is not None:
+        assert sight is not None
+        figures, step_D, numbers = styleclip(sight, w_BD, y, edit.optimise, digest, say)
+        directions, facts = [Direction("text", step_D, f"mean step to: {edit.optimise.text}")], {"text": numbers}
+    else:
+        directions, facts = _directions(generator, edit, request, given, digest, sight, say)
 
-    figures, eta = {}, Eta(say, "figures", len(directions))
-    for direction in directions:
+    drawn = directions if edit.optimise is None else []  # a path has its own figure
+    eta = Eta(say, "figures", len(drawn))
+    for direction in drawn:
         pictures = edited_pictures(generator, decoder, w_BD, y, direction, edit, request.batch)
         heads = [f"{strength:+g}" if strength else "0" for strength in edit.strengths]
         figures[f"{direction.name}.png"] = labelled_sheet(pictures, len(edit.strengths), direction.about, heads)
@@ -110,6 +126,7 @@ def edit_command(
         "training": pretrained.about.training,
         "weights": digest,
         **{key: str(value) if isinstance(value, Path) else value for key, value in asdict(edit).items()},
+        "clip": {"source": edit.clip, "digest": sight.clip.digest} if sight else None,
         **{key: getattr(request, key) for key in ("seed", "classes", "texts", "psi", "guidance")},
         "directions": facts,
         "gat_sweep": version("gat-sweep"),
@@ -134,13 +151,6 @@ def principal_components(w_ND: Tensor, count: int) -> tuple[Tensor, Tensor]:
     largest = vectors.gather(1, vectors.abs().argmax(dim=1, keepdim=True))
     steps = vectors * largest.sign() * values.sqrt()[:, None]
     return steps[:count].float(), (values / values.sum().clamp(min=1e-30))[:count].float()
-
-
-def moved(w_BD: Tensor, vector_D: Tensor, strength: float, layers: tuple[int, int], depth: int) -> Tensor:
-    """Styles [depth, B, D] of edited pictures: w + strength * vector in the blocks from layers[0] to layers[1]."""
-    inside = torch.zeros(depth, 1, 1, device=w_BD.device)
-    inside[layers[0] : layers[1] + 1] = strength
-    return w_BD + inside * vector_D
 
 
 def edited_pictures(
@@ -168,36 +178,6 @@ def edited_pictures(
     return torch.stack(columns, dim=1).flatten(0, 1)
 
 
-def write_directions(file: Place, directions: list[Direction], digest: str) -> None:
-    """Writes directions with the digest of the generator's weights, in whose w alone they mean something."""
-    about = {"weights": digest, "about": {direction.name: direction.about for direction in directions}}
-    # One entry: safetensors writes several in any order, and the same edit gives the same bytes.
-    write(file, save({d.name: d.vector.cpu().contiguous() for d in directions}, {ENTRY: json.dumps(about)}))
-
-
-def read_directions(file: Path, digest: str, width: int) -> list[Direction]:
-    """Directions of a file, in its order. Raises UserError when it is damaged or belongs to other weights."""
-    try:
-        with safe_open(file, "pt") as opened_file:
-            metadata = opened_file.metadata() or {}
-            tensors = {name: opened_file.get_tensor(name) for name in opened_file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"--direction {file}: no such file; give {FILE} of an edit") from None
-    except (SafetensorError, OSError):
-        raise UserError(f"--direction {file} is not a safetensors file; give {FILE} of an edit") from None
-    try:
-        described = json.loads(metadata[ENTRY])
-        weights, about = str(described["weights"]), dict(described["about"])
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"--direction {file} holds no directions; give {FILE} of an edit") from None
-    if weights != digest:
-        raise UserError(f"--direction {file} is of other weights ({weights}, these are {digest}); make it again")
-    for name, vector in tensors.items():
-        if vector.shape != (width,) or not vector.isfinite().all():
-            raise UserError(f"--direction {file}: '{name}' is not a direction of {width} finite numbers; make it again")
-    return [Direction(name, vector, about.get(name, name)) for name, vector in tensors.items()]
-
-
 def _check(edit: Edit, generator: Generator) -> None:
     """Raises UserError when an edit does not fit the generator."""
     spec = generator.spec
@@ -212,23 +192,41 @@ def _check(edit: Edit, generator: Generator) -> None:
             raise UserError(f"--between {edit.between[0]},{edit.between[1]}: give {there_are}")
     if edit.layers is not None and not 0 <= edit.layers[0] <= edit.layers[1] < spec.depth:
         raise UserError(f"--layers {edit.layers[0]}-{edit.layers[1]}: the blocks are 0 to {spec.depth - 1}")
+    if edit.texts is not None and edit.samples < 2:
+        raise UserError(f"--samples {edit.samples}: a direction of texts needs 2 or more; give {TEXT_SAMPLES}")
+    if edit.texts is not None and not all(text.strip() for text in edit.texts):
+        raise UserError("--from-text and --to-text: a text is empty; give both")
+    if edit.optimise is not None:
+        check_optimisation(edit.optimise)
     if edit.pictures < 1:
         raise UserError(f"--pictures {edit.pictures}: give 1 or more")
     if not edit.strengths or not all(map(math.isfinite, edit.strengths)):
         raise UserError("--strengths: give numbers with commas, such as -2,0,2")
 
 
+def _sight(edit: Edit, generator: Generator, decoder: Tokenizer, batch: int, device: torch.device) -> Sight | None:
+    """What shows pictures to CLIP, for an edit that needs it. Raises UserError when the CLIP cannot be loaded."""
+    if edit.texts is None and edit.optimise is None:
+        return None
+    assert edit.clip is not None, "an edit by text needs a CLIP"
+    from gat_sweep.vision.clip import Clip  # imports transformers, which takes seconds
+
+    return Sight(generator, decoder, Clip(edit.clip, device), edit.layers or (0, generator.spec.depth - 1), batch)
+
+
 def _directions(
-    generator: Generator, edit: Edit, request: Request, given: Given, digest: str, say: Say
+    generator: Generator,
+    edit: Edit,
+    request: Request,
+    given: Given,
+    digest: str,
+    sight: Sight | None,
+    say: Say,
 ) -> tuple[list[Direction], dict[str, Any]]:
     """The directions of an edit, and figures of each by name."""
     if edit.ganspace is not None:
-        w_ND, eta = [], Eta(say, "styles", edit.samples)
-        for start in range(0, edit.samples, STYLES):
-            part = range(start, min(start + STYLES, edit.samples))
-            w_ND.append(styled(generator, request, *codes(request, generator.spec, given, part)))
-            eta.add(len(part))
-        steps, shares = principal_components(torch.cat(w_ND), edit.ganspace)
+        w_ND = torch.cat([w_BD for w_BD, _ in _styles(generator, edit, request, given, STYLES, say)])
+        steps, shares = principal_components(w_ND, edit.ganspace)
         found = [
             Direction(f"component-{i}", step, f"component {i}: {share:.1%} of the variance of w, in deviations")
             for i, (step, share) in enumerate(zip(steps, shares.tolist(), strict=True), start=1)
@@ -242,6 +240,12 @@ def _directions(
         return [Direction(name, way, f"from class {start} to class {end}")], {
             name: {"length": round(way.norm().item(), 6)}
         }
+    if edit.texts is not None:
+        assert sight is not None
+        styles = _styles(generator, edit, request, given, request.batch, say)
+        vector, numbers = text_direction(sight, styles, *edit.texts)
+        before, after = edit.texts
+        return [Direction("text", vector, f"from '{before}' to '{after}', in deviations")], {"text": numbers}
     assert edit.file is not None
     found = read_directions(edit.file, digest, generator.spec.width)
     names = [direction.name for direction in found]
@@ -249,3 +253,15 @@ def _directions(
         if name not in names:
             raise UserError(f"--name {name}: {edit.file} has {', '.join(names)}")
     return [d for d in found if d.name in (edit.names or names)], {}
+
+
+def _styles(
+    generator: Generator, edit: Edit, request: Request, given: Given, batch: int, say: Say
+) -> Iterator[tuple[Tensor, Condition]]:
+    """The styles [B, D] that a direction is computed from, with their conditions, in batches."""
+    eta = Eta(say, "styles", edit.samples)
+    for start in range(0, edit.samples, batch):
+        part = range(start, min(start + batch, edit.samples))
+        z_BZ, y = codes(request, generator.spec, given, part)
+        yield styled(generator, request, z_BZ, y), y
+        eta.add(len(part))

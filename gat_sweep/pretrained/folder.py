@@ -263,11 +263,8 @@ def _parsed_spec(kind: type[Spec], class_name: str, content: bytes, file: Place)
             found = values.get("_class_name")
             kind_found = f"a {found}" if found else "something else"
             raise UserError(f"{file} describes {kind_found}, not a {class_name}; {EXPECTED}")
-        numbers = [
-            name.name
-            for name in fields(kind)
-            if name.name not in ("classes", "teacher_width", "text_width", "text_tokens")
-        ]
+        zeros = ("classes", "teacher_width", "text_width", "text_tokens")  # 0: the networks have none
+        numbers = [name.name for name in fields(kind) if name.name not in zeros]
         for name in numbers:
             if isinstance(values.get(name), int) and values[name] < 1:
                 raise UserError(f"{file}: {name} is {values[name]}; copy or export it again")

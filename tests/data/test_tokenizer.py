@@ -60,6 +60,26 @@ def test_pixels_come_back_exactly() -> None:
     assert torch.equal(pixels.decode(mean), pictures)
 
 
+@pytest.mark.parametrize("kind", ["pixels", "dct4", "dct4grey", "vae"])
+def test_values_before_rounding_have_gradients(tmp_path: Path, kind: str) -> None:
+    """Rounded they are the decoded pictures; their gradient is that of a small step."""
+    if kind == "vae":
+        save_vae(tmp_path, scaling_factor=0.5, shift_factor=0.25)
+    tokenizer = load_tokenizer(str(tmp_path) if kind == "vae" else kind)
+    random = torch.Generator().manual_seed(0)
+    latents = 0.1 * torch.randn(3, tokenizer.identity.channels, 8, 8, generator=random)
+    latents.requires_grad_()
+    values, pictures = tokenizer.decode_values(latents), tokenizer.decode(latents)
+    assert values.shape == pictures.shape and values.shape[1] == 3 and values.min() >= 0 and values.max() <= 255
+    assert torch.equal(values.round().to(torch.uint8), pictures) and not pictures.requires_grad
+    weight = torch.randn(values.shape, generator=random)
+    (gradient,) = torch.autograd.grad((values * weight).sum(), latents)
+    step = 1e-3 * gradient / gradient.norm()
+    with torch.no_grad():
+        change = ((tokenizer.decode_values(latents + step) - tokenizer.decode_values(latents - step)) * weight).sum()
+    assert change.item() == pytest.approx(2 * (gradient * step).sum().item(), rel=0.02)
+
+
 def test_the_digest_is_of_weights_and_arithmetic(tmp_path: Path) -> None:
     save_vae(tmp_path / "vae")
 

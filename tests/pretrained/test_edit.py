@@ -135,7 +135,7 @@ def test_directions_are_read_back_and_give_the_same_picture(tmp_path: Path, fold
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--ganspace", "2", "--between", "1,2"], "give one of --ganspace, --between and --direction"),
+        (["--ganspace", "2", "--between", "1,2"], "give one of --ganspace, --between, --direction"),
         ([], "give one of --ganspace"),
         (["--ganspace", "0"], "--ganspace 0: give 1 to"),
         (["--ganspace", "2", "--samples", "3"], "--samples 3: components of"),

@@ -299,7 +299,7 @@ def test_the_memory_model_meets_the_peaks_of_a_gpu(size: str, compiled: bool) ->
     measured = json.loads(Path("docs/gpu/2026-11-27-h200-b.json").read_text())["stages"][f"bench:{size}"]
     settings = {"model.generator": size, "model.discriminator": size, "workers.compile": compiled}
     job = memory_job(resolve(recipe("imagenet256"), settings), 64, on_cpu=False)
-    found = replace(job, params_teacher=0).memory(measured["plan"]["chunk"], 0).total / GIB
+    found = replace(job, params_frozen=0).memory(measured["plan"]["chunk"], 0).total / GIB
     assert found == pytest.approx(measured["compiled" if compiled else "eager"]["peak_allocated_gib"], rel=0.025)
 
 
