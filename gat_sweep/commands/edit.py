@@ -110,25 +110,25 @@ def edit(
     from gat_sweep.pretrained.styleclip import Optimisation
     from gat_sweep.train.device import chosen_device
 
-    texts = None if from_text is None or to_text is None else (from_text, to_text)
-    if texts is None and (from_text is not None or to_text is not None):
+    from_to = None if from_text is None or to_text is None else (from_text, to_text)
+    if from_to is None and (from_text is not None or to_text is not None):
         raise UserError("--from-text and --to-text belong together; give both")
-    if sum(given is not None for given in (ganspace, between, direction, styleclip, texts)) != 1:
+    if sum(given is not None for given in (ganspace, between, direction, styleclip, from_to)) != 1:
         raise UserError(
             "give one of --ganspace, --between, --direction, --styleclip, and --from-text with --to-text: where the "
             "directions come from"
         )
     for option, value, needs, there in [
-        ("--samples", samples, "--ganspace or --from-text", (ganspace, texts)),
+        ("--samples", samples, "--ganspace or --from-text", (ganspace, from_to)),
         ("--name", names or None, "--direction", (direction,)),
         ("--iterations", iterations, "--styleclip", (styleclip,)),
         ("--rate", rate, "--styleclip", (styleclip,)),
         ("--keep", keep, "--styleclip", (styleclip,)),
-        ("--clip", clip, "--styleclip or --from-text", (styleclip, texts)),
+        ("--clip", clip, "--styleclip or --from-text", (styleclip, from_to)),
     ]:
         if value is not None and not any(one is not None for one in there):
             raise UserError(f"{option} needs {needs}; add it, or leave {option} out")
-    if clip is None and (styleclip is not None or texts is not None):
+    if clip is None and (styleclip is not None or from_to is not None):
         raise UserError("an edit by text needs a CLIP; add --clip with a hub id or a folder")
     if strengths is not None and styleclip is not None:
         raise UserError("--strengths does not go with --styleclip, whose columns are iterations; leave it out")
@@ -140,11 +140,11 @@ def edit(
         ganspace=ganspace,
         between=ends,
         file=direction,
-        texts=texts,
+        from_to=from_to,
         optimise=None if styleclip is None else Optimisation(styleclip, **chosen),
         clip=clip,
         names=names,
-        samples=(10_000 if texts is None else TEXT_SAMPLES) if samples is None else samples,
+        samples=(10_000 if from_to is None else TEXT_SAMPLES) if samples is None else samples,
         strengths=_numbers(usual if strengths is None else strengths),
         layers=_pair(layers, "-", "--layers", "the first and the last block, such as 0-5") if layers else None,
         pictures=pictures,

@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gat_sweep.errors import UserError
-from gat_sweep.files.storage import write
+from gat_sweep.files.storage import Place, write
 
 FILE = "directions.safetensors"
 ENTRY = "gat_sweep_directions"  # of its metadata

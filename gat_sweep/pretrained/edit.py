@@ -52,11 +52,11 @@ TEXT_SAMPLES = 256  # styles for a direction of texts, unless asked otherwise; e
 
 @dataclass(frozen=True)
 class Edit:
-    """Options of an edit. One of ganspace, between, file, texts and optimise says which directions.
+    """Options of an edit. One of ganspace, between, file, from_to and optimise says which directions.
 
     ganspace: number of principal components. samples: styles that they, or a direction of texts, are computed from.
     between: two classes. file: directions.safetensors of another edit.
-    texts: the way from one text to another. optimise: towards one text. clip: hub id or folder of a CLIP, for both.
+    from_to: the way from one text to another. optimise: towards one text. clip: hub id or folder of a CLIP, for both.
     names: of the file's directions (default: all).
     strengths: of the columns. layers: first and last block that the edit reaches, from 0 (default: all).
     pictures: rows of a figure.
@@ -65,7 +65,7 @@ class Edit:
     ganspace: int | None = None
     between: tuple[int, int] | None = None
     file: Path | None = None
-    texts: tuple[str, str] | None = None
+    from_to: tuple[str, str] | None = None
     optimise: Optimisation | None = None
     clip: str | None = None
     names: tuple[str, ...] = ()
@@ -192,9 +192,9 @@ def _check(edit: Edit, generator: Generator) -> None:
             raise UserError(f"--between {edit.between[0]},{edit.between[1]}: give {there_are}")
     if edit.layers is not None and not 0 <= edit.layers[0] <= edit.layers[1] < spec.depth:
         raise UserError(f"--layers {edit.layers[0]}-{edit.layers[1]}: the blocks are 0 to {spec.depth - 1}")
-    if edit.texts is not None and edit.samples < 2:
+    if edit.from_to is not None and edit.samples < 2:
         raise UserError(f"--samples {edit.samples}: a direction of texts needs 2 or more; give {TEXT_SAMPLES}")
-    if edit.texts is not None and not all(text.strip() for text in edit.texts):
+    if edit.from_to is not None and not all(text.strip() for text in edit.from_to):
         raise UserError("--from-text and --to-text: a text is empty; give both")
     if edit.optimise is not None:
         check_optimisation(edit.optimise)
@@ -206,7 +206,7 @@ def _check(edit: Edit, generator: Generator) -> None:
 
 def _sight(edit: Edit, generator: Generator, decoder: Tokenizer, batch: int, device: torch.device) -> Sight | None:
     """What shows pictures to CLIP, for an edit that needs it. Raises UserError when the CLIP cannot be loaded."""
-    if edit.texts is None and edit.optimise is None:
+    if edit.from_to is None and edit.optimise is None:
         return None
     assert edit.clip is not None, "an edit by text needs a CLIP"
     from gat_sweep.vision.clip import Clip  # imports transformers, which takes seconds
@@ -240,11 +240,11 @@ def _directions(
         return [Direction(name, way, f"from class {start} to class {end}")], {
             name: {"length": round(way.norm().item(), 6)}
         }
-    if edit.texts is not None:
+    if edit.from_to is not None:
         assert sight is not None
         styles = _styles(generator, edit, request, given, request.batch, say)
-        vector, numbers = text_direction(sight, styles, *edit.texts)
-        before, after = edit.texts
+        vector, numbers = text_direction(sight, styles, *edit.from_to)
+        before, after = edit.from_to
         return [Direction("text", vector, f"from '{before}' to '{after}', in deviations")], {"text": numbers}
     assert edit.file is not None
     found = read_directions(edit.file, digest, generator.spec.width)

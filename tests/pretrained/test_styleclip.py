@@ -183,7 +183,7 @@ def test_the_files_of_an_optimisation(tmp_path: Path, folder: Path, clip_folder:
 
 
 def test_the_files_of_a_direction_of_texts(tmp_path: Path, folder: Path, clip_folder: Path) -> None:
-    edit = Edit(texts=("a cat", "a dog"), clip=str(clip_folder), samples=40, strengths=(-1, 0, 1), pictures=2)
+    edit = Edit(from_to=("a cat", "a dog"), clip=str(clip_folder), samples=40, strengths=(-1, 0, 1), pictures=2)
     report = edited(folder, tmp_path / "out", edit)
     assert report["directions"]["text"]["gain"] > 0 and report["clip"]["digest"] == Clip(str(clip_folder)).digest
     vector = load_file(tmp_path / "out" / "directions.safetensors")["text"]
