@@ -142,7 +142,7 @@ def encode(job: EncodeJob, console: Console, run: Run = run_on_ray) -> Manifest:
     left_out = f", {len(manifest.skipped)} skipped ({_some_bad(ledger)})" if manifest.skipped else ""
     console.print(f"encoded {manifest.count:,} images into {out}{left_out}", soft_wrap=True, highlight=False)
     if text is not None and (cut := sum(d.cut for d in done)):
-        console.print(f"cut {cut:,} captions to their first {text.encoder.tokens} tokens", highlight=False)
+        console.print(f"captions cut to their first {text.encoder.tokens} tokens: {cut:,}", highlight=False)
     return manifest
 
 

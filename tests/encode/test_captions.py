@@ -172,7 +172,7 @@ def test_a_caption_of_100_000_words_is_cut_at_once(tmp_path: Path) -> None:
     texts = stored(job.out)
     assert texts[0] == [long[:LONGEST]] and texts[1] == ["x" * LONGEST] and texts[3] == ["a " * 16 + "a"]
     assert "captions cut after 10,000 characters: 2 (COCO_0.png, COCO_1.png)" in said.getvalue()
-    assert said.getvalue().endswith("cut 3 captions to their first 16 tokens\n")
+    assert said.getvalue().endswith("captions cut to their first 16 tokens: 3\n")
     ids, cut = load_text_encoder("wordllama", 512).ids([long, long[:LONGEST]])
     assert cut.all() and (ids[0] == ids[1]).all()  # more characters would not change the ids of the most tokens
 
@@ -420,4 +420,4 @@ def test_captions_on_ray_end_as_without(tmp_path: Path, coco: EncodeJob) -> None
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert content(tmp_path / "ray/set") == content(coco.out)
-    assert done.stdout.splitlines()[-1] == said.getvalue().splitlines()[-1] == "cut 4 captions to their first 4 tokens"
+    assert done.stdout.splitlines()[-1] == said.getvalue().splitlines()[-1] == "captions cut to their first 4 tokens: 4"

@@ -327,6 +327,7 @@ def test_on_ray_it_ends_as_without(tmp_path: Path, tiles: str, vae: str, killed:
     said = second.communicate(timeout=120)[0].decode()
     assert second.returncode == 0, said
     lines = [line for line in said.splitlines() if " images/s, " not in line]
-    assert len(lines) == 2 and "are already done" in lines[0] and "encoded 320 images" in lines[1], said
+    assert len(lines) == 3 and lines[0].startswith("2 classes, numbered from 0"), said
+    assert "are already done" in lines[1] and "encoded 320 images" in lines[2], said
     assert content(out) == content(whole.out)
     assert len(journal.read_text().splitlines()) == 1 + 21  # none twice
