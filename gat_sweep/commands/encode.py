@@ -26,7 +26,7 @@ from gat_sweep.commands.options import address_option, command, console
 )
 @click.option("--store-images", is_flag=True, help="Also keep the pictures, lossless, for teacher and references.")
 @click.option("--size", type=click.IntRange(min=8), default=256, show_default=True, help="Side of the cropped squares.")
-@click.option("--label-column", help="Column of labels in parquet files; default: label, or the only one.")
+@click.option("--label-column", help="Column of labels in parquet files, or none; default: label, or the only one.")
 @click.option("--follow-links", is_flag=True, help="Read through links in a folder, also to files outside it.")
 @click.option(
     "--captions",

@@ -16,6 +16,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.text import nearest
 
 SMALLEST_ROW = 16  # least bytes of a compressed picture; the names of too many claimed rows would fill the memory
+NO_COLUMN = "none"  # as --label-column: the numbers in the table are not classes
 IDENTIFIER = re.compile(r"(^|_)(id|idx|index|number|level_0__)$", re.IGNORECASE)
 BAD_TABLE = (OSError, pa.ArrowException)
 
@@ -124,6 +125,8 @@ def _label_column(schema: pa.Schema, asked: str | None, table: str) -> tuple[str
     for name in schema.names:
         if schema.names.count(name) > 1:
             raise UserError(f"{table} has the column '{name}' twice; rename one of them")
+    if asked == NO_COLUMN and asked not in schema.names:
+        return None, ("encoded without classes",)
     if asked is not None:
         if asked not in usable:
             raise UserError(f"{table} has no column of labels '{asked}'; {nearest(asked, usable)}")
@@ -137,7 +140,10 @@ def _label_column(schema: pa.Schema, asked: str | None, table: str) -> tuple[str
     integers = [f.name for f in schema if pa.types.is_integer(f.type) and not IDENTIFIER.search(f.name)]
     for candidates in (named, integers):
         if len(candidates) > 1:
-            raise UserError(f"{table} could have its labels in {', '.join(candidates)}; choose with --label-column")
+            raise UserError(
+                f"{table} could have its labels in {', '.join(candidates)}; choose with --label-column, or say "
+                f"--label-column {NO_COLUMN}"
+            )
         if candidates:
             return candidates[0], (f"labels are the column '{candidates[0]}'",)
     other = f" (--label-column takes {', '.join(usable)})" if usable else ""

@@ -50,8 +50,9 @@ def test_parquet_columns_are_found_by_type(tmp_path: Path) -> None:
     write_parquet(path, {"jpg": plain})
     assert plan_images(str(path), 10).classes == ()
     write_parquet(path, {"jpg": plain, "width": [16] * 4, "cls": [0, 1, 2, 0]})
-    with pytest.raises(UserError, match="width, cls; choose with --label-column"):
+    with pytest.raises(UserError, match="width, cls; choose with --label-column, or say --label-column none"):
         plan_images(str(path), 10)
+    assert plan_images(str(path), 10, "none").classes == ()
     assert plan_images(str(path), 10, "cls").classes == ("0", "1", "2")
     with pytest.raises(UserError, match="no column of labels 'clz'; did you mean"):
         plan_images(str(path), 10, "clz")
