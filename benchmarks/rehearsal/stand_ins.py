@@ -172,6 +172,9 @@ class Evaluator:
     def samples(self, ema: Any, seed: int, count: int) -> torch.Tensor:
         return torch.full((count, 3, 8, 8), int(ema.steps) % 256, dtype=torch.uint8)
 
+    def captions(self, start: int, count: int) -> list[str]:
+        return []
+
 
 class Data:
     """A data set of which only the digest and the size are asked for."""

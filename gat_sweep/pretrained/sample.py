@@ -164,7 +164,7 @@ def encoded_texts(
     ids, cut = encoder.ids(request.texts)
     if cut.any():
         first = request.texts[int(cut.argmax())]
-        say(f"{cut.sum()} texts are cut after {ids.shape[1]} tokens, such as '{first[:60]}'")
+        say(f"captions cut to their first {ids.shape[1]} tokens: {cut.sum()}, such as '{first[:60]}'")
     return encoder.encode(torch.from_numpy(ids).to(device))
 
 
