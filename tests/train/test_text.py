@@ -1,12 +1,15 @@
 """Text-to-image: what a trial is fed, how it trains, resumes and is measured."""
 
 import json
+import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.trials import CPU, assert_same_state, rows, text_config, text_trial
+import torch.distributed as dist
+from helpers.trials import CPU, assert_same_state, rows, tensors, text_config, text_trial
 
 from gat_sweep.compute import iteration_flops
 from gat_sweep.data.condition import captioned, condition, trial_encoder
@@ -67,6 +70,33 @@ def test_a_cut_text_trial_continues_bit_for_bit(home: Path, trained: Trial) -> N
     assert train(cut, CPU).status == "done"
     assert_same_state(trained, cut, 4, tensors_at_least=100)
     assert [r["value"] for r in rows(trained)] == [r["value"] for r in rows(cut)]
+
+
+def _worker(rank: int, trial: Trial, file: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    train(trial, CPU)
+    dist.destroy_process_group()
+
+
+def test_two_workers_train_what_one_trains(home: Path, trained: Trial, tmp_path: Path) -> None:
+    """The same counters, and weights up to the order of sums; the mean sentence is of the captions of both."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    trial = text_trial(home, "two", eval__extras=["retrieval"], workers__count=2)
+    context = multiprocessing.get_context("forkserver")
+    workers = [context.Process(target=_worker, args=(rank, trial, tmp_path / "store")) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode == 0
+    one, two = tensors(trained, 4), tensors(trial, 4)
+    assert two["ema/sentence_mean"].abs().max() > 0
+    for name in one:
+        if name.startswith(("ema", "generator")):
+            assert torch.allclose(one[name], two[name], atol=1e-4), name
+    last, alone = rows(trial)[-1], rows(trained)[-1]
+    assert last["retrieval_chance"] == alone["retrieval_chance"] and last["images"] == alone["images"]
 
 
 def test_workers_share_the_captions_of_a_batch() -> None:
