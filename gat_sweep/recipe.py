@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import asdict
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -282,6 +283,7 @@ def spread_evenly(train: Train, steps: int, ratio: float) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+@cache  # the schemas take a tenth of a second
 def _known_keys() -> set[str]:
     keys: set[str] = {"variant"}
     for name, field in TrialConfig.model_fields.items():

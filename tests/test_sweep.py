@@ -228,8 +228,10 @@ def test_every_study_of_the_paper_resolves(recipe: str) -> None:
         "frontier": 2 * sizes,
         "isoflop": sizes,
         "one": 1,
+        "text": 3,
     }
     networks = ["model.generator", "model.discriminator"]
+    captions = {f"text.{key}" for key in load_recipe(recipe).get("text", {})}
     start = ["train.steps", "start.trial", "start.step"]
     varied = {name: set(next(iter(differences(trials).values()))) for name, trials in found.items()}
     assert varied == {
@@ -245,11 +247,12 @@ def test_every_study_of_the_paper_resolves(recipe: str) -> None:
         "penalty_schedule": {"objective.gp_weight", *start},
         "tokenizers": {"data.channels"},
         "resolution": {"data.side"} | ({"train.steps"} if recipe == "imagenet256" else set()),
-        "unconditional": {"data.classes"},
+        "unconditional": captions or {"data.classes"},
         "depth_batch": {"ladder.B.depth", "train.batch", "train.steps", "train.depth_rule", "train.batch_rule"},
         "frontier": {*networks, "seed", "train.steps"},
         "isoflop": {*networks, "train.steps"},
         "one": set(),
+        "text": {*networks},
     }
 
 

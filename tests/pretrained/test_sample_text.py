@@ -83,7 +83,7 @@ def test_a_checkpoint_and_its_export_give_the_same_files(tmp_path: Path, checkpo
     written = json.loads((tmp_path / "a" / "sampling.json").read_text())
     assert written["texts"] == list(TEXTS)
     card = (folder / "README.md").read_text()
-    assert "pipeline_tag: text-to-image" in card and "captions of 12 tokens of width 256 (wordllama" in card
+    assert "pipeline_tag: text-to-image" in card and "captions of 16 tokens of width 256 (wordllama" in card
     grid = (tmp_path / "a" / "grid.png").read_bytes()
     sample_command(folder, tmp_path / "c", replace(request, texts=(*TEXTS, "cat")), {}, None, CPU)
     assert grid != (tmp_path / "c" / "grid.png").read_bytes()
@@ -114,10 +114,13 @@ def test_another_text_encoder_is_refused(networks: Pretrained) -> None:
 
 def test_a_long_text_is_cut_and_said(networks: Pretrained) -> None:
     said: list[str] = []
-    texts = ("cat", "one two three four five six seven eight nine ten eleven twelve thirteen")
+    texts = (
+        "cat",
+        "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen",
+    )
     found = encoded_texts(Request(texts=texts), networks, None, CPU, said.append)
-    assert isinstance(found, Captions) and found.words.shape == (2, 12, 256)
-    assert said == [f"captions cut to their first 12 tokens: 1, such as '{texts[1][:60]}'"]
+    assert isinstance(found, Captions) and found.words.shape == (2, 16, 256)
+    assert said == [f"captions cut to their first 16 tokens: 1, such as '{texts[1][:60]}'"]
 
 
 @pytest.mark.parametrize(
