@@ -9,6 +9,7 @@ import torch
 
 from gat_sweep import cluster
 from gat_sweep.config import TrialConfig
+from gat_sweep.data.condition import captioned, trial_encoder
 from gat_sweep.data.dataset import check_needs, dataset_decoder, load_dataset
 from gat_sweep.errors import UserError, system_line
 from gat_sweep.files.storage import Place
@@ -110,7 +111,12 @@ def _weights(config: TrialConfig) -> str:
     dataset_decoder(config, dataset)
     found = f"{config.eval.extractor}, tokenizer {dataset.identity.source}"
     teacher = trial_teacher(config, torch.device("cpu"))
-    return f"{found}, teacher {config.teacher.name}" if teacher is not None and config.teacher else found
+    if teacher is not None and config.teacher:
+        found += f", teacher {config.teacher.name}"
+    if encoder := trial_encoder(config):
+        captioned(dataset, encoder)
+        found += f", text encoder {encoder.identity.name}"
+    return found
 
 
 def _tracking(home: Place, uri: str | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.trials import recipe, tiny_config
+from helpers.trials import recipe, text_config, tiny_config
 from torch import Tensor
 from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gat_sweep.config import TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.gat.discriminator import DiscriminatorBlock
-from gat_sweep.gat.generator import GeneratorBlock
+from gat_sweep.gat.generator import GeneratorBlock, JointBlock
 from gat_sweep.gat.layers import rope_table
 from gat_sweep.gat.memory import Job, block_bytes
 from gat_sweep.gat.spec import GeneratorSpec
@@ -223,6 +223,36 @@ def test_the_memory_model_counts_what_autograd_saves(precision: str, width: int,
             assert block_bytes(spec, tokens, precision, True) == pytest.approx(found / batch, rel=0.05)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("width", "heads", "grid", "words"), [(128, 4, 8, 16), (384, 6, 16, 77)])
+def test_the_memory_model_counts_the_caption_as_well(
+    precision: str, width: int, heads: int, grid: int, words: int
+) -> None:
+    spec, tokens = GeneratorSpec(width, 4, heads, 2 * grid, 4, 2, 0, 4), grid**2
+    block, rope = JointBlock(width, heads, last=False), rope_table(width // heads, grid, 2 * words)
+    x, c = (torch.randn(3, n, width, requires_grad=True) for n in (tokens, words))
+    style = torch.randn(3, width, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        found = saved_bytes(
+            lambda: block(x, style, rope, c, torch.zeros(3, tokens + words)), [*block.parameters(), rope]
+        )
+    assert block_bytes(spec, tokens + words, precision, True) == pytest.approx(found / 3, rel=0.05)
+
+
+def test_chunks_of_captions_change_nothing() -> None:
+    """Gradients of pairs in chunks, with G's blocks recomputed, are those of the whole batch."""
+    config = text_config(train__eps=1e-3)
+    batch = make_batch(config, torch.Generator().manual_seed(0))
+    whole, parts = Engine(config, CPU), Engine(config, CPU)
+    parts.memory = replace(parts.memory, chunk=3, chunk_g=4)
+    parts.generator.checkpointed = 2
+    terms, same = whole.iterate(batch), parts.iterate(batch)
+    for name in terms:
+        assert torch.allclose(terms[name], same[name], rtol=1e-4, atol=1e-6), name
+    assert largest_difference(whole.generator, parts.generator) < 1e-4
+    assert largest_difference(whole.discriminator, parts.discriminator) < 1e-4
+
+
 def test_memory_is_fitted_by_the_cheapest_means_first() -> None:
     """Ample: one call. Less: chunks, which are free. Less still: G's blocks again. Nothing fits: both numbers."""
     config = resolve(recipe("imagenet256"), {"model.generator": "L", "model.discriminator": "L"})
@@ -252,15 +282,18 @@ def test_a_trial_too_big_for_its_worker_is_refused_in_one_line() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of what it does itself
-def test_compiled_blocks_give_the_same_losses() -> None:
-    config = tiny_config(train__eps=1e-3, **TEACHER)
-    plain, compiled = Engine(config, CPU), Engine(tiny_config(train__eps=1e-3, workers__compile=True, **TEACHER), CPU)
+@pytest.mark.parametrize(
+    ("make", "more", "block"), [(tiny_config, TEACHER, GeneratorBlock), (text_config, {}, JointBlock)]
+)
+def test_compiled_blocks_give_the_same_losses(make: Any, more: dict[str, Any], block: Any) -> None:
+    config = make(train__eps=1e-3, **more)
+    plain, compiled = Engine(config, CPU), Engine(make(train__eps=1e-3, workers__compile=True, **more), CPU)
     for iteration in range(2):
         batch = inputs(config, iteration)
         ours, theirs = compiled.iterate(batch), plain.iterate(batch)
         for name in ours:
             assert torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-5), name
-    versions = [len(_debug_get_cache_entry_list(b.forward.__code__)) for b in (GeneratorBlock, DiscriminatorBlock)]
+    versions = [len(_debug_get_cache_entry_list(b.forward.__code__)) for b in (block, DiscriminatorBlock)]
     assert versions[0] <= 2 and versions[1] <= 7, versions  # each is compiled at every start
 
 
