@@ -110,7 +110,8 @@ def _look_at_real(
     subject: Subject, teacher: Teacher, index: np.ndarray, random: torch.Generator, found: Findings
 ) -> Condition:
     """Collects features of real images with the given indices; returns their classes [B] or captions."""
-    rows = subject.dataset.rows(index, pictures=subject.dataset.has_pictures, captions=np.zeros(len(index)))
+    first = np.zeros(len(index)) if subject.encoder else None  # captions
+    rows = subject.dataset.rows(index, pictures=subject.dataset.has_pictures, captions=first)
     real = rows.latents(random).to(subject.device)
     pictures = subject.tokenizer.decode(real) if rows.pictures is None else rows.pictures.to(subject.device)
     levels = real.expand(subject.config.generator_spec.levels, *real.shape)

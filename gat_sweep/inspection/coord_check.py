@@ -210,7 +210,7 @@ def make_probe(config: TrialConfig, dataset: Dataset, device: torch.device) -> P
     encoder = trial_encoder(config)
     dataset = captioned(dataset, encoder)
     index = torch.randperm(len(dataset), generator=random)[:PROBE].numpy()
-    rows = dataset.rows(index, captions=np.zeros(len(index)))
+    rows = dataset.rows(index, captions=np.zeros(len(index)) if encoder else None)
     real, spec = rows.latents(random), config.generator_spec
     z = torch.randn(len(real), spec.z_dim, generator=random)
     draws = draw(config, len(real), random, penalty=False)

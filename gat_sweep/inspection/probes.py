@@ -13,7 +13,7 @@ from gat_sweep.gat.generator import Generator
 
 
 @torch.no_grad()
-def generator_tokens(generator: Generator, w_BD: Tensor, y: Condition) -> tuple[Tensor, list[Tensor]]:
+def generator_tokens(generator: Generator, w_BD: Tensor, y: Condition = None) -> tuple[Tensor, list[Tensor]]:
     """Image levels [K, B, C, Y, X] of styles, and depth + 1 tokens [B, T, W]: block 1's input, all blocks' outputs.
 
     Tokens are those of the image; y: as in Generator.synthesize.

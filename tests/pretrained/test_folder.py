@@ -189,7 +189,7 @@ def test_export_of_what_cannot_be_costs_one_line(tmp_path: Path, gat: Gat, monke
         (["nowhere", "out"], "nowhere is not a checkpoint; give one of"),
         (["step_00000004", "out"], "is not a checkpoint; give one of"),
         ([checkpoint, "full"], "full already has x; give a new folder"),
-        ([checkpoint, "out", "--set", "train.steps=3"], "allows only data.path and data.tokenizer"),
+        ([checkpoint, "out", "--set", "train.steps=3"], "allows only data.path, data.tokenizer, text.folder"),
     ]:
         code, _, err = gat("export", *args)
         assert code == 2 and words in err and len(err.splitlines()) == 1, err

@@ -35,9 +35,9 @@ def test_an_image_takes_one_call_of_the_generator_whatever_the_options(monkeypat
     config, calls = tiny_config(), []
     honest = Generator.synthesize
 
-    def counted(self: Generator, w: Tensor) -> Tensor:
+    def counted(self: Generator, w: Tensor, y: Tensor | None) -> Tensor:
         calls.append(len(w))
-        return honest(self, w)
+        return honest(self, w, y)
 
     monkeypatch.setattr(Generator, "synthesize", counted)
     result = measure_latency(config, CPU, 6, [4], 2, tiny_vae(1), silent)
