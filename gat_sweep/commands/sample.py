@@ -24,7 +24,7 @@ from gat_sweep.gat.spec import NullStyle
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="New folder for the files."
 )
-@click.option("--count", type=int, help="Pictures; default: 64.")
+@click.option("--count", type=int, help="Pictures; default: 64, or one for each caption of --text-file.")
 @click.option("--classes", help="Classes of the pictures in turn, such as 1,2,3, or all; default: drawn at random.")
 @click.option("--text", "texts", multiple=True, help="Caption of the pictures; may be given again, then in turn.")
 @click.option("--text-file", type=click.Path(dir_okay=False, path_type=Path), help="File with a caption in each line.")
@@ -104,10 +104,12 @@ def sample(
     if null is not None and guidance == 1:
         raise UserError(f"--null {null} needs --guidance other than 1; add it, or leave --null out")
     shape = (8 if rows is None else rows, 8 if steps is None else steps) if interpolate else _grid(grid or "8x8")
+    captions = read_texts(texts, text_file)
+    usual = 64 if text_file is None else len(captions)
     request = Request(
-        count=64 if count is None else count,
+        count=usual if count is None else count,
         classes=parse_classes(classes),
-        texts=read_texts(texts, text_file),
+        texts=captions,
         psi=psi,
         guidance=guidance,
         null=null or "paper",

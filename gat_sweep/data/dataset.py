@@ -120,10 +120,11 @@ def load_dataset(config: Data) -> Dataset:
 def check_needs(config: TrialConfig, dataset: Dataset) -> None:
     """Raises UserError when the data set lacks what the trial's teacher or its text encoder needs."""
     _check_teacher(config, dataset)
-    _check_text(config, dataset)
+    check_text(config, dataset)
 
 
-def _check_text(config: TrialConfig, dataset: Dataset) -> None:
+def check_text(config: TrialConfig, dataset: Dataset) -> None:
+    """Raises UserError when the data set lacks what the trial's text encoder needs."""
     asked = config.text
     if asked is None:
         return
@@ -139,12 +140,12 @@ def _check_text(config: TrialConfig, dataset: Dataset) -> None:
             f"data set '{dataset.name}' has no captions; encode it with --captions --text-encoder {asked.name}, or set "
             "text=null"
         )
-    found = (stored.encoder.name, stored.encoder.tokens, stored.encoder.width)
-    if found != (asked.name, asked.tokens, asked.width):
+    found = (stored.encoder.tokens, stored.encoder.width)  # which tokenizer it is tells data/condition.py
+    if found != (asked.tokens, asked.width):
         raise UserError(
-            f"data set '{dataset.name}' has captions for {found[0]} with {found[1]} tokens of width {found[2]}, the "
-            f"config says {asked.name} with {asked.tokens} of {asked.width}; set text.name={found[0]}, "
-            f"text.tokens={found[1]} and text.width={found[2]}, or encode it again"
+            f"data set '{dataset.name}' has captions for {stored.encoder.name} with {found[0]} tokens of width "
+            f"{found[1]}, the config says {asked.name} with {asked.tokens} of {asked.width}; set "
+            f"text.tokens={found[0]} and text.width={found[1]}, or encode it again"
         )
     if asked.cached and not stored.states:
         raise UserError(

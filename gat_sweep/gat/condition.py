@@ -28,6 +28,12 @@ class Captions:
 Condition = Tensor | Captions | None  # classes [B], captions, or None when unconditional
 
 
+def joined(parts: list[Captions]) -> Captions:
+    """All captions of the parts, in order."""
+    columns = ([getattr(part, name) for part in parts] for name in ("words", "weight", "sentence"))
+    return Captions(*map(torch.cat, columns))
+
+
 def mixed(start: Captions, end: Captions, part_B: Tensor) -> Captions:
     """Captions between two, with 2N tokens: those of the start weigh 1 - part, those of the end weigh part."""
     part_B1 = part_B[:, None]

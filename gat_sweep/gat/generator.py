@@ -177,7 +177,7 @@ class Generator(nn.Module):
     def null_style(self, z_BZ: Tensor, null: NullStyle = "paper") -> Tensor:
         """w_null_BD: the mapping of (class, z) averaged over all classes, for guidance.
 
-        With captions it is the mapping of (mean sentence, z), as there is no end of captions (our choice).
+        With captions, which cannot be enumerated, it is the mapping of (mean sentence, z) (our choice).
         null: "official" is as in the released code, which normalises both halves across the classes instead of across
         their own entries, so the z half becomes nearly its sign.
         """
@@ -207,6 +207,7 @@ class Generator(nn.Module):
         x_BTD = self.position.expand(w.shape[-2], -1, -1)
         caption: tuple[Tensor, ...] = ()
         if isinstance(y, Captions):
+            assert y.words.shape[1] <= 2 * self.spec.text_tokens, "more tokens than the networks were made for"
             bias_BK = torch.cat([y.weight.log(), y.weight.new_zeros(x_BTD.shape[:2])], dim=1)
             caption = self.word_embedding(rms_norm(y.words)), bias_BK
         stage = len(self.blocks) // self.spec.levels

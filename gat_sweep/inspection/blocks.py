@@ -90,9 +90,8 @@ def look(
 ) -> Findings:
     """Collects values and features of `images` real and `images` generated images.
 
-    A seed gives the same images on every device; generated images have the classes, or the first captions, of the real
-    ones. `step` is called
-    after each of the ceil(images / CHUNK) chunks.
+    A seed gives the same images on every device. Generated images have the classes, or the first captions, of the real
+    ones. `step` is called after each of the ceil(images / CHUNK) chunks.
     """
     found = Findings()
     order = np.random.default_rng(seed).permutation(len(subject.dataset))[:images]

@@ -22,7 +22,7 @@ from gat_sweep.files.storage import Place
 from gat_sweep.gat.discriminator import Discriminator
 from gat_sweep.gat.generator import Generator
 from gat_sweep.inspection.blocks import CHUNK, Findings, Row, Subject, look, pca_maps
-from gat_sweep.run.checkpoint import Checkpoint, read_network, read_trial
+from gat_sweep.run.checkpoint import Checkpoint, check_text_encoder, read_network, read_trial
 from gat_sweep.vision.perceptual import Distance, FeatureDistance, Lpips
 from gat_sweep.vision.teacher import EFFICIENTNET, Teacher, load_teacher
 
@@ -124,6 +124,7 @@ def _subject(config: TrialConfig, checkpoint: Checkpoint, dataset: Dataset, devi
     for network in (generator, discriminator):
         network.to(device).eval().requires_grad_(False)
     encoder = trial_encoder(config, device)
+    check_text_encoder(checkpoint, encoder, str(checkpoint.folder))
     dataset = captioned(dataset, encoder)
     return Subject(config, generator, discriminator, dataset, tokenizer, device, encoder)
 

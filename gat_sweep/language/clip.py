@@ -76,8 +76,9 @@ class ClipText:
         """See TextEncoder. Words are zero where there is padding."""
         present = ids >= 0
         with torch.autocast(ids.device.type, enabled=False):
-            # Attention is causal, so padding changes nothing. It is masked as well. Id 0 is never the highest.
-            out = self.model(input_ids=ids.clamp(min=0).long(), attention_mask=present.long())
+            # Attention is causal, so padding, which is behind, changes nothing. With a mask, transformers would wait
+            # for the device. Id 0 is never the highest.
+            out = self.model(input_ids=ids.clamp(min=0).long())
         weight = present.float()
         return Captions(out.last_hidden_state * weight[..., None], weight, out.text_embeds)
 

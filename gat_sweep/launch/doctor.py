@@ -116,6 +116,10 @@ def _weights(config: TrialConfig) -> str:
     if encoder := trial_encoder(config):
         captioned(dataset, encoder)
         found += f", text encoder {encoder.identity.name}"
+    if config.eval.clip:
+        from gat_sweep.vision.clip import Clip  # imports transformers, which takes seconds
+
+        found += f", CLIP {Clip(config.eval.clip).digest}"
     return found
 
 

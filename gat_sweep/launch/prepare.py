@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from gat_sweep.cluster import Cluster
-from gat_sweep.config import TrialConfig
+from gat_sweep.config import Text, TrialConfig
+from gat_sweep.data.condition import captioned, trial_encoder
 from gat_sweep.data.dataset import Dataset, check_needs, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.launch import driver
@@ -19,14 +20,19 @@ from gat_sweep.text import Say
 def check_data(configs: Sequence[TrialConfig]) -> list[Dataset]:
     """The data set of each trial; a data set that several trials share is opened once.
 
-    Raises UserError when one is missing, or lacks what a trial's teacher or evaluation needs.
+    Raises UserError when one is missing, or lacks what a trial's teacher or evaluation needs, or a text encoder is
+    missing or another one.
     """
     opened: dict[str, Dataset] = {}
+    read: list[Text] = []  # text encoders that were found
     for config in configs:
         key = config.data.model_dump_json()
         dataset = opened.setdefault(key, opened.get(key) or load_dataset(config.data))
         check_needs(config, dataset)
         check_evaluation(config, dataset)
+        if config.text and config.text not in read:
+            captioned(dataset, trial_encoder(config))
+            read.append(config.text)
     return [opened[config.data.model_dump_json()] for config in configs]
 
 

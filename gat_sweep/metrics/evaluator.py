@@ -13,10 +13,12 @@ from torch import Tensor
 
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.condition import captioned, condition, trial_encoder
-from gat_sweep.data.dataset import Dataset, check_needs, dataset_decoder
+from gat_sweep.data.dataset import Dataset, check_text, dataset_decoder
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place
+from gat_sweep.gat.condition import Condition
 from gat_sweep.gat.generator import Generator
+from gat_sweep.language.encoder import TextEncoder
 from gat_sweep.metrics import distances
 from gat_sweep.metrics.reference import Reference, check_reference, compared_dataset, load_reference
 from gat_sweep.metrics.retrieval import NEAREST, POOL, retrieval_score
@@ -82,7 +84,7 @@ def check_evaluation(config: TrialConfig, dataset: Dataset | None) -> None:
     check_extractor(config.eval)
     check_reference(config, dataset)
     if config.eval.data is not None:
-        check_needs(config, compared_dataset(config, dataset))
+        check_text(config, compared_dataset(config, dataset))
     _check_options(config)
 
 
@@ -115,6 +117,7 @@ class Evaluator:
         rank, world: this worker and the number of workers. All workers make an Evaluator and call `measure` together.
             The samples, and so the values, do not depend on `world`.
         say: gets a line from time to time in long tasks, on rank 0.
+        encoder: the trial's text encoder on the device, if it is loaded already.
     Raises UserError as check_evaluation, check_decoder and load_decoder do.
     """
 
@@ -127,6 +130,7 @@ class Evaluator:
         rank: int = 0,
         world: int = 1,
         say: Say = silent,
+        encoder: TextEncoder | None = None,
     ):
         _check_options(config)
         check_decoder(config, device)
@@ -135,7 +139,7 @@ class Evaluator:
         self.extractor = make_extractor(config.eval, device)
         self.reference = load_reference(config, dataset, home, device, rank, world, self.say, self.extractor)
         self.decoder = dataset_decoder(config, dataset, device)
-        self.encoder = trial_encoder(config, device)
+        self.encoder = encoder or trial_encoder(config, device)
         self.dataset = captioned(compared_dataset(config, dataset), self.encoder)
         # Real images whose classes or captions the samples have, with the frequencies of the data, shuffled once.
         order = np.random.default_rng(config.eval.seed).permutation(len(self.dataset))
@@ -156,6 +160,8 @@ class Evaluator:
             self.protocol["null"] = config.eval.null
         if self.encoder:
             self.protocol |= {"captions": self.encoder.identity.digest, "retrieval": f"{NEAREST} of at most {POOL}"}
+        if self.encoder or (config.eval.data and config.eval.reference):
+            self.protocol["conditions"] = self.dataset.digest  # whose captions or classes the samples have
         if self.clip:
             self.protocol["clip"] = self.clip.digest
 
@@ -188,11 +194,19 @@ class Evaluator:
     def samples(self, ema: Generator, start: int, count: int = CHUNK) -> Tensor:
         """Pictures `start` to `start + count` of the fixed set, uint8 [n, 3, h, w], on the device."""
         config, part = self.config, slice(start, start + count)
-        rows = self.dataset.rows(self.order[part], captions=self.draws[part] if self.encoder else None)
-        y = condition(config, rows.each(lambda column: column.to(self.device)), self.encoder)
+        y = self._condition(part)
+        count = len(self.order[part])
         generator = torch.Generator().manual_seed(config.eval.seed * 1_000_003 + start)
-        z = torch.randn(len(rows.labels), config.model.z_dim, generator=generator).to(self.device)
+        z = torch.randn(count, config.model.z_dim, generator=generator).to(self.device)
         return self.decoder.decode(ema.sample(z, y, config.eval.psi, config.eval.guidance, config.eval.null))
+
+    def _condition(self, part: slice) -> Condition:
+        """Captions, classes or nothing, of some of the samples."""
+        if self.encoder:
+            rows = self.dataset.rows(self.order[part], captions=self.draws[part])
+            return condition(self.config, rows.each(lambda column: column.to(self.device)), self.encoder)
+        labels = self.dataset.labels[torch.from_numpy(self.order[part])]
+        return labels.to(self.device) if self.config.data.classes else None
 
     def captions(self, start: int, count: int = CHUNK) -> list[str]:
         """Captions of `samples`; empty without captions."""

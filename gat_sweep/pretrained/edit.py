@@ -92,7 +92,7 @@ def edit_command(
     Raises UserError, before anything is written, when the source cannot be read or the edit does not fit it.
     """
     check_new(out)
-    pretrained = opened(source, settings, tokenizer)
+    pretrained = opened(source, settings, tokenizer, encoder)
     generator = pretrained.generator
     _check(edit, generator)
     request = replace(request, count=edit.pictures)

@@ -9,7 +9,7 @@ import torch
 
 from gat_sweep.config import TrialConfig
 from gat_sweep.data.condition import trial_encoder
-from gat_sweep.data.dataset import Dataset, check_needs, dataset_decoder, load_dataset
+from gat_sweep.data.dataset import Dataset, check_text, dataset_decoder, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place
 from gat_sweep.gat.generator import Generator
@@ -25,14 +25,14 @@ from gat_sweep.metrics.evaluator import (
     measure_features,
 )
 from gat_sweep.metrics.picture_sets import open_pictures
-from gat_sweep.metrics.reference import check_reference, load_reference, reference_dataset
+from gat_sweep.metrics.reference import check_reference, compared_dataset, load_reference, reference_dataset
 from gat_sweep.pretrained.folder import CONFIG, from_pretrained, is_checkpoint
 from gat_sweep.recipe import check_key, load_recipe, resolve
-from gat_sweep.run.checkpoint import read_network, read_trial
+from gat_sweep.run.checkpoint import check_text_encoder, read_network, read_trial
 from gat_sweep.text import Eta, Say, silent
 from gat_sweep.vision.extractors import check_extractor, make_extractor
 
-CHANGEABLE = ("eval.", "data.path", "data.tokenizer")
+CHANGEABLE = ("eval.", "data.path", "data.tokenizer", "text.folder")
 
 
 def evaluate_command(
@@ -48,7 +48,7 @@ def evaluate_command(
     target: a trial's checkpoint (step_*), which is measured with its config; a folder of save_pretrained, or pictures
     (an npz with arr_0, or a folder), which are measured with the config of the recipe; or None, for the recipe's real
     pictures after encoding and decoding.
-    settings: changed values by dotted key; for a checkpoint only `eval.*`, `data.path` and `data.tokenizer`.
+    settings: changed values by dotted key; for a checkpoint only those in CHANGEABLE.
     home: has the cache of references; a checkpoint uses its own home.
     Raises UserError when there is nothing to measure, or something necessary is missing.
     """
@@ -81,7 +81,9 @@ def evaluate_checkpoint(
     ema = Generator(config.generator_spec)
     read_network(checkpoint, "ema", ema)
     ema.to(device)
-    return Evaluator(config, dataset, path.parents[4], device, say=say).measure(ema, extras=True)
+    evaluator = Evaluator(config, dataset, path.parents[4], device, say=say)
+    check_text_encoder(checkpoint, evaluator.encoder, str(path))
+    return evaluator.measure(ema, extras=True)
 
 
 def evaluate_folder(
@@ -106,6 +108,7 @@ def evaluate_folder(
     if wrong:
         raise UserError(f"{config.recipe} has {'; '.join(wrong)}; give another --recipe, or --set these")
     dataset = load_dataset(config.data)
+    check_text(config, dataset)
     if tokenizer is None:
         say(f"{path} does not record its tokenizer; that of the data set, {dataset.identity.source}, is assumed")
     elif tokenizer.digest != dataset.identity.digest:
@@ -153,8 +156,7 @@ def evaluate_reconstruction(config: TrialConfig, home: Place, device: torch.devi
     Raises UserError when the data or the tokenizer is not available.
     """
     check_extractor(config.eval)
-    dataset = load_dataset(config.data)
-    check_needs(config, dataset)
+    dataset = compared_dataset(config, load_dataset(config.data))
     check_reference(config, dataset)
     check_decoder(config, device)
     decoder = dataset_decoder(config, dataset, device)

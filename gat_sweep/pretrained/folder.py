@@ -33,7 +33,7 @@ from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.spec import DiscriminatorSpec, GeneratorSpec, NetworkSpec
 from gat_sweep.language.encoder import TextIdentity
 from gat_sweep.pretrained.card import MEASURES, About, model_card
-from gat_sweep.run.checkpoint import Checkpoint, read_network, read_trial
+from gat_sweep.run.checkpoint import Checkpoint, check_text_encoder, read_network, read_trial
 from gat_sweep.run.saved import CHECKPOINT_FILE
 from gat_sweep.run.table import read_rows
 
@@ -210,7 +210,7 @@ def _about_trial(config: TrialConfig, checkpoint: Checkpoint, dataset: Dataset) 
     return About(
         # The digest of the manifest identifies the tokenizer; the source is the place where the trial found it.
         tokenizer=replace(dataset.identity, source=config.data.tokenizer or dataset.identity.source),
-        text=_text_identity(config, dataset),
+        text=_text_identity(config, checkpoint, dataset),
         class_names=names,
         training={
             "recipe": config.recipe,
@@ -228,13 +228,14 @@ def _about_trial(config: TrialConfig, checkpoint: Checkpoint, dataset: Dataset) 
     )
 
 
-def _text_identity(config: TrialConfig, dataset: Dataset) -> TextIdentity | None:
-    """The text encoder of a trial, with the place where the trial found it as its name."""
+def _text_identity(config: TrialConfig, checkpoint: Checkpoint, dataset: Dataset) -> TextIdentity | None:
+    """The text encoder of a trial, with the place where it lies as its name. Raises UserError if it is another one."""
     if config.text is None:
         return None
     found = trial_encoder(config)
-    captioned(dataset, found)  # raises if it is another one
     assert found is not None
+    captioned(dataset, found)
+    check_text_encoder(checkpoint, found, str(checkpoint.folder))
     return replace(found.identity, name=config.text.folder or config.text.name)
 
 

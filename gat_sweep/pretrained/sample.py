@@ -26,7 +26,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.sheet import sheet
 from gat_sweep.files.storage import Place, write
 from gat_sweep.files.weights import weights_digest
-from gat_sweep.gat.condition import Captions, Condition, mixed
+from gat_sweep.gat.condition import Captions, Condition, joined, mixed
 from gat_sweep.gat.generator import Generator
 from gat_sweep.gat.spec import GeneratorSpec, NullStyle
 from gat_sweep.language.load import load_same_encoder
@@ -86,7 +86,7 @@ def sample_command(
     tokenizer is another one, or `out` is not empty.
     """
     check_new(out)
-    pretrained = opened(source, settings, tokenizer)
+    pretrained = opened(source, settings, tokenizer, encoder)
     generator = pretrained.generator
     classes = checked(request, generator.spec)
     decoder = load_decoder(
@@ -161,11 +161,13 @@ def encoded_texts(
         return None
     assert pretrained.about.text is not None
     encoder = load_same_encoder(pretrained.about.text, folder, "--text-encoder", device)
-    ids, cut = encoder.ids(request.texts)
+    texts = request.texts[: request.pictures]
+    ids, cut = encoder.ids(texts)
     if cut.any():
-        first = request.texts[int(cut.argmax())]
+        first = texts[int(cut.argmax())]
         say(f"captions cut to their first {ids.shape[1]} tokens: {cut.sum()}, such as '{first[:60]}'")
-    return encoder.encode(torch.from_numpy(ids).to(device))
+    parts = [encoder.encode(part.to(device)) for part in torch.from_numpy(ids).split(request.batch)]
+    return joined(parts)
 
 
 def checked(request: Request, spec: GeneratorSpec) -> tuple[int, ...] | None:
@@ -299,10 +301,11 @@ def styled(generator: Generator, request: Request, z_BZ: Tensor, y: Condition) -
     return generator.styled(z_BZ.to(device), y, request.psi, request.guidance, request.null)
 
 
-def opened(source: Place, settings: Mapping[str, Any], tokenizer: str | None) -> Pretrained:
-    """The networks of a trial's checkpoint or of a folder of save_pretrained; settings, tokenizer: as above."""
+def opened(source: Place, settings: Mapping[str, Any], tokenizer: str | None, encoder: str | None) -> Pretrained:
+    """The networks of a trial's checkpoint or of a folder of save_pretrained; arguments as of sample_command."""
     if is_checkpoint(source):
-        return from_trial(source, {**settings, **({"data.tokenizer": tokenizer} if tokenizer else {})})
+        places = {"data.tokenizer": tokenizer, "text.folder": encoder}
+        return from_trial(source, {**settings, **{key: place for key, place in places.items() if place}})
     if settings:
         raise UserError(f"--set {next(iter(settings))}: a folder of networks uses no data; leave --set out")
     return from_pretrained(source)

@@ -24,6 +24,7 @@ from gat_sweep.config import TrialConfig
 from gat_sweep.data.dataset import Dataset, load_dataset
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, remove_folder, write
+from gat_sweep.language.encoder import TextEncoder
 from gat_sweep.recipe import resolve
 from gat_sweep.run.saved import CHECKPOINT_FILE, POINTER, Damaged, read_sealed, saved_steps, step_folder, write_sealed
 
@@ -192,6 +193,16 @@ def check_data(checkpoint: Checkpoint, dataset: Dataset, whose: str) -> None:
         raise UserError(
             f"{whose} was trained on data {trained_on}, '{dataset.name}' is {dataset.digest}; set data.path to the "
             "data it was trained on"
+        )
+
+
+def check_text_encoder(checkpoint: Checkpoint, encoder: TextEncoder | None, whose: str) -> None:
+    """Raises UserError when a checkpoint was trained with another text encoder. whose: begins the error."""
+    trained_with = checkpoint.facts.get("text")
+    if encoder and trained_with and trained_with != encoder.identity.digest:
+        raise UserError(
+            f"{whose} was trained with a text encoder {trained_with}, '{encoder.identity.name}' is "
+            f"{encoder.identity.digest}; set text.folder to the one it was trained with"
         )
 
 

@@ -60,7 +60,7 @@ def _rate(config: TrialConfig, device: torch.device) -> Rate:
         batch = make_batch(config, random)
         seconds.append(timed(lambda batch=batch: engine.iterate(batch), device))  # type: ignore[misc]
     items = iteration_flops(config)
-    networks = sum(items.values()) - items.get("teacher_forward", 0)
+    networks = sum(items.values()) - items.get("teacher_forward", 0) - items.get("text_encoder", 0)
     step = statistics.median(seconds[WARMUP:]) * sum(items.values()) / networks
     return Rate(step, _sample_seconds(config, engine, device))
 

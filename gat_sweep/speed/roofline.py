@@ -96,7 +96,7 @@ def roofline(config: TrialConfig, name: str, batch: int | None = None) -> dict[s
     # Images that pass through the blocks of D: four inputs in the D step; real and fake in the G step.
     forward_d, backward_d, images_d = pass_bytes(d)
     forward_g, backward_g, _ = pass_bytes(g)
-    one_d, one_g = ((d.tokens + 1) * d.width * d.depth, g.tokens * g.width * g.depth)
+    one_d, one_g = ((d.tokens + 1) * d.width * d.depth, (g.tokens + g.text_tokens) * g.width * g.depth)
     moved = 4 * one_d * (forward_d + backward_d) + one_d * (2 * forward_d + images_d) + one_g * (forward_g + backward_g)
     params_g, params_d = parameter_counts(config)
     updated = OPTIMIZER * (params_g + params_d) + AVERAGE * params_g

@@ -25,7 +25,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.metrics.evaluator import Evaluator
 from gat_sweep.plan import discriminator_precision
 from gat_sweep.run.alive import take_over
-from gat_sweep.run.checkpoint import Checkpoint, check_data, resume, step_checkpoint
+from gat_sweep.run.checkpoint import Checkpoint, check_data, check_text_encoder, resume, step_checkpoint
 from gat_sweep.run.saved import Damaged
 from gat_sweep.run.stop import stop_reason
 from gat_sweep.run.trial import GRID, Trial
@@ -75,6 +75,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
     found = _resumed(trial, engine.parts(), rank, world)
     if found:
         check_data(found, dataset, f"trial {trial.id}")
+        check_text_encoder(found, feed.encoder, f"trial {trial.id}")
     begun = (found.step, found.facts) if found else (0, {})
     counters = Counters.restored(config.train.batch, step_flops(config), *begun, device)
     began = saved_at = counters.step
@@ -106,6 +107,8 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
     def save() -> None:
         if rank == 0:
             facts = {"data": dataset.digest, "world": world, **counters.facts()}
+            if feed.encoder:
+                facts["text"] = feed.encoder.identity.digest
             saver.start(counters.step, engine.parts(), facts)
 
     def saved() -> None:
@@ -121,7 +124,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
         return Outcome("stopped", counters.step, reason)
 
     with watch, agreement, saver:
-        evaluator = Evaluator(config, dataset, trial.home, device, rank, world, say=report)
+        evaluator = Evaluator(config, dataset, trial.home, device, rank, world, report, feed.encoder)
         if recorder and counters.step == 0 and evaluator.reference.halves is not None:
             recorder.journal({f"{evaluator.extractor.metric}_real_halves": evaluator.reference.halves})
         window_start, window_step = time.perf_counter(), counters.step

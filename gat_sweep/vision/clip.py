@@ -71,9 +71,8 @@ class Clip:
         """Embeddings of length 1, [N, E], of texts. One that is too long is cut, which `tokens.ids` tells."""
         device = self.mean.device
         ids = torch.from_numpy(self.tokens.ids(texts)[0]).to(device)
-        read, present = ids.clamp(min=0).long(), (ids >= 0).long()
-        with torch.autocast(device.type, enabled=False):
-            found = self.model.get_text_features(input_ids=read, attention_mask=present).pooler_output
+        with torch.autocast(device.type, enabled=False):  # attention is causal, so padding changes nothing
+            found = self.model.get_text_features(input_ids=ids.clamp(min=0).long()).pooler_output
         return F.normalize(found, dim=1)
 
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.gat.condition import Captions
 from gat_sweep.metrics.evaluator import Evaluator, check_evaluation
 from gat_sweep.recipe import load_recipe, resolve
+from gat_sweep.run.checkpoint import check_text_encoder, step_checkpoint
 from gat_sweep.run.trial import Trial
 from gat_sweep.train.feed import Feed
 from gat_sweep.train.loop import train
@@ -150,6 +152,7 @@ def test_samples_of_an_evaluation_belong_to_their_captions(home: Path, trained: 
     [
         ({"text.width": 300}, "text encoder 'wordllama' has states of width 256; set text.width=256"),
         ({"text.name": "wordlama"}, "unknown text encoder 'wordlama'; did you mean 'wordllama'?"),
+        ({"text.folder": "clip"}, "text.folder is for a CLIP, and wordllama comes with its package"),
         ({"text.cached": True}, "text.cached needs stored states, which a built-in data set lacks"),
         ({"eval.extras": ["clip_score"]}, "clip_score and eval.clip belong together"),
         ({"eval.null": "official"}, "eval.null=official is about classes"),
@@ -166,6 +169,16 @@ def test_what_does_not_fit_is_one_line(settings: dict[str, object], said: str) -
         check_evaluation(config, dataset)
         trial_encoder(config)
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_goes_on_with_its_own_text_encoder_alone(trained: Trial) -> None:
+    """CLIPs of one width share a tokenizer, so the weights' digest is in the checkpoint."""
+    found, encoder = step_checkpoint(trained.folder / "checkpoints", 4), trial_encoder(trained.config)
+    assert encoder is not None and found.facts["text"] == encoder.identity.digest
+    check_text_encoder(found, encoder, "it")
+    encoder.identity = replace(encoder.identity, digest="0" * 12)
+    with pytest.raises(UserError, match=r"it was trained with a text encoder .*; set text.folder to the one it was"):
+        check_text_encoder(found, encoder, "it")
 
 
 def test_a_data_set_without_captions_is_refused() -> None:
