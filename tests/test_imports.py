@@ -62,6 +62,7 @@ LIGHT = [
         "results.paper",
     ),
 ]
+TEXT = ["tokenizers", "transformers", "wordllama", "emoji"]  # what only captions need
 HEAVY = ["torch", "torchvision", "timm", "diffusers", "ray", "mlflow"]
 
 
@@ -279,3 +280,19 @@ def test_an_analysis_is_a_file_of_its_name() -> None:
     for name in ANALYSES:
         assert (ROOT / "analysis" / f"{name}.py").exists()
         assert (ROOT / "analysis" / "figures" / f"{name}.py").exists()
+
+
+def test_what_has_no_captions_needs_no_packages_of_text() -> None:
+    """A machine without them trains, encodes, evaluates, samples and inspects (benchmarks/gpu_check.py)."""
+    modules = [
+        "train.loop",
+        "encode.encoder",
+        "metrics.evaluator",
+        "pretrained.sample",
+        "inspection.inspect",
+        "speed.bench",
+    ]
+    code = f"import sys; sys.modules |= dict.fromkeys({TEXT!r})\n"  # None: the import fails
+    code += "".join(f"import gat_sweep.{module}\n" for module in modules)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

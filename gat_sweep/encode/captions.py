@@ -139,7 +139,9 @@ def _reader(plan: Plan, what: str, column: str | None) -> Callable[[Plan], Found
     if what == BESIDE:
         return _beside
     if not os.path.isfile(what):
-        raise UserError(f"--captions {what}: there is no such file; give a COCO .json, a .jsonl, or the word {BESIDE}")
+        raise UserError(
+            f"--captions {what}: the file does not exist; give a COCO .json, a .jsonl, or the word {BESIDE}"
+        )
     if lines:
         return lambda _: _lines(what, column)
     if what.lower().endswith(".json"):
@@ -193,7 +195,7 @@ def _lines(path: str, column: str | None) -> Found:
         raise UserError(f"{path} could have its captions in {known or 'no column'}; choose with --caption-column")
     found: Found = {}
     for name, row in rows:
-        value = row.get(candidates[0])  # null means that there is no caption
+        value = row.get(candidates[0])  # null: the image has no caption
         found.setdefault(name, []).extend([] if value is None else value if isinstance(value, list) else [value])
     return found
 

@@ -23,8 +23,8 @@ from gat_sweep.encode.sources import plan_images
 from gat_sweep.encode.units import NO_CAPTION, Plan, Unit
 from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_no_credentials
+from gat_sweep.language.flops import WORDLLAMA
 from gat_sweep.language.load import load_text_encoder
-from gat_sweep.language.wordllama import WORDLLAMA
 
 LINE_EVERY = 30.0  # seconds between plain lines without a terminal
 RATE_AFTER = 3.0  # seconds after the first unit; at the beginning several units are done at once

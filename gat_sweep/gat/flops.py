@@ -14,7 +14,7 @@ def _block(width: int, tokens: int) -> tuple[int, int]:
 
 
 def _generator_attention(spec: GeneratorSpec) -> int:
-    """FLOPs of the attention products of G. Words are queries, too, except in the last block."""
+    """FLOPs of the attention products of G. Words are also queries, except in the last block."""
     keys = spec.tokens + spec.text_tokens
     return 2 * 2 * spec.width * ((spec.depth - 1) * keys * keys + spec.tokens * keys)
 

@@ -60,7 +60,7 @@ def _recorded(blocks: nn.ModuleList) -> Iterator[list[Tensor]]:
     tokens: list[Tensor] = []
 
     def keep(block: nn.Module, args: Any, out: Any) -> None:
-        tokens.append(out[0] if isinstance(out, tuple) else out)  # a block with a caption returns its tokens, too
+        tokens.append(out[0] if isinstance(out, tuple) else out)  # a JointBlock also returns the caption's tokens
 
     hooks = [blocks[0].register_forward_pre_hook(lambda block, args: tokens.append(args[0]))]
     hooks += [block.register_forward_hook(keep) for block in blocks]

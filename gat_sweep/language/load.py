@@ -5,7 +5,6 @@ import torch
 from gat_sweep.errors import UserError
 from gat_sweep.language.encoder import TextEncoder, TextIdentity
 from gat_sweep.language.flops import WORDLLAMA
-from gat_sweep.language.wordllama import WordLlama
 from gat_sweep.text import nearest
 
 
@@ -18,13 +17,16 @@ def load_text_encoder(
     tokens: the most of a caption (default: the encoder's own number). folder: where the CLIP lies now.
     Raises UserError when it is not there or incomplete, or does not have so many tokens.
     """
+    # Imported when asked for: what trains without captions needs neither tokenizers nor transformers.
     if name == WORDLLAMA:
+        from gat_sweep.language.wordllama import WordLlama
+
         return WordLlama(tokens, device)
     if "/" not in name and folder is None:
         raise UserError(
             f"unknown text encoder '{name}'; {nearest(name, [WORDLLAMA])}, or give the hub id or the folder of a CLIP"
         )
-    from gat_sweep.language.clip import ClipText  # imports transformers, which takes seconds
+    from gat_sweep.language.clip import ClipText
 
     return ClipText(name, tokens, folder, device)
 

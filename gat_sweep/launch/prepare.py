@@ -24,15 +24,15 @@ def check_data(configs: Sequence[TrialConfig]) -> list[Dataset]:
     missing or another one.
     """
     opened: dict[str, Dataset] = {}
-    read: list[Text] = []  # text encoders that were found
+    read: list[tuple[str, Text]] = []  # data sets whose captions fit their text encoder
     for config in configs:
         key = config.data.model_dump_json()
         dataset = opened.setdefault(key, opened.get(key) or load_dataset(config.data))
         check_needs(config, dataset)
         check_evaluation(config, dataset)
-        if config.text and config.text not in read:
+        if config.text and (key, config.text) not in read:
             captioned(dataset, trial_encoder(config))
-            read.append(config.text)
+            read.append((key, config.text))
     return [opened[config.data.model_dump_json()] for config in configs]
 
 

@@ -37,8 +37,8 @@ from gat_sweep.pretrained.directions import FILE, Direction, read_directions, wr
 from gat_sweep.pretrained.folder import check_new
 from gat_sweep.pretrained.sample import Given, Request, checked, codes, encoded_texts, opened, styled
 from gat_sweep.pretrained.styleclip import (
+    ClipView,
     Optimisation,
-    Sight,
     check_optimisation,
     moved,
     styleclip,
@@ -204,14 +204,14 @@ def _check(edit: Edit, generator: Generator) -> None:
         raise UserError("--strengths: give numbers with commas, such as -2,0,2")
 
 
-def _sight(edit: Edit, generator: Generator, decoder: Tokenizer, batch: int, device: torch.device) -> Sight | None:
+def _sight(edit: Edit, generator: Generator, decoder: Tokenizer, batch: int, device: torch.device) -> ClipView | None:
     """What shows pictures to CLIP, for an edit that needs it. Raises UserError when the CLIP cannot be loaded."""
     if edit.from_to is None and edit.optimise is None:
         return None
     assert edit.clip is not None, "an edit by text needs a CLIP"
     from gat_sweep.vision.clip import Clip  # imports transformers, which takes seconds
 
-    return Sight(generator, decoder, Clip(edit.clip, device), edit.layers or (0, generator.spec.depth - 1), batch)
+    return ClipView(generator, decoder, Clip(edit.clip, device), edit.layers or (0, generator.spec.depth - 1), batch)
 
 
 def _directions(
@@ -220,7 +220,7 @@ def _directions(
     request: Request,
     given: Given,
     digest: str,
-    sight: Sight | None,
+    sight: ClipView | None,
     say: Say,
 ) -> tuple[list[Direction], dict[str, Any]]:
     """The directions of an edit, and figures of each by name."""

@@ -12,7 +12,7 @@ given, its class. So more pictures, another batch size or another device change 
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ def sample_command(
     pretrained = opened(source, settings, tokenizer, encoder)
     generator = pretrained.generator
     classes = checked(request, generator.spec)
+    request = replace(request, texts=request.texts[: request.pictures])  # the others are not drawn
     decoder = load_decoder(
         pretrained.about.tokenizer, tokenizer, generator.spec.channels, "these latents", "--tokenizer", device
     )
@@ -161,10 +162,9 @@ def encoded_texts(
         return None
     assert pretrained.about.text is not None
     encoder = load_same_encoder(pretrained.about.text, folder, "--text-encoder", device)
-    texts = request.texts[: request.pictures]
-    ids, cut = encoder.ids(texts)
+    ids, cut = encoder.ids(request.texts)
     if cut.any():
-        first = texts[int(cut.argmax())]
+        first = request.texts[int(cut.argmax())]
         say(f"captions cut to their first {ids.shape[1]} tokens: {cut.sum()}, such as '{first[:60]}'")
     parts = [encoder.encode(part.to(device)) for part in torch.from_numpy(ids).split(request.batch)]
     return joined(parts)

@@ -44,8 +44,8 @@ class Optimisation:
 
 
 @dataclass(frozen=True)
-class Sight:
-    """What shows pictures of styles to CLIP. layers: first and last block that an edit reaches. batch: at once."""
+class ClipView:
+    """Generator, decoder and CLIP in sequence. layers: first and last block that an edit reaches. batch: at once."""
 
     generator: Generator
     decoder: Tokenizer
@@ -96,7 +96,7 @@ def moved(w_BD: Tensor, step: Tensor, strength: float, layers: tuple[int, int], 
     return w_BD + inside * step
 
 
-def optimised(sight: Sight, w_BD: Tensor, y: Condition, text_E: Tensor, options: Optimisation, say: Say) -> Path:
+def optimised(sight: ClipView, w_BD: Tensor, y: Condition, text_E: Tensor, options: Optimisation, say: Say) -> Path:
     """The path of styles by latent optimisation (StyleCLIP, section 4).
 
     Each picture has a step of its own, shared by the blocks that the edit reaches, so that it is a direction of w.
@@ -137,7 +137,7 @@ def optimised(sight: Sight, w_BD: Tensor, y: Condition, text_E: Tensor, options:
 
 
 def styleclip(
-    sight: Sight, w_BD: Tensor, y: Condition, options: Optimisation, digest: str, say: Say
+    sight: ClipView, w_BD: Tensor, y: Condition, options: Optimisation, digest: str, say: Say
 ) -> tuple[dict[str, bytes], Tensor, dict[str, float]]:
     """A latent optimisation: its files by name, the mean step [D] of the pictures, and figures of it.
 
@@ -167,7 +167,7 @@ def styleclip(
 
 
 def text_direction(
-    sight: Sight, styles: Iterable[tuple[Tensor, Condition]], before: str, after: str
+    sight: ClipView, styles: Iterable[tuple[Tensor, Condition]], before: str, after: str
 ) -> tuple[Tensor, dict[str, float]]:
     """The direction [D] of w from one text to another, one standard deviation of w long, and figures of it.
 

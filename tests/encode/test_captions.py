@@ -358,7 +358,7 @@ def test_what_means_two_things_or_nothing_is_refused(tmp_path: Path, monkeypatch
         (table, "captoin", r"is not a column of text in t\.parquet; did you mean 'caption'\?"),
         (table, "image_id", "is not a column of text .*known: caption, txt"),
         (table, "c.json", "is not a column of text"),
-        (folder, "nowhere.json", "there is no such file; give a COCO .json, a .jsonl, or the word txt"),
+        (folder, "nowhere.json", "the file does not exist; give a COCO .json, a .jsonl, or the word txt"),
         (folder, "caption", "has an unknown suffix"),
     ]:
         with pytest.raises(UserError, match=says):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.trials import checkpoint_of, text_trial
+from PIL import Image
 
 from gat_sweep.commands.sample import read_texts
 from gat_sweep.errors import UserError
@@ -102,7 +103,26 @@ def test_an_edit_keeps_the_caption(tmp_path: Path, folder: Path) -> None:
     edit = Edit(ganspace=1, samples=300, strengths=(0.0, 3.0), pictures=2)
     edit_command(folder, tmp_path / "edit", edit, Request(texts=TEXTS), {}, None, CPU)
     assert json.loads((tmp_path / "edit" / "edit.json").read_text())["texts"] == list(TEXTS)
-    assert (tmp_path / "edit" / "component-1.png").stat().st_size > 0
+    sample_command(folder, tmp_path / "sample", Request(count=2, texts=TEXTS), {}, None, CPU)
+    drawn = np.load(tmp_path / "sample" / "samples.npz")["arr_0"]
+    with Image.open(tmp_path / "edit" / "component-1.png") as image:
+        figure = np.asarray(image.convert("RGB"))
+    step = 2 * drawn.shape[1] + 2  # 32 pixels are shown as 64, with lines of 2 between
+    grid = figure[figure.shape[0] - 2 * step - 2 :]
+    corners = [(2 + step * row, 2 + step * column) for row in range(2) for column in range(2)]
+    shown = [grid[y : y + step - 2 : 2, x : x + step - 2 : 2] for y, x in corners]
+    assert (shown[0] == drawn[0]).all() and (shown[2] == drawn[1]).all()
+    assert (shown[1] != drawn[0]).any() and (shown[3] != drawn[1]).any()
+
+
+def test_components_are_of_the_styles_of_all_captions(tmp_path: Path, networks: Pretrained, folder: Path) -> None:
+    """Also of those captions that are not among the few pictures of the figure."""
+    found = []
+    for name, texts in (("few", TEXTS[:1]), ("many", (TEXTS[0], "blue heart", "person running", "cat face"))):
+        edit = Edit(ganspace=1, samples=300, strengths=(1.0,), pictures=1)
+        result, _ = edit_command(folder, tmp_path / name, edit, Request(texts=texts), {}, None, CPU)
+        found.append(result["directions"]["component-1"]["explained"])
+    assert found[0] != found[1]
 
 
 def test_another_text_encoder_is_refused(networks: Pretrained) -> None:

@@ -20,7 +20,7 @@ from gat_sweep.pretrained.card import About
 from gat_sweep.pretrained.edit import Edit, edit_command
 from gat_sweep.pretrained.folder import from_pretrained, save_pretrained
 from gat_sweep.pretrained.sample import Request
-from gat_sweep.pretrained.styleclip import Optimisation, Sight, optimised, text_direction
+from gat_sweep.pretrained.styleclip import ClipView, Optimisation, optimised, text_direction
 from gat_sweep.text import silent
 from gat_sweep.vision.clip import Clip
 
@@ -56,8 +56,8 @@ def folder(tmp_path: Path, generator: Generator) -> Path:
     return tmp_path / "folder"
 
 
-def sight(generator: Generator, clip: Clip, layers: tuple[int, int] = (0, DEPTH - 1), batch: int = 32) -> Sight:
-    return Sight(generator, Pixels(1), clip, layers, batch)
+def sight(generator: Generator, clip: Clip, layers: tuple[int, int] = (0, DEPTH - 1), batch: int = 32) -> ClipView:
+    return ClipView(generator, Pixels(1), clip, layers, batch)
 
 
 def some_styles(generator: Generator, count: int, seed: int = 0) -> Tensor:
