@@ -36,7 +36,7 @@ BAD = [
     (["encode", "--images", ".", "--out", "out", "--tokenizer", "/nowhere"], "tokenizer '/nowhere' is not a folder"),
     (["evaluate", "step_00000004"], "is not a checkpoint; give one of"),
     (["evaluate", "nowhere.npz", "--recipe", "digits"], "nowhere.npz"),
-    (["evaluate", "step_1", "--set", "train.steps=3"], "only data.path, data.tokenizer and eval"),
+    (["evaluate", "step_1", "--set", "train.steps=3"], "allows only data.path, data.tokenizer, text.folder and eval"),
     (["inspect", "step_00000004"], "is not a checkpoint; give one of"),
     (["latency", "--size", "S", "--tokenizer", "/nowhere"], "/nowhere"),
     (["run", WIDTHS, "--recipe", "digits", "--set", "workers.count=64"], "asks for 64 CPUs"),

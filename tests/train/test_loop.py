@@ -51,10 +51,12 @@ def test_training_is_deterministic_and_the_seed_matters(home: Path, trained: Tri
 
 
 def test_a_cut_run_continues_bit_for_bit(home: Path, trained: Trial) -> None:
-    """Stopped after the checkpoint of step 2, and killed so that a line was half-written."""
+    """Stopped once the checkpoint of step 2 is on disk, and killed so that a line was half-written.
+
+    The checkpoint is written beside the evaluation of step 2, so the stop comes in it or one step later."""
     straight, cut = trained, tiny_trial(home, "cut")
     outcome = train(cut, CPU, lambda: "enough" if (cut.folder / "checkpoints" / "latest.json").exists() else "")
-    assert (outcome.status, outcome.step, outcome.reason) == ("stopped", 2, "enough")
+    assert (outcome.status, outcome.reason) == ("stopped", "enough") and outcome.step in (2, 3)
     with open(cut.folder / "journal.jsonl", "a") as journal:
         journal.write('{"step": 3, "metr')
     assert train(cut, CPU).status == "done"
