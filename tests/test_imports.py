@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 # The floors of the house. A room imports from the floors below its own, and from itself.
 FLOORS = [
-    {"gat", "autoscaler", "leftovers", "text", "version", "errors", "recipes"},
+    {"gat", "autoscaler", "leftovers", "text", "version", "errors", "precision", "recipes"},
     {"config", "files", "cluster"},
     {"language"},
     {"compute"},

@@ -4,8 +4,6 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from gat_sweep.errors import UserError
 from gat_sweep.files.weights import check_finite, weights_digest
+from gat_sweep.precision import exactly
 
 PIXELS = "pixels"  # the trivial tokenizer
 DECODED_PIXELS = 2**19  # most pixels to decode at once, such as 8 pictures of 256x256
@@ -154,7 +153,7 @@ class Vae:
                 f"pictures of {height}x{width} do not fit the VAE '{self.identity.source}'; "
                 f"give a --size that is a multiple of {self.identity.factor}"
             )
-        with torch.no_grad(), _exactly(self.model.device):
+        with torch.no_grad(), exactly(self.model.device):
             posterior = self.model.encode(pictures.to(self.model.device).float() / 127.5 - 1).latent_dist
             return posterior.mean, posterior.std
 
@@ -168,7 +167,7 @@ class Vae:
     def decode_values(self, latents: Tensor) -> Tensor:
         """See Tokenizer. All pictures are decoded at once. The backward pass has the caller's precision of products."""
         raw = latents.to(self.model.device).float() / self.identity.scale + self.identity.shift
-        with _exactly(self.model.device, self.tf32):
+        with exactly(self.model.device, self.tf32):
             return _values(self.model.decode(raw).sample)
 
 
@@ -268,16 +267,3 @@ def _digest(model: Any) -> str:
     """Digest of all weights and of the config fields that do not show in the names and shapes of the weights."""
     shown = {key: model.config[key] for key in DIGESTED_FIELDS} | {"weights": weights_digest(model)}
     return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:12]
-
-
-@contextmanager
-def _exactly(device: torch.device, tf32: bool = False) -> Iterator[None]:
-    """Context with true float32, or TF32 where the device has it, without autocast, and the same bits at every call."""
-    convolutions = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32)
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    try:
-        with torch.autocast(device.type, enabled=False), convolutions:
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)

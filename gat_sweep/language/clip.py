@@ -23,6 +23,7 @@ from gat_sweep.files.weights import check_finite, weights_digest
 from gat_sweep.gat.condition import Captions
 from gat_sweep.language.encoder import TextIdentity, padded_ids
 from gat_sweep.language.flops import clip_text_flops
+from gat_sweep.precision import exactly
 
 EXAMPLE = "openai/clip-vit-large-patch14"
 IMAGE_PARTS = ("vision_model.", "visual_projection.", "logit_scale")  # weights of a whole CLIP beside its text tower
@@ -75,7 +76,7 @@ class ClipText:
     def encode(self, ids: Tensor) -> Captions:
         """See TextEncoder. Words are zero where there is padding."""
         present = ids >= 0
-        with torch.autocast(ids.device.type, enabled=False):
+        with exactly(ids.device):
             # Attention is causal, so padding, which is behind, changes nothing. With a mask, transformers would wait
             # for the device. Id 0 is never the highest.
             out = self.model(input_ids=ids.clamp(min=0).long())
@@ -183,10 +184,13 @@ def _load_tokenizer(place: str) -> Any:
                     f"the CLIP '{place}' has no tokenizer; copy tokenizer.json, or vocab.json and merges.txt, of the "
                     "same model there"
                 )
-        with loading(place):
-            json.loads((folder / names[0]).read_bytes())  # the library's error for a damaged one has no type
     with loading(place):
-        return CLIPTokenizer.from_pretrained(place)
+        try:
+            return CLIPTokenizer.from_pretrained(place)
+        except Exception as error:
+            if type(error) is not Exception:  # which is what the library of tokenizers raises for a damaged file
+                raise
+            raise ValueError(str(error)) from None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessor, CLIPModel
 
 from gat_sweep.errors import UserError
 from gat_sweep.language.clip import ClipTokens, clip_digest, load_clip, loading
+from gat_sweep.precision import exactly
 
 HOW = ("preprocessor_config.json", "processor_config.json")  # how it prepares pictures; one of them is there
 BICUBIC = 3  # PIL's number, in preprocessor_config.json
@@ -62,7 +63,7 @@ class Clip:
 
     def pictures(self, pictures: Tensor) -> Tensor:
         """Embeddings of length 1, [N, E], of pictures [N, 3, h, w] with values 0 to 255; with gradients to them."""
-        with torch.autocast(pictures.device.type, enabled=False):
+        with exactly(pictures.device):
             found = self.model.get_image_features(pixel_values=self.prepared(pictures)).pooler_output
         return F.normalize(found, dim=1)
 
@@ -71,7 +72,7 @@ class Clip:
         """Embeddings of length 1, [N, E], of texts. One that is too long is cut, which `tokens.ids` tells."""
         device = self.mean.device
         ids = torch.from_numpy(self.tokens.ids(texts)[0]).to(device)
-        with torch.autocast(device.type, enabled=False):  # attention is causal, so padding changes nothing
+        with exactly(device):  # attention is causal, so padding changes nothing
             found = self.model.get_text_features(input_ids=ids.clamp(min=0).long()).pooler_output
         return F.normalize(found, dim=1)
 

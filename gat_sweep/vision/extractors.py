@@ -23,6 +23,7 @@ from gat_sweep.files.weights import (
     tensors_only,
     weights_digest,
 )
+from gat_sweep.precision import exactly
 
 WIDTHS = {"efficientnet_lite0": 1280, "inception_v3": 2048, "dinov2_vitl14": 1024}  # of the features
 
@@ -50,8 +51,7 @@ class _Network(nn.Module, ABC):
 
     @torch.no_grad()
     def forward(self, pictures: Tensor) -> Tensor:
-        # TF32 would change the digits that we report, and only on some devices.
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with exactly(pictures.device):  # TF32 would change the digits that we report, and only on some devices
             return self.features(pictures)
 
     @abstractmethod

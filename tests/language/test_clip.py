@@ -207,18 +207,25 @@ def test_folders_that_are_not_a_clip(copy: Path, folder: Path, tmp_path: Path) -
 
 def test_tokenizers_that_are_refused(copy: Path) -> None:
     content = json.loads((copy / "tokenizer.json").read_text())
-    (copy / "tokenizer.json").write_text("{")
-    assert "is damaged (JSONDecodeError" in refusal(copy)
-    (copy / "tokenizer.json").write_text("{}")
-    assert "is damaged (KeyError" in refusal(copy)
+    model = content["model"]
+    absent = {**content, "model": {**model, "merges": [["absent", "word"]]}}
+    for damaged in ("{", "{}", "", json.dumps(content)[:-40], json.dumps(absent)):
+        (copy / "tokenizer.json").write_text(damaged)
+        assert "is damaged (" in refusal(copy), damaged
     (copy / "tokenizer.json").unlink()
     assert "has no tokenizer; copy tokenizer.json, or vocab.json and merges.txt" in refusal(copy)
-    vocab = content["model"]["vocab"]
-    (copy / "vocab.json").write_text(json.dumps(vocab))
-    (copy / "merges.txt").write_text("#version: 0.2\na t</w>\nc at</w>\no g</w>\nd og</w>\n")
+    (copy / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = "#version: 0.2\na t</w>\nc at</w>\no g</w>\nd og</w>\n"
+    (copy / "merges.txt").write_text(merges)
     assert encoder(copy).ids(CAPTIONS)[0].tolist() == encoder_ids(copy)
-    (copy / "vocab.json").write_text(json.dumps({**vocab, "one more": len(vocab)}))
+    for cut in (b"#version: 0.2\na t</w>\nc\n", b"#version: 0.2\nabsent word\n", b"\xff\xfe"):
+        (copy / "merges.txt").write_bytes(cut)
+        assert "is damaged (" in refusal(copy), cut
+    (copy / "merges.txt").write_text(merges)
+    (copy / "vocab.json").write_text(json.dumps({**model["vocab"], "one more": len(model["vocab"])}))
     assert "tokens, and its weights have" in refusal(copy)
+    (copy / "vocab.json").write_text("{")
+    assert "is damaged (" in refusal(copy)
 
 
 def encoder_ids(folder: Path) -> list[list[int]]:
