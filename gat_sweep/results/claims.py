@@ -12,6 +12,7 @@ from gat_sweep.files.storage import Place, children, write
 from gat_sweep.recipe import built_in
 from gat_sweep.results.study import home_words, is_table, loaded_table, open_study
 from gat_sweep.run.record import read_run
+from gat_sweep.sweep import load_sweep, sweep_file
 from gat_sweep.text import Say
 
 COLUMNS = ("claim", "paper", "here", "verdict", "from", "to decide it")
@@ -57,14 +58,13 @@ def claims_command(
                     continue
                 found = Finding(reasons[-1], NOT_DECIDED)
             answered.add(claim.name)
-            rows.append(_row(claim, source, found, _command(claim, source, recipe or usual, found, home)))
+            rows.append(_row(claim, source, found, recipe or usual, _more_seeds(source, found), home))
         if study is None and len(reasons) == len(CLAIMS):
             raise UserError(f"{source} answers no claim: {reasons[0]}")
     recipe = max(recipes, key=recipes.count, default=usual)
     for claim in CLAIMS:
         if claim.name not in answered:
-            command = shlex.join(["gat-sweep", "run", claim.studies[0], "--recipe", recipe, *home_words(home)])
-            rows.append(_row(claim, None, Finding("", NOT_RUN), command))
+            rows.append(_row(claim, None, Finding("", NOT_RUN), recipe, [], home))
     names = [claim.name for claim in CLAIMS]
     rows.sort(key=lambda row: names.index(row["claim"]))
     folder = out or Path("claims")
@@ -82,16 +82,24 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _row(claim: Claim, source: str | None, found: Finding, command: str | None) -> dict[str, Any]:
-    values = (claim.name, claim.paper, found.here, found.verdict, source, command)
+def _row(
+    claim: Claim, source: str | None, found: Finding, recipe: str, options: list[str] | None, home: Place
+) -> dict[str, Any]:
+    """options: of the command that decides the claim; None if there is none."""
+    here, command, study = found.here, None, claim.studies[0]
+    if options is not None:
+        try:
+            load_sweep(sweep_file(study), recipe)
+            command = shlex.join(["gat-sweep", "run", study, "--recipe", recipe, *options, *home_words(home)])
+        except UserError as reason:
+            here = "; ".join(filter(None, (here, f"sweep {study} does not fit recipe {recipe}: {reason}")))
+    values = (claim.name, claim.paper, here, found.verdict, source, command)
     return dict(zip(COLUMNS, values, strict=True)) | {"seeds": found.seeds}
 
 
-def _command(claim: Claim, source: str, recipe: str, found: Finding, home: Place) -> str | None:
-    """What to run so that a claim that is not decided may be; None if more seeds are not what it needs."""
+def _more_seeds(source: str, found: Finding) -> list[str] | None:
+    """Options with which a claim that is not decided may be; None if more seeds are not what it needs."""
     if found.verdict != NOT_DECIDED or found.seeds is None:
         return None
     seeds = f"0-{found.seeds - 1}" if found.seeds > 1 else "0"
-    words = ["gat-sweep", "run", claim.studies[0], "--recipe", recipe, "--seeds", seeds]
-    named = [] if is_table(source) else ["--name", source]
-    return shlex.join([*words, *named, *home_words(home)])
+    return ["--seeds", seeds, *([] if is_table(source) else ["--name", source])]

@@ -63,6 +63,7 @@ def verdicts(found: dict[str, dict[str, Any]], *names: str) -> list[str]:
     return [found[name]["verdict"] for name in names]
 
 
+LINEAR = "the exponential schedule beats the linear one"
 SIZES = ("the metric falls with size", "it is a power law of compute", "it correlates with G's GFLOPs")
 
 
@@ -205,3 +206,14 @@ def test_trials_from_before_a_config_value_came_join_those_from_after() -> None:
     assert len(configs) == len(files) > 4
     for (section, key), before in ADDED.items():
         assert {config[f"{section}.{key}"] for config in configs} == {before}
+
+
+def test_a_study_that_the_recipe_refuses_is_not_recommended() -> None:
+    """Two blocks allow two levels of MNG, in which the linear schedule is the exponential one."""
+    table = Path(__file__).parents[2] / "docs" / "study" / "mnist-mng.csv"
+    found = claims(str(table))
+    for name, verdict in (("MNG is better than none", "not decided"), (LINEAR, "not run")):
+        row = found[name]
+        assert row["verdict"] == verdict and row["to decide it"] is None
+        assert "sweep mng does not fit recipe mnist: mng.schedule linear is exp where there are 2 levels" in row["here"]
+    assert found["alignment helps"]["to decide it"] == "gat-sweep run alignment --recipe mnist"
