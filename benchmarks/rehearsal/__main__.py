@@ -32,6 +32,7 @@ from gat_sweep.plan import model_info
 from gat_sweep.run.record import sweep_trials
 from gat_sweep.run.table import FINISHED
 from gat_sweep.sweep import Sweep
+from gat_sweep.text import duration
 from gat_sweep.version import source_commit
 
 RUN = "rehearsal"
@@ -67,6 +68,7 @@ class Rehearsal:
         self.line: Connection | None = None
         self.launches, self.in_place, self.retry = 0, False, False
         self.started = self.next_launch = self.until = 0.0
+        self.begun = time.monotonic()
         self.waits: Waits = ([], [])  # as the launch said last
         self.asking: tuple[int, float] | None = None  # pid and start of a `status`
         self.hung_before: int | None = None  # while a hang is waited for: how many there were
@@ -170,10 +172,18 @@ class Rehearsal:
             planted_fault(t.config) == "fails" for t in self.trials if t.status() == "failed"
         )
 
+    def report(self, day: int) -> None:
+        """A line of progress. The trials are made for `days`; a few more may pass."""
+        ended = sum(trial.status() in (*FINISHED, "failed") for trial in self.trials)
+        passed = time.monotonic() - self.begun
+        left = duration(passed / day * max(0.0, self.days - day))
+        line = f"day {day} of {self.days:g}: {ended} of {len(self.trials)} trials ended, {self.launches} launches"
+        click.echo(f"{line}, {duration(passed)} passed, ETA {left}", err=True)
+
     def run(self) -> list[str]:
         """Runs until every trial has ended; returns what was broken on the way."""
         self.server.start()  # launches do not wait for it
-        before = time.monotonic()
+        before, day = time.monotonic(), 1
         while True:
             wait([line for line in (self.line,) if line], TICK_S) if self.line else time.sleep(TICK_S)
             now = time.monotonic()
@@ -204,7 +214,12 @@ class Rehearsal:
             if self.driver and not self.in_place and now - self.started > patience:
                 return [f"launch {self.launches} did not begin, or end, within {patience:.0f} s"]
             if not self.driver and self.world.clock >= self.next_launch:
+                if all(trial.status() == "failed" for trial in self.trials):
+                    return ["every trial has failed; `gat-sweep status` says why"]
                 self.begin()
+            if self.world.clock >= day * 24 * HOUR:
+                self.report(day)
+                day += 1
             if self.world.clock > 2 * self.days * 24 * HOUR:
                 left = [t.id for t in self.trials if t.status() not in FINISHED]
                 return [f"{len(left)} trials are not finished after twice the days: {left[:5]}"]

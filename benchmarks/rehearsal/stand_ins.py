@@ -207,7 +207,7 @@ def train_stand_in(world: World, workers: int) -> Callable[..., loop.Outcome]:
     loop.Agreement = lambda _: agreement(1)  # type: ignore[misc, assignment]
     loop.load_dataset = lambda _: Data()  # type: ignore[assignment, return-value]
     loop.check_needs = lambda *_: None
-    loop.Feed = lambda *_, **__: SimpleNamespace(batch=lambda step: step)  # type: ignore[misc, assignment]
+    loop.Feed = lambda *_, **__: SimpleNamespace(encoder=None, batch=lambda step: step)  # type: ignore[misc, assignment]
     return train
 
 
