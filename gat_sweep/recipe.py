@@ -18,6 +18,7 @@ from gat_sweep.errors import UserError
 from gat_sweep.files.credentials import check_config
 from gat_sweep.files.yamlfile import Lines, read_yaml
 from gat_sweep.gat.spec import OFFICIAL_OBJECTIVE
+from gat_sweep.language.flops import WORDLLAMA, WORDLLAMA_WIDTH
 from gat_sweep.text import nearest
 
 # Named sets of overrides: `paper` is the default, `official` has the conventions of the released code.
@@ -117,6 +118,12 @@ def _checked(values: dict[str, Any]) -> TrialConfig:
         raise UserError(str(error)) from None
     if config.train.batch < config.workers.most:
         raise UserError(f"workers.count {config.workers.most} is more than train.batch, {config.train.batch} images")
+    if config.text is not None and config.text.name == WORDLLAMA:
+        if config.text.folder is not None:
+            raise UserError("text.folder is for a CLIP, and wordllama comes with its package; set text.folder=null")
+        if config.text.width != WORDLLAMA_WIDTH:
+            width = WORDLLAMA_WIDTH
+            raise UserError(f"text encoder '{WORDLLAMA}' has states of width {width}; set text.width={width}")
     if config.mng.schedule == "linear" and config.mng.levels == 2:
         # 1/2 and 1 either way: two trials would train the same networks under two names.
         raise UserError(

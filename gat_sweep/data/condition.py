@@ -9,7 +9,6 @@ from gat_sweep.data.rows import Rows
 from gat_sweep.errors import UserError
 from gat_sweep.gat.condition import Captions, Condition
 from gat_sweep.language.encoder import TextEncoder
-from gat_sweep.language.flops import WORDLLAMA
 from gat_sweep.language.load import load_text_encoder
 
 
@@ -21,8 +20,6 @@ def trial_encoder(config: TrialConfig, device: torch.device | str = "cpu") -> Te
     if config.text is None:
         return None
     text = config.text
-    if text.name == WORDLLAMA and text.folder is not None:
-        raise UserError("text.folder is for a CLIP, and wordllama comes with its package; set text.folder=null")
     found = load_text_encoder(text.name, text.tokens, text.folder, device)
     if found.identity.width != text.width:
         width = found.identity.width

@@ -1,7 +1,8 @@
 """FLOPs of text encoders in closed form: 2 per multiply-add, matrix products only, one caption."""
 
 WORDLLAMA = "wordllama"  # its table of 32,000 tokens looks up and adds, so it has no products
-WORDLLAMA_PARAMS = 32_000 * 256
+WORDLLAMA_WIDTH = 256
+WORDLLAMA_PARAMS = 32_000 * WORDLLAMA_WIDTH
 
 
 def clip_text_flops(width: int, layers: int, ffn: int, tokens: int) -> int:
