@@ -1,10 +1,13 @@
 """A sweep under all faults on a simulated cluster (benchmarks/rehearsal), and the checks of it under planted damage."""
 
 import json
+import multiprocessing
 import os
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +17,7 @@ import torch
 from helpers.trials import ROOT, save_checkpoint
 
 from benchmarks.rehearsal import checks
+from benchmarks.rehearsal.stand_ins import World, work
 from benchmarks.rehearsal.trials import NAMES, distance, evaluated_steps, logged_means, rehearsed_sweep
 from gat_sweep.run.journal import add_record
 from gat_sweep.run.record import sweep_trials
@@ -46,11 +50,41 @@ def test_a_sweep_under_all_faults(tmp_path: Path, figures: Callable[..., None]) 
 # ---------------------------------------------------------------- the checks find what is wrong
 
 
+def healthy(folder: Path) -> Trial:
+    """A trial of a rehearsal without a planted fault, before it begins."""
+    trials = sweep_trials(rehearsed_sweep(folder, 8, 8, 0.3, 1000), folder, "rehearsal")
+    return next(t for t in trials if (t.config.model.generator, t.config.seed) == ("S", 1))
+
+
+def train_alone(folder: Path) -> None:
+    """A worker group of its own, with a clock that runs by itself."""
+    trial = healthy(folder)
+    world = World(1000, [trial.id], 1, folder)
+
+    def run_clock() -> None:
+        while True:
+            time.sleep(0.001)
+            world.move(100)
+
+    threading.Thread(target=run_clock, daemon=True).start()
+    work(world, [trial], [0], multiprocessing.Pipe()[1])
+
+
+def test_the_stand_ins_fit_the_loop_of_training(tmp_path: Path) -> None:
+    """A trial trains to its end with the product's own loop, and leaves what the checks expect."""
+    process = multiprocessing.get_context("spawn").Process(target=train_alone, args=(tmp_path,))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    trial = healthy(tmp_path)
+    for check in (checks.check_rows, checks.check_journal, checks.check_checkpoints):
+        assert check(trial)[0] == []
+
+
 @pytest.fixture
 def trial(tmp_path: Path) -> Trial:
     """A healthy trial of a rehearsal as it ends: rows, journal, checkpoint."""
-    trials = sweep_trials(rehearsed_sweep(tmp_path, 8, 8, 0.3, 1000), tmp_path, "rehearsal")
-    trial = next(t for t in trials if (t.config.model.generator, t.config.seed) == ("S", 1))
+    trial = healthy(tmp_path)
     write_rows(trial, evaluated_steps(trial.config))
     write_journal(trial, sorted(logged_means(trial.config, NAMES[0])))
     write_checkpoint(trial, trial.config.train.steps)
