@@ -121,3 +121,28 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "clip_text_model"}))
     with pytest.raises(UserError, match="is of type clip_text_model, not clip"):
         Clip(str(tmp_path))
+
+
+def test_nothing_around_it_changes_its_precision(folder: Path) -> None:
+    """Inside, neither TF32 nor bfloat16, whatever the process has allowed; behind it, what was allowed is so again."""
+    clip, pictures = Clip(str(folder)), some_pictures(SIDE, SIDE)
+    expected = clip.pictures(pictures), clip.texts(TEXTS)
+    inside = []
+
+    def look(*_: object) -> None:
+        inside.append((torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()))
+
+    for tower in (clip.model.vision_model, clip.model.text_model):
+        tower.register_forward_pre_hook(look)
+    usual = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = clip.pictures(pictures), clip.texts(TEXTS)
+        assert (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (True, "high")
+    finally:
+        torch.backends.cudnn.allow_tf32 = usual[0]
+        torch.set_float32_matmul_precision(usual[1])
+    assert inside == [(False, "highest")] * 2
+    assert all(torch.equal(ours, other) for ours, other in zip(found, expected, strict=True))
