@@ -118,12 +118,9 @@ def _checked(values: dict[str, Any]) -> TrialConfig:
         raise UserError(str(error)) from None
     if config.train.batch < config.workers.most:
         raise UserError(f"workers.count {config.workers.most} is more than train.batch, {config.train.batch} images")
-    if config.text is not None and config.text.name == WORDLLAMA:
-        if config.text.folder is not None:
-            raise UserError("text.folder is for a CLIP, and wordllama comes with its package; set text.folder=null")
-        if config.text.width != WORDLLAMA_WIDTH:
-            width = WORDLLAMA_WIDTH
-            raise UserError(f"text encoder '{WORDLLAMA}' has states of width {width}; set text.width={width}")
+    if config.text is not None and config.text.name == WORDLLAMA and config.text.width != WORDLLAMA_WIDTH:
+        width = WORDLLAMA_WIDTH
+        raise UserError(f"text encoder '{WORDLLAMA}' has states of width {width}; set text.width={width}")
     if config.mng.schedule == "linear" and config.mng.levels == 2:
         # 1/2 and 1 either way: two trials would train the same networks under two names.
         raise UserError(

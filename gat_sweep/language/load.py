@@ -19,6 +19,8 @@ def load_text_encoder(
     """
     # Imported when asked for: what trains without captions needs neither tokenizers nor transformers.
     if name == WORDLLAMA:
+        if folder is not None:
+            raise UserError(f"text encoder '{WORDLLAMA}' comes with its package; leave out the folder {folder}")
         from gat_sweep.language.wordllama import WordLlama
 
         return WordLlama(tokens, device)

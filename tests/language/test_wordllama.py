@@ -3,11 +3,13 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer
 from wordllama.inference import WordLlamaInference
 
 from gat_sweep.compute import text_encoder_cost
+from gat_sweep.errors import UserError
 from gat_sweep.language.encoder import PADDING
 from gat_sweep.language.load import load_text_encoder
 
@@ -34,3 +36,9 @@ def test_words_are_rows_and_padding_is_nothing() -> None:
     assert not found.words[1].any() and not found.sentence[1].any() and not found.weight[1].any()
     assert torch.allclose(found.sentence[[0, 2]].norm(dim=1), torch.ones(2))
     assert text_encoder_cost("wordllama", None, 4).params == encoder.params
+
+
+def test_a_folder_is_refused_rather_than_ignored() -> None:
+    """As `--set text.folder` and `sample --text-encoder` could give one."""
+    with pytest.raises(UserError, match="'wordllama' comes with its package; leave out the folder /elsewhere"):
+        load_text_encoder("wordllama", folder="/elsewhere")

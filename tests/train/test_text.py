@@ -152,7 +152,7 @@ def test_samples_of_an_evaluation_belong_to_their_captions(home: Path, trained: 
     [
         ({"text.width": 300}, "text encoder 'wordllama' has states of width 256; set text.width=256"),
         ({"text.name": "wordlama"}, "unknown text encoder 'wordlama'; did you mean 'wordllama'?"),
-        ({"text.folder": "clip"}, "text.folder is for a CLIP, and wordllama comes with its package"),
+        ({"text.folder": "clip"}, "text encoder 'wordllama' comes with its package; leave out the folder clip"),
         ({"text.cached": True}, "text.cached needs stored states, which a built-in data set lacks"),
         ({"eval.extras": ["clip_score"]}, "clip_score and eval.clip belong together"),
         ({"eval.null": "official"}, "eval.null=official is about classes"),
