@@ -115,7 +115,8 @@ def session(
     address: a running cluster ("auto", "host:port"), or None to start Ray on this machine and stop it afterwards.
     cpus, gpus: how many of this machine to use when Ray is started here (default: all).
     say: is told of processes that a killed command had left; they are ended (default: to stderr).
-    Raises UserError when the cluster cannot be joined: no answer, no token, or a wrong token.
+    Raises UserError when the cluster cannot be joined (no answer, no token, or a wrong token), or when Ray does not
+    start here.
     """
     os.environ.update(RAY_ENVIRONMENT)
     import ray
@@ -134,14 +135,23 @@ def session(
             check_socket_paths()
             end_leftovers(sessions_folder(), say or partial(print, file=sys.stderr))
             here = local_resources()
-            ray.init(
-                address="local",  # otherwise Ray joins a cluster that already runs here
-                num_cpus=int(here.cpus) if cpus is None else cpus,
-                num_gpus=int(here.gpus) if gpus is None else gpus,
-                resources={"sweep_driver": MAX_DRIVERS},
-                include_dashboard=False,
-                **quiet,
-            )
+            try:
+                ray.init(
+                    address="local",  # otherwise Ray joins a cluster that already runs here
+                    num_cpus=int(here.cpus) if cpus is None else cpus,
+                    num_gpus=int(here.gpus) if gpus is None else gpus,
+                    resources={"sweep_driver": MAX_DRIVERS},
+                    include_dashboard=False,
+                    **quiet,
+                )
+            except Exception as error:
+                # The bare class is Ray's own, for a raylet that is not up within its fixed 30 seconds.
+                if type(error) not in (Exception, RuntimeError):
+                    raise
+                raise UserError(
+                    f"Ray did not start on this machine, too busy or short of memory: {_line(error)}; run the same "
+                    "command again"
+                ) from None
         try:
             with nullcontext() if address else _ours():
                 yield look(found if address else None)

@@ -79,6 +79,17 @@ def test_a_cluster_that_cannot_be_reached_is_named_in_time(token_file: Path, mon
 
 LOOPBACK = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
 
+JUST_A_RAY = """
+import sys
+from gat_sweep import cluster
+from gat_sweep.errors import UserError
+
+try:
+    with cluster.session(None, cpus=1, gpus=0):
+        pass
+except UserError as error:
+    sys.exit(str(error))
+"""
 OWN_RAY = """
 import json, os, psutil
 before = dict(os.environ)
@@ -184,6 +195,36 @@ def test_a_ray_of_our_own_is_closed_to_others(tmp_path: Path, figures: Figures) 
     assert "does not accept this token" in result["wrong token"]
     assert result["left in the environment"] == []
     figures(sockets=len(result["sockets"]), on_loopback=len(loopback), wrong_tokens_tried=1, refused=1)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.reliability
+def test_a_ray_that_does_not_start_is_one_line(tmp_path: Path, figures: Figures) -> None:
+    """A raylet that stands still while it starts, as on a machine without a free processor: one line, and no process
+    stays."""
+    temporary = tempfile.mkdtemp(prefix="ray")  # short: paths of sockets have at most 107 characters
+    env = environment(tmp_path, RAY_TMPDIR=temporary)
+    run = subprocess.Popen([sys.executable, "-c", JUST_A_RAY], env=env, stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + 200
+        while not (raylets := [process for process in left(str(tmp_path)) if process.name() == "raylet"]):
+            assert run.poll() is None and time.monotonic() < until
+            time.sleep(0.01)
+        raylets[0].send_signal(signal.SIGSTOP)
+        start = time.monotonic()
+        _, said = run.communicate(timeout=120)
+        (line,) = said.splitlines()
+        assert line.startswith("Ray did not start on this machine") and line.endswith("run the same command again")
+        until = time.monotonic() + 30
+        while left(str(tmp_path)) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert left(str(tmp_path)) == []
+        figures(seconds=f"{time.monotonic() - start:.0f}", lines=1, processes_left=0)
+    finally:
+        for process in left(str(tmp_path)):
+            process.kill()
+        shutil.rmtree(temporary)
 
 
 @pytest.mark.slow
