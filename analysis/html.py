@@ -19,8 +19,8 @@ body { font: 15px/1.5 Georgia, 'DejaVu Serif', serif; max-width: 62rem; margin: 
 h1, h2, h3 { font-weight: normal; line-height: 1.2 } h2 { border-bottom: 1px solid #999; margin-top: 2.5rem }
 table { border-collapse: collapse; font-size: 13px; margin: .8rem 0; display: block; overflow-x: auto }
 th, td { padding: .15rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid #ddd }
-tr:first-child th { border-bottom: 1px solid #111 }
-th { font-weight: normal; color: #444 } td.number { text-align: right; white-space: nowrap }
+tr:not(:has(td)) th { border-bottom: 1px solid #111 }
+th { font-weight: normal; color: #444 } td.number { text-align: right } td.number, td.time { white-space: nowrap }
 pre { font: 13px/1.45 'DejaVu Sans Mono', monospace; white-space: pre-wrap; background: #f6f6f6; padding: .6rem .8rem }
 img { max-width: 100% } figure { margin: 1rem 0 } figcaption { font-size: 13px; color: #444 }
 figure.grid { display: inline-block; width: 18rem; margin: .4rem; vertical-align: top }
@@ -133,8 +133,10 @@ def _facts(values: Mapping[str, str], link: _Linker) -> str:
 
 
 def _table(records: Sequence[Mapping[str, Any]], link: _Linker) -> str:
-    """A table with a column for each key; nested values have tables of their own, except lists of plain values."""
+    """A table with a column for each key that says anything; nested values have tables of their own, except lists of
+    plain values."""
     keys = [key for key in dict.fromkeys(k for record in records for k in record) if _is_plain(records, key)]
+    keys = [key for key in keys if any(_value_text(record.get(key)) for record in records)]
     keys.sort(key=lambda key: key in TRIALS and key != "trial")  # `trials` comes last, a record's own `trial` first
     keys.sort(key=lambda key: key != "trial")
     head = "".join(f"<th>{escape(key.replace('_', ' '))}</th>" for key in keys)
@@ -143,8 +145,9 @@ def _table(records: Sequence[Mapping[str, Any]], link: _Linker) -> str:
         cells = []
         for key in keys:
             value = record.get(key)
-            kind = ' class="number"' if isinstance(value, int | float) and not isinstance(value, bool) else ""
-            cells.append(f"<td{kind}>{link(_value_text(value))}</td>")
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            kind = "number" if number else "time" if key == "time" else ""
+            cells.append(f'<td class="{kind}">{link(_value_text(value))}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table><tr>{head}</tr>{''.join(body)}</table>"
 

@@ -528,12 +528,14 @@ def stage_precompile(kit: Kit, found: Found, size: str) -> None:
     """Compiles every graph that `bench` will use into the cache, on networks of the same widths and of four blocks."""
     import torch
 
+    from gat_sweep.plan import memory_plan
     from gat_sweep.speed import clock
     from gat_sweep.train.engine import Engine
 
     device = torch_device(kit)
     whole = trial_config(kit, size)
-    plan = plan_of(kit, whole, device)
+    # Of the whole card's memory: what is free now depends on the stages beside this one.
+    plan = memory_plan(whole, whole.train.batch, device.type == "cpu", memory_total(device) * 2**30)
     torch._dynamo.config.recompile_limit = 64
     config = trial_config(kit, size, **{f"ladder__{size}__depth": 4, "workers__compile": True})
     with device:
@@ -891,16 +893,21 @@ def stage_evaluate(kit: Kit, found: Found) -> None:
 def stage_pytest(kit: Kit, found: Found) -> None:
     """Tests with the marker gpu; only the files that have some are collected (others may import ray or mlflow)."""
     files = [str(f) for f in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in f.read_text(encoding="utf-8")]
+    files.sort(key=lambda file: "/train/" not in file)  # the iteration first: the stage may be cut
     found["files"] = files
     if not files:
         found["line"] = "no test carries the marker gpu"
         return
-    asked = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--tb=short"]
-    done = subprocess.run([*asked, *files], capture_output=True, text=True)
-    print(done.stdout[-20000:], done.stderr[-2000:])
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
-    found["exit_code"], found["last_lines"] = done.returncode, lines[-12:]
-    found["line"] = f"exit code {done.returncode}: {(lines or ['nothing'])[-1]}"
+    asked = [sys.executable, "-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "--tb=short"]
+    lines = ["nothing"]
+    with subprocess.Popen([*asked, *files], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
+        assert run.stdout is not None
+        for line in filter(str.strip, run.stdout):
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+            found["last_lines"] = lines[-40:]  # kept on disk, line by line
+    found["exit_code"] = run.returncode
+    found["line"] = f"exit code {run.returncode}: {lines[-1]}"
 
 
 def stage_cli(kit: Kit, found: Found) -> None:

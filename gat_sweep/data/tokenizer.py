@@ -108,7 +108,8 @@ class Dct:
             raise UserError(f"pictures of {sides} do not fit '{self.identity.source}'; give a --size divisible by 4")
         basis = self.basis.to(pictures.device)
         x = pictures[:, : basis.shape[1]].float() / 127.5 - 1
-        mean = F.conv2d(x, basis, stride=self.block)
+        with exactly(x.device):
+            mean = F.conv2d(x, basis, stride=self.block)
         return mean, torch.zeros_like(mean)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -118,7 +119,8 @@ class Dct:
     def decode_values(self, latents: Tensor) -> Tensor:
         """See Tokenizer."""
         raw = latents.float() / self.identity.scale
-        decoded = F.conv_transpose2d(raw, self.basis.to(latents.device), stride=self.block)
+        with exactly(raw.device):
+            decoded = F.conv_transpose2d(raw, self.basis.to(raw.device), stride=self.block)
         return _values(decoded).expand(-1, 3, -1, -1)
 
 

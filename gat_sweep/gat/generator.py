@@ -209,13 +209,14 @@ class Generator(nn.Module):
         if isinstance(y, Captions):
             assert y.words.shape[1] <= 2 * self.spec.text_tokens, "more tokens than the networks were made for"
             bias_BK = torch.cat([y.weight.log(), y.weight.new_zeros(x_BTD.shape[:2])], dim=1)
-            caption = self.word_embedding(rms_norm(y.words)), bias_BK
+            # Blocks add to it, in float32 as to the image's tokens, which are float32 by their positions.
+            caption = self.word_embedding(rms_norm(y.words)).float(), bias_BK
         stage = len(self.blocks) // self.spec.levels
         image = None
         levels = []
         for i, (block, silu_w_BD) in enumerate(zip(self.blocks, silu_w, strict=True)):
             recomputed = i < self.checkpointed and torch.is_grad_enabled()
-            run = partial(checkpoint, block, use_reentrant=False) if recomputed else block
+            run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False) if recomputed else block
             if caption:
                 x_BTD, c_BND = run(x_BTD, silu_w_BD, self.rope, *caption)
                 caption = c_BND, bias_BK

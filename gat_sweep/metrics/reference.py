@@ -140,7 +140,8 @@ def load_reference(
         if rank == 0:
             write(path, save({name: tensor.cpu().contiguous() for name, tensor in found.items()}))
         if world > 1:
-            dist.broadcast(missing, 0)  # other ranks wait until the file is written
+            dist.broadcast(missing, 0)
+            missing.item()  # other ranks wait until the file is written; NCCL's broadcast alone lets them go on
     try:
         kept = {name: tensor.to(device) for name, tensor in load(path.read_bytes()).items()}
         statistics = Statistics(kept["mu"], kept["sigma"], int(kept["n"]))

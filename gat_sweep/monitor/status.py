@@ -59,6 +59,8 @@ def trial_status(trial: Trial) -> dict[str, Any]:
         reason = ""
         if alive:
             status = "running"
+        elif last is not None and last["status"] == "done":  # and was given more steps since
+            status, reason = "waiting", f"was done at step {rows[-1]['step']}; its steps were extended"
         elif last is not None:
             ended = last["status"] in ("stopped", "paused")
             status, reason = (last["status"], last["reason"]) if ended else ("cut off", "no sign of life; run it again")

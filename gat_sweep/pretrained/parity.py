@@ -185,6 +185,7 @@ def _iteration_config(config: dict[str, int], extra: dict[str, int], batch: int)
         "train.batch": batch,
         "train.precision": "float32",
         "workers.count": 1,
+        "workers.compile": False,  # for one iteration it would take two minutes
     }
     return resolve(load_recipe("imagenet256"), PRESETS["official"], changes)
 

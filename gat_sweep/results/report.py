@@ -18,6 +18,7 @@ from analysis.html import Picture, Section, html_report
 from analysis.table import Cell
 from gat_sweep.errors import UserError
 from gat_sweep.files.storage import Place, children, write
+from gat_sweep.monitor.status import trial_status
 from gat_sweep.results.fit_law import fit_law_command
 from gat_sweep.results.study import Study, log_to_mlflow, open_study, run_analysis
 from gat_sweep.run.record import run_trials
@@ -51,7 +52,7 @@ def report_command(name: str, home: Place, out: Path | None, floor: float | None
     results = {trial.id: _result(trial, rows[trial.id], varied_text(varied[trial.id])) for trial in trials}
     text = html_report(
         title=f"{name}",
-        about=_about(trials, rows),
+        about=_about(trials, [result["status"] for result in results.values()], rows),
         trials=results,
         rows={trial: [_row(row) for row in found] for trial, found in rows.items()},
         sections=sections,
@@ -126,8 +127,7 @@ def _svg(files: list[Path]) -> Path | None:
     return next((file for file in files if file.suffix == ".svg"), None)
 
 
-def _about(trials: list[Trial], rows: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
-    states = [trial.status() for trial in trials]
+def _about(trials: list[Trial], states: list[str], rows: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
     every = [row for found in rows.values() for row in found]
     protocols = sorted({row["protocol"] for row in every if row["protocol"]})
     return {
@@ -149,8 +149,9 @@ def _result(trial: Trial, rows: list[dict[str, Any]], varies: str) -> dict[str, 
     last = rows[-1] if rows else {}
     size = Cell(config.model.generator, config.model.discriminator, config.model.patch).label
     found = {"size": size, "seed": config.seed, "varies": varies, **{name: last.get(name) for name in RESULTS}}
-    remarks = [last.get("reason"), last.get("flags")]
-    return found | {"status": trial.status(), "remarks": "; ".join(remark for remark in remarks if remark)}
+    state = trial_status(trial)
+    remarks = [state["reason"], state["flags"]]
+    return found | {"status": state["status"], "remarks": "; ".join(remark for remark in remarks if remark)}
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:

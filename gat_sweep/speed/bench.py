@@ -87,7 +87,7 @@ def compare(config: TrialConfig, device: torch.device, iterations: int, say: Cal
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     held = {"engine": held_bytes(engine.parts().values()), "straightforward": held_bytes(plain.parts())}
     peaks = {name: held[name] + peak_above(lambda step=step: step(batch), device) for name, step in steps.items()}  # type: ignore[misc]
-    for i in range(-1, iterations):  # the first pair is a warm-up
+    for i in range(-2, iterations):  # two pairs warm up; the engine captures its graph in the second
         batch = make_batch(config, random)
         gc.collect()
         for name, step in steps.items():

@@ -12,13 +12,20 @@ from gat_sweep.version import source_commit
 
 
 def chosen_device(name: str | None) -> torch.device:
-    """The device of this name; default: CUDA if available, else the CPU. Raises UserError for an unknown device."""
+    """The device of this name, made the current one; default: CUDA if available, else the CPU.
+
+    Raises UserError for an unknown device.
+    """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise UserError(f"--device {name}: no such device; use cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    if device.type == "cuda":
+        # With its number, which torch asks for, and chosen: streams, events and graphs go to the current device.
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
     if device.type == "cpu":
         keep_freed_memory()
     return device

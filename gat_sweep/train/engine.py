@@ -5,6 +5,7 @@ A non-finite gradient norm freezes the weights of both networks from that step o
 """
 
 import copy
+import gc
 import math
 import os
 import shutil
@@ -86,6 +87,11 @@ class Engine:
     def iterate(self, batch: Batch) -> dict[str, Tensor]:
         """Runs one D step and one G step; returns the terms of both losses, [B] each, and the gradient norms."""
         return self._graph(batch) if self._graph else self.launch(batch)
+
+    def make_room(self) -> None:
+        """Frees what only training needs and the next iteration makes anew, for an evaluation beside it."""
+        if self._graph:
+            self._graph.drop()
 
     def launch(self, batch: Batch) -> dict[str, Tensor]:
         """The work of `iterate`, launched kernel by kernel."""
@@ -251,6 +257,7 @@ def worker_memory(config: TrialConfig, device: torch.device, batch: int) -> Memo
     workers = config.workers
     free = math.inf
     if device.type == "cuda":
+        gc.collect()  # an earlier engine's graph, in this process, holds its memory until then
         free, available = map(float, torch.cuda.mem_get_info(device))
         free += torch.cuda.memory_reserved(device)  # an earlier trial's, in this process
         available *= min(1.0, workers.gpus or 1.0)  # trials may share a GPU

@@ -179,6 +179,7 @@ def train(trial: Trial, device: torch.device, asked_to_stop: Callable[[], str] =
             # -------------------------------------------------------- evaluate
             if evaluates:
                 watch.at(step, "evaluate")
+                engine.make_room()
                 try:
                     result = evaluator.measure(engine.ema, extras=last, between=between_chunks)
                 except Stopped:

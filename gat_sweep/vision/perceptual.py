@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gat_sweep.errors import UserError
 from gat_sweep.files.weights import read_weights
+from gat_sweep.precision import exactly
 from gat_sweep.vision.extractors import EfficientNetLite0
 
 LPIPS_SIDE = 64  # smaller pictures are enlarged to this side, because AlexNet's strides would reduce them to nothing
@@ -77,7 +78,8 @@ class Lpips:
     @torch.no_grad()
     def __call__(self, pictures: Tensor, changed: Tensor) -> Tensor:
         own = _enlarged(pictures)
-        return torch.stack([self.network(own, _enlarged(variant)).flatten() for variant in changed])
+        with exactly(own.device):
+            return torch.stack([self.network(own, _enlarged(variant)).flatten() for variant in changed])
 
 
 def _enlarged(pictures: Tensor) -> Tensor:

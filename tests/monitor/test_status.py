@@ -22,6 +22,7 @@ from gat_sweep.files.storage import append, write
 from gat_sweep.launch.driver import stopping_on_sigterm
 from gat_sweep.monitor.budget import Amount, Budget, Meter, admitted, check_caps, enforce, kept
 from gat_sweep.monitor.progress import Monitor
+from gat_sweep.monitor.status import trial_status
 from gat_sweep.run.crowd import FILE, FRESH
 from gat_sweep.run.journal import add_record
 from gat_sweep.run.record import open_run
@@ -68,6 +69,10 @@ def test_a_trial_is_what_its_files_say(
     assert (done["status"], done["step"], done["saved"], done["value"] > 0) == ("done", 4, 4, True)
     assert (stopped["status"], stopped["reason"], stopped["step"]) == ("stopped", "enough", stopped["saved"])
     assert done["flops"] == 4 * step_flops(small.config) and found["spent"]["flops"] == done["flops"] + stopped["flops"]
+
+    steps = small.config.train.model_copy(update={"steps": 8})  # as `run --extend` makes it
+    extended = trial_status(replace(small, config=small.config.model_copy(update={"train": steps})))
+    assert (extended["status"], extended["reason"]) == ("waiting", "was done at step 4; its steps were extended")
 
     # Signs of life, as a worker on another machine writes them, and then no more.
     sign = middle.folder / "alive" / "rank-000.json"

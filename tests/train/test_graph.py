@@ -8,7 +8,10 @@ import pytest
 import torch
 from helpers.trials import recipe
 
+from gat_sweep.config import TrialConfig
+from gat_sweep.gat.condition import Captions
 from gat_sweep.recipe import resolve
+from gat_sweep.speed.bench import TOLERANCE, loss_difference
 from gat_sweep.speed.clock import make_batch
 from gat_sweep.train.batch import Batch
 from gat_sweep.train.engine import Engine
@@ -38,17 +41,47 @@ def test_a_cpu_needs_no_graph() -> None:
     assert config.workers.cuda_graph and Engine(config, torch.device("cpu"))._graph is None
 
 
+def captions_batch(config: TrialConfig, seed: int, device: torch.device) -> Batch:
+    """A batch with captions, half of them with padding, drawn on the CPU."""
+    drawn = make_batch(config, torch.Generator().manual_seed(seed))
+    assert isinstance(drawn.y, Captions)
+    drawn.y.weight[::2, drawn.y.weight.shape[1] // 3 :] = 0
+    batch = make_batch(config, torch.Generator(device))
+    for target, source in zip(batch.tensors(), drawn.tensors(), strict=True):
+        target.copy_(source)
+    return batch
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_graph_changes_no_bit(precision: str) -> None:
+def test_captions_with_padding_have_the_losses_of_the_cpu(precision: str) -> None:
+    """Padding enters attention as a bias of minus infinity, which every kernel of a GPU treats on its own."""
+    settings = {"model.generator": "S", "model.discriminator": "S", "train.precision": precision}
+    config, losses = resolve(recipe("emoji"), settings), []
+    for device in (torch.device("cpu"), torch.device("cuda", 0)):
+        losses.append(Engine(config, device).iterate(captions_batch(config, 0, device)))
+    assert loss_difference({k: v.cpu() for k, v in losses[1].items()}, losses[0]) < TOLERANCE[precision]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["digits", "emoji"])
+def test_a_graph_changes_no_bit(name: str, precision: str) -> None:
+    """With classes and with captions; the third engine drops its graph on the way, as for an evaluation."""
     device, weights = torch.device("cuda", 0), []
-    for graph in (False, True, True):
+    for graph, dropped in ((False, 0), (True, 0), (True, 6)):
         settings = {"workers.cuda_graph": graph, "train.precision": precision}
-        config, seeds = resolve(recipe("digits"), settings), count()
+        sizes = {"model.generator": "S", "model.discriminator": "S"}
+        config, seeds = resolve(recipe(name), settings | sizes), count()
         engine = Engine(config, device)
-        for _ in range(8):
-            engine.iterate(make_batch(config, torch.Generator(device).manual_seed(next(seeds))))
+        for i in range(8):
+            seed = next(seeds)
+            if i == dropped:
+                engine.make_room()
+            random = torch.Generator(device).manual_seed(seed)
+            engine.iterate(captions_batch(config, seed, device) if config.text else make_batch(config, random))
         assert engine.trouble() is None
         assert not any(g["capturable"] for o in (engine.optimizer_g, engine.optimizer_d) for g in o.param_groups)
         weights.append(
