@@ -68,7 +68,7 @@ def known_floors(table: Table, law: Law) -> dict[str, Any]:
     rows = [trial.last for trial in _trials(table, law).values()]
     halves = [row.split_half for row in rows if row.split_half is not None]
     if not halves:
-        return {"not_possible": "no row has split_half; `eval.extras` measures it"}
+        return {"not_possible": "no row has split_half; evaluations against pictures measure it"}
     return {"split_half": fmean(halves)}
 
 

@@ -38,6 +38,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # What train.steps may be beside a number.
 STEPS = "expected a number of steps, a factor such as x0.5, {flops: 3e15}, or {compute_of: XL}"
+# What pydantic says of a wrong kind of value, in other words.
+KINDS = {
+    "tuple_type": "write a list, such as [kernel_distance]",
+    "int_parsing": "write a whole number, or a factor such as x0.5",
+    "int_type": "write a whole number, or a factor such as x0.5",
+    "float_parsing": "write a number, or a factor such as x0.5",
+    "float_type": "write a number, or a factor such as x0.5",
+}
 SMALLEST = 1.05  # ratio of two evaluations
 FACTOR = re.compile(r"x(\d+\.?\d*|\.\d+)")
 
@@ -121,6 +129,13 @@ def _checked(values: dict[str, Any]) -> TrialConfig:
     if config.text is not None and config.text.name == WORDLLAMA and config.text.width != WORDLLAMA_WIDTH:
         width = WORDLLAMA_WIDTH
         raise UserError(f"text encoder '{WORDLLAMA}' has states of width {width}; set text.width={width}")
+    for extra in set(config.eval.extras) & {"retrieval", "clip_score"}:
+        if config.text is None:
+            raise UserError(f"{extra} needs captions, and this trial has none; remove it from eval.extras")
+    if "retrieval" in config.eval.extras and config.eval.reference:
+        raise UserError("retrieval needs real pictures of the captions; remove it from eval.extras, or eval.reference")
+    if ("clip_score" in config.eval.extras) != (config.eval.clip is not None):
+        raise UserError("clip_score and eval.clip belong together; set eval.clip to a CLIP, or remove both")
     if config.mng.schedule == "linear" and config.mng.levels == 2:
         # 1/2 and 1 either way: two trials would train the same networks under two names.
         raise UserError(
@@ -169,7 +184,14 @@ def check_key(dotted: str, where: str = "--set") -> None:
         check_key(".".join(parts[2:]), where)
         return
     if dotted not in known:
+        if below := sorted(key for key in known if key.startswith(f"{dotted}.")):
+            raise UserError(f"{where}: '{dotted}' is a section; name one of its values, such as {below[0]}")
         raise UserError(f"{where}: unknown key '{dotted}'; {nearest(dotted, known)}")
+
+
+def is_key(dotted: str) -> bool:
+    """Whether `dotted` names a value of TrialConfig."""
+    return dotted in _known_keys()
 
 
 def changed_settings(config: TrialConfig, left_out: Collection[str]) -> dict[str, str]:
@@ -209,20 +231,28 @@ def _assign(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _validated(values: Mapping[str, Any]) -> TrialConfig:
+    given = {key: value for key, value in values.items() if key != "variants"}
     try:
-        return TrialConfig.model_validate({key: value for key, value in values.items() if key != "variants"})
+        config = TrialConfig.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"] if part not in COUNT_TAGS)
-        raise UserError(f"{key}: {first['msg']} (got {first['input']!r})") from None
+        raise UserError(f"{key}: {KINDS.get(first['type'], first['msg'])} (got {first['input']!r})") from None
+    # pydantic takes true for 1 and "100" for 100.
+    taken = flatten(config.model_dump(mode="json"))
+    for key, value in flatten(given).items():
+        if any(isinstance(value, kind) != isinstance(taken[key], kind) for kind in (bool, str)):
+            raise UserError(f"{key}: write {json.dumps(taken[key])} (got {value!r})")
+    return config
 
 
 def _variant(values: Mapping[str, Any], name: Any) -> dict[str, Any]:
     """The values of a recipe's variant."""
     known: dict[str, dict[str, Any]] = values.get("variants", {})
     if name not in known:
-        there_are = nearest(str(name), known) if known else "it has no variants"
-        raise UserError(f"recipe '{values['recipe']}' has no variant '{name}'; {there_are}")
+        have = [other for other in recipe_names() if name in load_recipe(other).get("variants", {})]
+        hint = f"recipes that have it: {', '.join(have)}" if have else nearest(str(name), known)
+        raise UserError(f"recipe '{values['recipe']}' has no variant '{name}'; {hint}")
     return known[name]
 
 

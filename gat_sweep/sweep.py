@@ -14,6 +14,7 @@ A sweep file says only what varies and how values are combined; all other values
       removed: {after: aligned, set: {objective.align_weight: 0.0, train.steps: x1.2}}
 
 Each block is optional. The blocks multiply with each other and with each part; parts do not multiply with each other.
+A key has one place, unless its later values are factors of the earlier one; `seed` is in `seeds` alone.
 A part with `after: OTHER` has one trial for every trial of that part. It continues from the last checkpoint of that
 trial, with the changes that the part sets; its steps count from the beginning of the first trial.
 """
@@ -25,15 +26,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 
 from gat_sweep.config import Start, TrialConfig
 from gat_sweep.errors import UserError
 from gat_sweep.files.yamlfile import Lines, read_yaml
-from gat_sweep.recipe import PRESETS, check_continues, check_key, flatten, is_relative, load_recipe, locate, resolve
+from gat_sweep.recipe import (
+    PRESETS,
+    check_continues,
+    check_key,
+    flatten,
+    is_key,
+    is_relative,
+    load_recipe,
+    locate,
+    resolve,
+)
 from gat_sweep.text import nearest
 
 NETWORKS = ("model.generator", "model.discriminator")
+# What the reader of a sweep file misses, by pydantic's kind of error.
+SHAPES = {
+    "list_type": "write a list, such as [S] or [0, 1]",
+    "dict_type": "write keys with values, such as {train.batch: 32}",
+    "model_type": "write a block, such as {sizes: [S]}, or {}",
+    "int_type": "write a whole number",
+    "string_type": "write a text",
+}
 
 
 class Block(BaseModel):
@@ -42,7 +61,7 @@ class Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     set: dict[str, Any] = {}
-    sizes: list[str] | Literal["all"] = []  # of both networks alike; all: every size of the recipe's ladder
+    sizes: list[StrictStr] | Literal["all"] = []  # of both networks alike; all: every size of the recipe's ladder
     zip: dict[str, list[Any]] = {}
     product: dict[str, list[Any]] = {}
     points: list[dict[str, Any]] = Field(default=[{}], min_length=1)
@@ -72,7 +91,7 @@ class SweepFile(Block):
     """Content of a sweep file, as written."""
 
     about: str
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[StrictInt] = Field(default=[0], min_length=1)
     parts: dict[str, Part] = Field(default={"all": Part()}, min_length=1)
 
 
@@ -119,7 +138,7 @@ def load_sweep(
     Raises UserError, one line, which names file, line and key.
     """
     overrides = overrides or {}
-    file = _read(path)
+    file, lines = _read(path)
     if preset not in PRESETS:
         raise UserError(f"unknown preset '{preset}'; {nearest(preset, PRESETS)}")
     varied = [pair for part in file.parts.values() for pair in (*part.set.items(), *part.values())] + file.values()
@@ -148,7 +167,10 @@ def load_sweep(
         for before, parent in found[part.after] if part.after else roots:
             for point in part.combinations(recipe["ladder"]):
                 stack = [*before, part.set, point]
-                config = resolve(recipe, *stack)
+                try:
+                    config = resolve(recipe, *stack)
+                except UserError as error:
+                    raise UserError(f"{_place(path, lines, str(error))}: {error}") from None
                 if parent:
                     config = config.model_copy(update={"start": Start(trial=trial_id(parent), step=parent.train.steps)})
                     check_continues(config, parent, where=f"{path}: part '{name}'")
@@ -181,7 +203,14 @@ def trial_id(config: TrialConfig) -> str:
     return f"{sizes}-p{config.model.patch}-s{config.seed}-{config.digest()[:8]}"
 
 
-def _read(path: Path) -> SweepFile:
+def _place(path: Path, lines: Lines, error: str) -> str:
+    """The line of the key that an error begins with, where the file has that key once; else the file."""
+    key = error.partition(":")[0]
+    found = [line for where, line in lines.items() if where[-1] == key]
+    return f"{path}:{found[0]}" if len(found) == 1 else str(path)
+
+
+def _read(path: Path) -> tuple[SweepFile, Lines]:
     values, lines = read_yaml(path)
     try:
         file = SweepFile.model_validate(values)
@@ -191,22 +220,36 @@ def _read(path: Path) -> SweepFile:
         where = locate(path, lines, ".".join([*above, leaf]))
         if first["type"] == "extra_forbidden":
             known = (Part if above else SweepFile).model_fields
-            raise UserError(f"{where}: unknown key '{leaf}'; {nearest(leaf, known)}") from None
-        raise UserError(f"{where}: {'.'.join([*above, leaf])}: {first['msg']}") from None
-    _check_block(path, lines, (), file)
+            hint = f"write set: {{{leaf}: VALUE}}" if is_key(leaf) else nearest(leaf, known)
+            raise UserError(f"{where}: unknown key '{leaf}'; {hint}") from None
+        key = [*above, leaf]
+        while len(key) > 1 and tuple(key) not in lines:  # pydantic adds the kind of value that it tried
+            key.pop()
+        says = SHAPES.get(first["type"], first["msg"])
+        raise UserError(f"{where}: {'.'.join(key)}: {says} (got {first['input']!r})") from None
+    if twice := sorted({seed for seed in file.seeds if file.seeds.count(seed) > 1}):
+        raise UserError(f"{path}:{lines[('seeds',)]}: seed {twice[0]} is given twice; keep one")
+    everywhere = _check_block(path, lines, (), file)
     earlier: list[str] = []
     for name, part in file.parts.items():
-        _check_block(path, lines, ("parts", name), part)
+        own = _check_block(path, lines, ("parts", name), part)
+        if (both := sorted(own & everywhere)) and not part.after:
+            raise UserError(
+                f"{locate(path, lines, f'parts.{name}')}: {both[0]} is given for every part and by part '{name}'; "
+                "remove one"
+            )
         if part.after and part.after not in earlier:
             hint = nearest(part.after, earlier) if earlier else f"'{name}' is the first part"
             raise UserError(
                 f"{locate(path, lines, f'parts.{name}.after')}: no part '{part.after}' comes before '{name}'; {hint}"
             )
         earlier.append(name)
-    return file
+    return file, lines
 
 
-def _check_block(path: Path, lines: Lines, above: tuple[str, ...], block: Block) -> None:
+def _check_block(path: Path, lines: Lines, above: tuple[str, ...], block: Block) -> set[str]:
+    """Checks the keys of a block; returns those that it gives values, and not factors of values."""
+
     def line(*keys: str) -> int:
         found = (*above, *keys)
         while found not in lines:
@@ -221,14 +264,25 @@ def _check_block(path: Path, lines: Lines, above: tuple[str, ...], block: Block)
     for number, point in enumerate(block.points):
         for key in point:
             check_key(key, where=f"{path}:{line('points', str(number), key)}")
+    if "sizes" in block.model_fields_set and not block.sizes:
+        raise UserError(f"{path}:{line('sizes')}: the list of sizes is empty; give it a size or remove it")
     given = {"sizes": set(NETWORKS if block.sizes else ()), "zip": set(block.zip), "product": set(block.product)}
     given["points"] = {key for point in block.points for key in point}
     for (one, keys), (other, more) in itertools.combinations(given.items(), 2):
         if twice := sorted(keys & more):
             raise UserError(f"{path}:{line(other)}: {twice[0]} is given by '{one}' and by '{other}'; remove one")
+    values = {key for key, value in block.values() if not is_relative(value)}
+    for name, keys in given.items():
+        if twice := sorted(keys & set(block.set) & values):
+            raise UserError(f"{path}:{line(name)}: {twice[0]} is given by 'set' and by '{name}'; remove one")
+    # A part that continues trials may give them another seed.
+    for name, keys in {**given, "set": set(block.set)}.items():
+        if "seed" in keys and not (isinstance(block, Part) and block.after):
+            raise UserError(f"{path}:{line(name)}: seed has a block of its own, such as seeds: [0, 1]")
     lengths = {key: len(values) for key, values in block.zip.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{path}:{line('zip')}: zipped lists differ in length: {lengths}")
+    return values | {key for key, value in block.set.items() if not is_relative(value)}
 
 
 def varied_text(varied: dict[str, Any]) -> str:

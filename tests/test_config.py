@@ -80,7 +80,7 @@ def test_values_that_came_later_leave_the_ids_of_older_runs() -> None:
         ({"model__generator": "XXL"}, ["no size 'XXL'", "'XL'"]),
         ({"train__steps": 0}, ["train.steps", "greater than 0"]),
         ({"train__base_lr": float("nan")}, ["train.base_lr"]),
-        ({"train__steps": "many"}, ["train.steps", "integer"]),
+        ({"train__steps": "many"}, ["train.steps: write a whole number, or a factor such as x0.5 (got 'many')"]),
         ({"mng__schedule": "cubic"}, ["mng.schedule", "'exp'"]),
         ({"mng__schedule": "linear", "mng__levels": 2}, ["linear is exp", "mng.levels=4", "ladder.S.depth=4"]),
         ({"workers__count": 9}, ["workers.count 9 is more than train.batch, 8 images"]),
@@ -88,6 +88,14 @@ def test_values_that_came_later_leave_the_ids_of_older_runs() -> None:
         ({"workers__count": {"min": 4, "max": 2}}, ["workers.count", "give a min below max"]),
         ({"workers__count": {"min": 2}}, ["workers.count", "max"]),
         ({"workers__count": 0}, ["workers.count", "greater than 0"]),
+        ({"train__steps": "100"}, ["train.steps: write 100 (got '100')"]),
+        ({"data__classes": True}, ["data.classes: write 1 (got True)"]),
+        ({"eval__extras": "kernel_distance"}, ["eval.extras: write a list"]),
+        ({"eval__extras": ["clip_score"]}, ["clip_score needs captions"]),
+        ({"augment__color": 1.5}, ["augment", "color is between 0 and 1"]),
+        ({"augment__flip": -1}, ["augment", "flip is between 0 and 1"]),
+        ({"objective__gp_weight": -1}, ["objective", "at least 0"]),
+        ({"objective__gp_sigma": 0.0}, ["objective", "gp_sigma is above 0"]),
     ],
 )
 def test_bad_values_say_what_to_change(overrides: dict[str, Any], words: list[str]) -> None:
@@ -98,6 +106,7 @@ def test_bad_values_say_what_to_change(overrides: dict[str, Any], words: list[st
 def test_unknown_names_get_the_nearest_right_one() -> None:
     assert "did you mean 'train.steps'" in message(lambda: check_key("train.step"))
     assert "did you mean 'mng.schedule'" in message(lambda: check_key("schedule"))
+    assert "'train' is a section; name one of its values, such as train." in message(lambda: check_key("train"))
     assert "did you mean 'digits'" in message(lambda: load_recipe("digit"))
 
 

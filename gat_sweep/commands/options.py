@@ -172,9 +172,10 @@ def make_sweep(sweep: str, recipe: str, preset: str, settings: tuple[str, ...], 
     if seeds is not None:
         numbers = seed_numbers(seeds)
     path = sweep_file(sweep)
+    loaded = load_sweep(path, recipe, preset, parse_settings(settings), numbers)
     if path != Path(sweep):
         click.echo(f"sweep file {path}", err=True)
-    return load_sweep(path, recipe, preset, parse_settings(settings), numbers)
+    return loaded
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:

@@ -91,6 +91,11 @@ class Objective:
     # released code's, resized without antialias, flipped, and moved by one pixel at most.
     align_view: Literal["paper", "official"] = "paper"
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for a negative weight or a noise that is not positive."""
+        if min(self.gp_weight, self.align_weight) < 0 or self.gp_sigma <= 0:
+            raise ValueError("gp_weight and align_weight are at least 0, and gp_sigma is above 0")
+
 
 # The weights of the authors' released code.
 OFFICIAL_OBJECTIVE = Objective(gp_weight=0.05, align_reduction="official", align_view="official")
@@ -107,6 +112,12 @@ class Augmentation:
     translation: float = 0.125  # largest shift, as a share of the side
     cutout: float = 0.5  # side of the erased square, as a share of the side
     flip: float = 0.4  # probability of a horizontal flip
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a probability or a share outside 0 to 1."""
+        for name in ("color", "translation", "cutout", "flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is between 0 and 1")
 
 
 def ffn_width(width: int) -> int:

@@ -101,13 +101,6 @@ def _check_options(config: TrialConfig) -> None:
         raise UserError("eval.guidance needs classes or captions, and this trial has neither; set eval.guidance=1")
     if config.text and config.eval.null == "official":
         raise UserError("eval.null=official is about classes, and this trial has captions; set eval.null=paper")
-    for extra in set(config.eval.extras) & {"retrieval", "clip_score"}:
-        if config.text is None:
-            raise UserError(f"{extra} needs captions, and this trial has none; remove it from eval.extras")
-    if "retrieval" in config.eval.extras and config.eval.reference:
-        raise UserError("retrieval needs real pictures of the captions; remove it from eval.extras, or eval.reference")
-    if ("clip_score" in config.eval.extras) != (config.eval.clip is not None):
-        raise UserError("clip_score and eval.clip belong together; set eval.clip to a CLIP, or remove both")
 
 
 class Evaluator:

@@ -81,7 +81,10 @@ def trial_status(trial: Trial) -> dict[str, Any]:
 
 
 def runs_of(home: Place) -> list[dict[str, Any]]:
-    """The runs of a home, each with the number of its trials per status in their rows."""
+    """The runs of a home, each with the number of its trials per status in their rows.
+
+    "unfinished": has rows and steps left; whether somebody works on it is a question to run_status.
+    """
     found = []
     for folder in children(home):
         if (folder / "run.json").exists():
@@ -92,7 +95,8 @@ def runs_of(home: Place) -> list[dict[str, Any]]:
 def _counts(home: Place, name: str) -> dict[str, Any]:
     """Trials per status, and why that is unknown; a damaged run does not hide the others."""
     try:
-        return {"trials": dict(Counter(trial.status() for trial in run_trials(home, name)))}
+        states = (trial.status() for trial in run_trials(home, name))
+        return {"trials": dict(Counter("unfinished" if state == "running" else state for state in states))}
     except (UserError, OSError) as error:
         return {"trials": {}, "trouble": str(error)}
 

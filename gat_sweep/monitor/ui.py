@@ -19,8 +19,8 @@ DATABASES = ("postgresql", "mysql", "mssql")  # MLflow's, beside sqlite
 def tracking_uri(given: str | None, home: Place) -> str:
     """URI of the MLflow store: the given one, or a sqlite store below `home`.
 
-    Raises UserError for a URI with a password, of a database behind which no MLflow server stands, or of a folder, in
-    which MLflow 3 keeps nothing.
+    Raises UserError for a URI with a password, of a database behind which no MLflow server stands, of a folder, in
+    which MLflow 3 keeps nothing, or of a sqlite file without its whole path.
     """
     if given is None:
         return default_uri(home)
@@ -33,7 +33,13 @@ def tracking_uri(given: str | None, home: Place) -> str:
     if given.startswith("file:") or ("://" not in given and not given.startswith("databricks")):
         raise UserError(
             f"--tracking-uri {given} (or MLFLOW_TRACKING_URI) is a folder, in which MLflow 3 keeps nothing; leave it "
-            "out for a sqlite store below the home, or give sqlite:///<file> or a server's http:// address"
+            "out for a sqlite store below the home, or give sqlite:////<path of a file> or a server's http:// address"
+        )
+    if given.startswith("sqlite:") and not given.startswith("sqlite:////"):
+        path = Path(given.removeprefix("sqlite:///")).absolute()
+        raise UserError(
+            f"--tracking-uri {given} (or MLFLOW_TRACKING_URI) would be another store in each folder; give the whole "
+            f"path, sqlite:///{path}"
         )
     return given
 
