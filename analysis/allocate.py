@@ -136,7 +136,7 @@ class Allocation:
             "spread_between_runs": law.run_effect,
             "spread_of_checkpoints": law.rest,
             "checkpoints": int(self.kept.sum()),
-            "runs": len(np.unique(found.data.run)),
+            "runs": len(np.unique(found.data.run[self.kept])),
             "starts": law.starts, "agreeing": law.agreeing, "converged": law.converged,
             "left_out": [
                 {"trial": row.trial, "size": row.cell.label, "step": row.step, "over_law": float(over_law[i])}
@@ -173,8 +173,8 @@ def analyse(table: Table, budget: float | None = None, far: bool = False, better
     at, *frontier = _best(law, found, [budget, *curve.tolist()])
     if not (at.within or far):
         _refuse_beyond(at, found)
-    isoflops = parabolas(found) if not found.grid else ()
-    approaches = (envelope(found), vertices(isoflops)) if not found.grid else ()
+    isoflops = parabolas(found, kept) if not found.grid else ()
+    approaches = (envelope(found, kept), vertices(isoflops)) if not found.grid else ()
     return Allocation(
         found, law, kept, runs, at, _at_budget(law, found, budget, runs), tuple(frontier), approaches, isoflops
     )

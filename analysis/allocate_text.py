@@ -56,6 +56,9 @@ def summary(report: dict[str, Any]) -> str:
 
 def _sizes(report: dict[str, Any]) -> Iterator[str]:
     """Sizes of the table at the same compute: those on both sides of the best one, the best of them, the largest."""
+    longest = max(size["images_to"] for size in report["sizes"])
+    if (ratio := report["budget"]["images"] / longest) > 1.01:
+        yield f"no run of the table is that long: the best length is {ratio:.1f} times the longest"
     rows, best = report["at_budget"], report["budget"]
     chosen = {*best["between"], report["recommended"], rows[-1]["size"]}
     for row in rows:

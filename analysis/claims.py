@@ -14,6 +14,7 @@ from scipy import stats
 
 from analysis import compare, correlate, rates, split
 from analysis.compare import Arm, Comparison
+from analysis.fits.dunnett import standard_error
 from analysis.law import fit_laws
 from analysis.scrutiny import scrutinise
 from analysis.statistics import CONFIDENCE
@@ -23,6 +24,7 @@ CONFIRMED, CONTRADICTED, NOT_DECIDED, NOT_RUN = "confirmed", "contradicted", "no
 LITTLE = 1.25  # ratio below which a loss is called small; the paper's is 17.7 / 15.6 = 1.13
 PAPER_SPREAD = 0.035  # of ln FID between seeds (A.17: 30.1, 31.2, 28.9, 31.1)
 SHARP = 4.0  # ratio of the ends of a spread's interval above which it decides nothing
+NEAR = 0.5  # of the slope -1, that counts as -1
 PAPER_R = -0.95  # Fig. 3c
 MOST_SEEDS = 64  # more are not asked for
 
@@ -91,6 +93,8 @@ def correlates(table: Table) -> Finding:
     """Pearson's r of the metric with G's GFLOPs is below 0."""
     _sizes(compare.analyse(table))
     found = correlate.analyse(table).pearson
+    if found.r is None:
+        return Finding("all values are equal", NOT_DECIDED)
     if found.low is None or found.high is None:
         return Finding(f"r = {found.r:.2f}, no interval", NOT_DECIDED)
     verdict = sign([(-found.high, -found.low)])
@@ -110,7 +114,10 @@ def d_pays_more(table: Table) -> Finding:
 
 
 def slope_of(network: str) -> Callable[[Table], Finding]:
-    """The best rate of a network falls as 1 / width: the interval holds -1 and not 0."""
+    """The best rate of a network falls as 1 / width: the slope's interval lies within -1 +- 0.5.
+
+    An interval that only holds -1 would confirm slopes of -0.5 and -1.6 as well, if it is wide.
+    """
 
     def rule(table: Table) -> Finding:
         fit = rates.analyse(table).fits.get(network)
@@ -122,7 +129,7 @@ def slope_of(network: str) -> Callable[[Table], Finding]:
         text = f"slope {slope.slope:.2f} [{slope.low:.2f}, {slope.high:.2f}]"
         if not slope.low <= -1 <= slope.high:
             return Finding(text, CONTRADICTED)
-        return Finding(text, NOT_DECIDED if slope.high >= 0 else CONFIRMED)
+        return Finding(text, CONFIRMED if max(slope.high + 1, -1 - slope.low) <= NEAR else NOT_DECIDED)
 
     return rule
 
@@ -190,11 +197,18 @@ def seeds_agree(table: Table) -> Finding:
     """Seeds spread by about as much as the paper's: the interval of the standard deviation of ln value holds 0.035."""
     noise = compare.analyse(table).noise
     if noise is None:
-        raise ValueError("no arm has two seeds")
-    df = noise.degrees_of_freedom
+        raise ValueError("no arm has two seeds that differ")
+    std, df = noise.std, float(noise.degrees_of_freedom)
+    if noise.by_seed and noise.seeds is not None:
+        # What all arms of a seed share is part of the spread, with degrees of freedom of its own (Satterthwaite 1946).
+        shared, rest = noise.seeds.f * std**2, std**2
+        of_shared, of_rest = noise.seeds.degrees_of_freedom
+        variance = (shared * of_shared + rest * of_rest) / (of_shared + of_rest)
+        df = (shared * of_shared + rest * of_rest) ** 2 / (shared**2 * of_shared + rest**2 * of_rest)
+        std = math.sqrt(variance)
     tail = (1 - CONFIDENCE) / 2
-    low, high = (noise.std * math.sqrt(df / float(stats.chi2.ppf(q, df))) for q in (1 - tail, tail))
-    text = f"{noise.std:.3f} [{low:.3f}, {high:.3f}] ({df} degrees of freedom)"
+    low, high = (std * math.sqrt(df / float(stats.chi2.ppf(q, df))) for q in (1 - tail, tail))
+    text = f"{std:.3f} [{low:.3f}, {high:.3f}] ({df:.3g} degrees of freedom)"
     if not low <= PAPER_SPREAD <= high:
         return Finding(text, CONTRADICTED)
     return Finding(text, CONFIRMED if high / low <= SHARP else NOT_DECIDED)
@@ -205,6 +219,8 @@ def seeds_agree(table: Table) -> Finding:
 
 def _sizes(found: Comparison) -> list[Arm]:
     """Return one arm per size of both networks, by rising compute."""
+    if found.direction is not None and found.direction > 0:
+        raise ValueError(f"of {found.measured.metric} a higher value is better, and the claim is about a distance")
     cells = [arm.cell for arm in found.arms]
     alike = all(cell.generator_size == cell.discriminator_size for cell in cells)
     if len({cell.generator_size for cell in cells}) != len(cells) or not alike or len(cells) < 3:
@@ -240,10 +256,13 @@ def _mean_log(arm: Arm) -> float:
 def _difference(found: Comparison, one: Arm, other: Arm, family: int) -> tuple[float, float | None, float | None]:
     """Return how much worse one arm is than another, as a log ratio with its interval, which holds for the family.
 
-    The noise is pooled over all arms (Student's t, Bonferroni).
+    The noise is pooled over all arms, or that of these two where one is noisier (dunnett.py; Bonferroni).
     """
     if found.direction is None:
         raise ValueError("it is not known which value of the metric is better; give a metric whose name says it")
+    noisier = found.noise is not None and bool(
+        {found.arms.index(one), found.arms.index(other)} & found.noise.noisier.keys()
+    )
     if found.noise is not None and found.noise.by_seed:  # seeds move all arms together, so only common ones count
         one, other = (
             replace(arm, values={s: v for s, v in arm.values.items() if s in both.values})
@@ -252,8 +271,9 @@ def _difference(found: Comparison, one: Arm, other: Arm, family: int) -> tuple[f
     gap = -found.direction * (_mean_log(one) - _mean_log(other))
     if found.noise is None:
         return gap, None, None
-    t = float(stats.t.ppf(1 - (1 - CONFIDENCE) / 2 / family, found.noise.degrees_of_freedom))
-    reach = t * found.noise.std * math.sqrt(1 / len(one.values) + 1 / len(other.values))
+    ours, theirs = ({seed: math.log(value) for seed, value in arm.values.items()} for arm in (one, other))
+    error, degrees = standard_error(ours, theirs, found.noise, own=noisier)
+    reach = float(stats.t.ppf(1 - (1 - CONFIDENCE) / 2 / family, degrees)) * error
     return gap, gap - reach, gap + reach
 
 
@@ -273,7 +293,7 @@ def _seeds(
 
 def _ratio(log: float, low: float | None, high: float | None) -> str:
     ends = "" if low is None or high is None else f" [{math.exp(low):.3g}, {math.exp(high):.3g}]"
-    return f"{math.exp(log):.3g}{ends or ' (one seed)'}"
+    return f"{math.exp(log):.3g}{ends or ' (no interval)'}"
 
 
 def _ends(low: float | None, high: float | None) -> str:

@@ -292,7 +292,7 @@ def _difference(arms: list[Arm], found: Differences, one: Contrast, direction: i
 
 def _verdict(one: Contrast, direction: int | None) -> str:
     if one.low is None or one.high is None:
-        return "one seed: no interval"
+        return "no interval"
     if one.low <= 0 <= one.high:
         return "not significantly different"
     if direction is None:
@@ -321,7 +321,11 @@ def summary(report: dict[str, Any]) -> str:
         mean = f"{arm['mean']:.4g} {spread}" if arm["n"] else "no complete trial"
         lines.append(f"  {arm['label']}: {mean}, n = {arm['n']}")
     if report["differences"]:
-        judged = "[95 %, all intervals together]" if report["noise"] else "(no intervals: every arm has one seed)"
+        judged = (
+            "[95 %, all intervals together]"
+            if report["noise"]
+            else "(no intervals: seeds do not differ, or every arm has one)"
+        )
         lines.append(f"ratio {judged}")
     for row in report["differences"]:
         line = f"  {row['arm']} / {row['reference']}: {row['ratio']:.3g}"

@@ -59,12 +59,15 @@ class Approach:
         return math.exp(self.intercept + self.exponent * math.log(gflops))
 
 
-def by_size(found: Trajectories) -> dict[int, tuple[Array, Array]]:
-    """Return, for each size, ln C and mean ln value of its checkpoints at that C, by rising C."""
+def by_size(found: Trajectories, kept: NDArray[np.bool_]) -> dict[int, tuple[Array, Array]]:
+    """Return, for each size, ln C and mean ln value of its checkpoints at that C, by rising C; of those kept alone."""
     log_compute = np.log(found.compute)
     curves = {}
     for i in range(len(found.sizes)):
-        x, y = log_compute[found.data.size == i], found.data.log_value[found.data.size == i]
+        of_size = (found.data.size == i) & kept
+        if not of_size.any():
+            continue
+        x, y = log_compute[of_size], found.data.log_value[of_size]
         order = np.argsort(x, kind="stable")
         x, y = x[order], y[order]
         group = np.concatenate([[0], np.cumsum(np.diff(x) > SAME_COMPUTE)])
@@ -83,9 +86,9 @@ def at_compute(curves: dict[int, tuple[Array, Array]], log_compute: float) -> di
     }
 
 
-def envelope(found: Trajectories) -> Approach:
+def envelope(found: Trajectories, kept: NDArray[np.bool_]) -> Approach:
     """Return approach 1: the size with the least value at each of many computes, where it is neither end of those."""
-    curves, costs = by_size(found), np.log([size.cost for size in found.sizes])
+    curves, costs = by_size(found, kept), np.log([size.cost for size in found.sizes])
     ends = np.concatenate([x for x, _ in curves.values()])
     best = []
     for log_compute in np.linspace(ends.min(), ends.max(), ENVELOPE):
@@ -98,9 +101,9 @@ def envelope(found: Trajectories) -> Approach:
     return Approach("lower envelope", float(slope), float(intercept))
 
 
-def parabolas(found: Trajectories) -> tuple[Parabola, ...]:
+def parabolas(found: Trajectories, kept: NDArray[np.bool_]) -> tuple[Parabola, ...]:
     """Return a parabola for each of some computes at which at least four sizes have a value."""
-    curves, costs = by_size(found), np.log([size.cost for size in found.sizes])
+    curves, costs = by_size(found, kept), np.log([size.cost for size in found.sizes])
     made = []
     for log_compute in _budgets(curves):
         there = at_compute(curves, log_compute)

@@ -66,7 +66,7 @@ def test_text(f: float, degrees: list[int], p: float) -> str:
 def _law(metric: str, law: dict[str, Any]) -> Iterator[str]:
     count = len(law["points"])
     of = f"{law['sizes']} sizes" if count == law["sizes"] else f"{count} points of {law['sizes']} sizes"
-    rises = f": {metric} rises with compute" if law["b"] < 0 else ""
+    rises = f": {metric} rises with compute" if law["b_high"] is not None and law["b_high"] < 0 else ""
     floor = f", E = {law['floor']:.4g} {interval(law, 'floor_low', 'floor_high')}" if law["floor_test"]["found"] else ""
     yield (
         f"{law_text(metric, law)}, b = {law['b']:.4f} {interval(law, 'b_low', 'b_high')}{floor}{rises} "
@@ -92,7 +92,7 @@ def _floor(law: dict[str, Any]) -> str:
         return f"no test is possible: {test['not_possible']}{beside}"
     words = test_text(test["f"], [1, test["degrees_of_freedom"]], test["p"])
     if test["found"]:
-        return f"found, {words} (one-sided){beside}"
+        return f"found, {words} (one-sided); a bend of another kind, as of one length, looks the same{beside}"
     high = "any floor below the smallest value" if law["floor_high"] is None else f"one up to {law['floor_high']:.3g}"
     return f"none found, {words} (one-sided); {high} would fit as well, and the interval of b allows for it{beside}"
 
@@ -152,9 +152,19 @@ def _disagreements(law: dict[str, Any]) -> Iterator[str]:
     for row in law["without_run"]:
         if row["b"] is not None and _outside(law, row["b"]):
             yield f"b = {row['b']:.4f}, OUTSIDE its interval, without {row['trial']}"
+    yield from _other_laws(law)
     if law["noise"]["p"] is not None and law["noise"]["p"] < 1 - CONFIDENCE:
         yield _noise(law["noise"])
     yield from _flags(law)
+
+
+def _other_laws(law: dict[str, Any]) -> Iterator[str]:
+    """The trials that alone decide whether a floor is found."""
+    found = law["floor_test"]["found"]
+    alone = [r["trial"] for r in law["without_run"] if r["b"] is not None and (r["law"] == "found") != found]
+    if alone and not law["given_floor"]:
+        more = f" and {len(alone) - LISTED} more" if len(alone) > LISTED else ""
+        yield f"a floor is {'not ' if found else ''}found without {' or without '.join(alone[:LISTED])}{more}"
 
 
 def _flags(law: dict[str, Any]) -> Iterator[str]:

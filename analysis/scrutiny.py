@@ -53,7 +53,7 @@ def given_floor(law: Law) -> dict[str, Any] | None:
     if law.given_floor is None:
         return None
     free = law.refit_free()
-    agrees = free.floor_low <= law.given_floor <= (free.floor_high or np.inf)
+    agrees = free.floor_low <= law.given_floor <= (np.inf if free.floor_high is None else free.floor_high)
     least = min(p.value for p in law.points)
     others = [factor * law.given_floor for factor in SENSITIVITY if 0 < factor * law.given_floor < least]
     rows = [(floor, law.refit(law.points, floor)) for floor in (0.0, *others)] if law.given_floor else []

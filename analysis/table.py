@@ -21,6 +21,7 @@ RACED = "raced"
 BROKEN = ("diverged", "failed")  # ended early; the last row may have no value
 G_ITEMS = ("g_forward", "g_backward")  # prefixes of the items of an iteration that are G's own
 EVALUATED = "train.eval_at"  # the config value on which no step of training depends
+RATES = ("lr_g", "lr_d", "g_width", "d_width")  # of a trial, beside its config
 SAME_COMPUTE = 0.01  # trials of one size whose compute differs by more than this share are different points
 # How the names of metrics begin for which a lower, or a higher, value is better.
 DIRECTIONS = {
@@ -243,11 +244,16 @@ def _check_config(trials: Sequence[Trial], apart: set[str]) -> None:
     for trial in trials[1:]:
         a, b = first.facts.config, trial.facts.config
         keys = [k for k in {**a, **b} if "." in k and k not in apart and a.get(k) != b.get(k)]
+        keys += [k for k in RATES if _differ(getattr(first.facts, k), getattr(trial.facts, k))]
         if keys:
             raise ValueError(
                 f"trials of {trial.cell.label} differ in more than the seed ({', '.join(keys[:3])}, as "
                 f"{first.name} and {trial.name}) and are not replicates; give a table with one setting per size"
             )
+
+
+def _differ(a: float | None, b: float | None) -> bool:
+    return a is not None and b is not None and not math.isclose(a, b)
 
 
 def _rows(*trials: Trial) -> str:

@@ -14,7 +14,7 @@ A sweep file says only what varies and how values are combined; all other values
       removed: {after: aligned, set: {objective.align_weight: 0.0, train.steps: x1.2}}
 
 Each block is optional. The blocks multiply with each other and with each part; parts do not multiply with each other.
-A key has one place, unless its later values are factors of the earlier one; `seed` is in `seeds` alone.
+A key has one place, unless its later values are factors of the earlier one.
 A part with `after: OTHER` has one trial for every trial of that part. It continues from the last checkpoint of that
 trial, with the changes that the part sets; its steps count from the beginning of the first trial.
 """
@@ -139,6 +139,8 @@ def load_sweep(
     """
     overrides = overrides or {}
     file, lines = _read(path)
+    if seeds is not None and _varies_seed(file):
+        raise UserError(f"--seeds: {path} gives each of its points a seed; edit the file to change them")
     if preset not in PRESETS:
         raise UserError(f"unknown preset '{preset}'; {nearest(preset, PRESETS)}")
     varied = [pair for part in file.parts.values() for pair in (*part.set.items(), *part.values())] + file.values()
@@ -244,7 +246,14 @@ def _read(path: Path) -> tuple[SweepFile, Lines]:
                 f"{locate(path, lines, f'parts.{name}.after')}: no part '{part.after}' comes before '{name}'; {hint}"
             )
         earlier.append(name)
+    if "seeds" in file.model_fields_set and _varies_seed(file):
+        raise UserError(f"{path}:{lines[('seeds',)]}: seed is given by 'seeds' and by another block; remove one")
     return file, lines
+
+
+def _varies_seed(file: SweepFile) -> bool:
+    """Whether the points of a file have seeds of their own, as those of a design have."""
+    return any(key == "seed" for block in (file, *file.parts.values()) for key, _ in block.values())
 
 
 def _check_block(path: Path, lines: Lines, above: tuple[str, ...], block: Block) -> set[str]:
@@ -276,9 +285,8 @@ def _check_block(path: Path, lines: Lines, above: tuple[str, ...], block: Block)
         if twice := sorted(keys & set(block.set) & values):
             raise UserError(f"{path}:{line(name)}: {twice[0]} is given by 'set' and by '{name}'; remove one")
     # A part that continues trials may give them another seed.
-    for name, keys in {**given, "set": set(block.set)}.items():
-        if "seed" in keys and not (isinstance(block, Part) and block.after):
-            raise UserError(f"{path}:{line(name)}: seed has a block of its own, such as seeds: [0, 1]")
+    if "seed" in block.set and not (isinstance(block, Part) and block.after):
+        raise UserError(f"{path}:{line('set')}: seed has a block of its own, such as seeds: [0, 1]")
     lengths = {key: len(values) for key, values in block.zip.items()}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{path}:{line('zip')}: zipped lists differ in length: {lengths}")

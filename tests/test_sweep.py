@@ -72,7 +72,7 @@ def test_overrides_beat_the_file_but_not_what_varies(tmp_path: Path) -> None:
         ("set: {train: {steps: 100}}\n", [":2", "'train' is a section"]),
         ("set:\n  train.batch: 4\n  train.steps: -1\n", ["s.yaml:4: train.steps", "greater than 0"]),
         ("set: {seed: 3}\nseeds: [0, 1]\n", [":2", "seed has a block of its own"]),
-        ("zip: {seed: [1, 2]}\n", [":2", "seed has a block of its own"]),
+        ("zip: {seed: [1, 2]}\nseeds: [5]\n", [":3", "seed is given by 'seeds' and by another block"]),
         ("sizes: [S]\nset: {model.generator: B}\n", [":2", "model.generator", "'set' and by 'sizes'"]),
         ("set: {train.batch: 32}\npoints: [{train.batch: 16}]\n", [":3", "train.batch", "'set' and by 'points'"]),
         ("set: {train.batch: 32}\nparts: {a: {set: {train.batch: 16}}}\n", [":3", "for every part and by part 'a'"]),

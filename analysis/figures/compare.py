@@ -102,7 +102,7 @@ def _draw_ratios(axes: Axes, comparison: Comparison) -> None:
     better = f"{comparison.better} is better; " if comparison.better else ""
     words = f"{better}filled: differs significantly\n95 % intervals, for all ratios together"
     if comparison.noise is None:
-        words = f"{better}one seed: no intervals"
+        words = f"{better}no intervals"
     axes.set_xlabel(words, fontsize=8)
     axes.grid(which="major", axis="x")
     set_ticks(axes.xaxis, low, high)

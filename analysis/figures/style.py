@@ -88,8 +88,12 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     for suffix, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
         target = path.with_name(f"{path.name}.{suffix}")  # with_suffix would eat a dot in the name
         partial = target.with_name(f".{target.name}.partial")
-        figure.savefig(partial, format=suffix, metadata=metadata)
-        os.replace(partial, target)
+        try:
+            figure.savefig(partial, format=suffix, metadata=metadata)
+            os.replace(partial, target)
+        except OSError:  # a full disk
+            partial.unlink(missing_ok=True)
+            raise
         written.append(target)
     return written
 

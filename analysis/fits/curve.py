@@ -191,7 +191,8 @@ class Region:
     def _within(self, length: Array, step: Array) -> NDArray[np.bool_]:
         theta = self._best[:, None] + length[..., None] * step
         b = theta[..., 1]
-        falls = (self.fits.floors[:, None] == 0) | (b >= 0)
+        # A floor that is searched for is one that the value falls to; a given one may be risen from.
+        falls = (self.fits.floors[:, None] == 0) | (b >= 0) | (len(self.fits.floors) == 1)
         bounded = falls & (np.abs(b) <= self._steepest)
         # The tolerance keeps the ends of a linear fit, which lie on the limit.
         return bounded & (self._rss(theta) <= self.limit * (1 + 1e-12))
@@ -230,7 +231,7 @@ def region(
 ) -> Region:
     """Find all floors E >= 0 under which a curve has a weighted sum of squares of at most `limit`.
 
-    A curve with a floor falls towards it (b >= 0).
+    A curve with a floor falls towards it (b >= 0), unless the floor is given.
     scanned: by scan_floors; or one fit alone, if its floor is not doubted.
     """
     c, v = np.asarray(compute, dtype=np.float64), np.asarray(value, dtype=np.float64)

@@ -110,12 +110,12 @@ def compare_arms(arms: Sequence[Arm], families: Sequence[Family]) -> Differences
         if noise is None:
             found.append(Contrast(arm, reference, estimate))
             continue
-        if noise.noisier.keys() & {arm, reference}:
-            error, dof = _paired(ours, theirs) if noise.by_seed else _welch(ours, theirs, noise)
+        own = bool(noise.noisier.keys() & {arm, reference})
+        error, dof = standard_error(ours, theirs, noise, own)
+        if own:
             method = OWN[noise.by_seed]
             quantile = float(special.stdtrit(dof, (1 + CONFIDENCE ** (1 / len(pairs))) / 2))
         else:
-            error, dof = noise.std * math.sqrt(1 / len(ours) + 1 / len(theirs)), noise.degrees_of_freedom
             method = POOLED[noise.by_seed]
             quantile = largest_t_quantile(counts, noise.degrees_of_freedom)
         half = quantile * error
@@ -123,8 +123,21 @@ def compare_arms(arms: Sequence[Arm], families: Sequence[Family]) -> Differences
     return Differences(noise, tuple(found), counts)
 
 
+def standard_error(ours: Arm, theirs: Arm, noise: PooledNoise, own: bool) -> tuple[float, float]:
+    """Standard error of the difference of two arms' means, and its degrees of freedom.
+
+    own: by the noise of these two arms, because one of them is noisier than the others.
+    """
+    if own:
+        return _paired(ours, theirs) if noise.by_seed else _welch(ours, theirs, noise)
+    return noise.std * math.sqrt(1 / len(ours) + 1 / len(theirs)), noise.degrees_of_freedom
+
+
 def measure_noise(arms: Sequence[Arm], families: Sequence[Family]) -> PooledNoise | None:
-    """Return the noise of arms with two seeds or more; None without any."""
+    """Return the noise of arms with two seeds or more; None without any, and where all seeds have equal values.
+
+    Equal values are copies of one row, or of runs that their seed does not change. They are not a noise of zero.
+    """
     residuals = [_rounded(_values(arm) - _values(arm).mean()) for arm in arms]
     squares, dofs = np.array([r @ r for r in residuals]), np.array([len(r) - 1.0 for r in residuals])
     compared = [family for family in families if len(family) > 1]
@@ -134,7 +147,7 @@ def measure_noise(arms: Sequence[Arm], families: Sequence[Family]) -> PooledNois
         if by_seed := seeds.p < BY_SEED:
             squares, dofs = left, left_dofs
     total, dof = float(squares.sum()), round(dofs.sum())
-    if not dof:
+    if not dof or not any(residual.any() for residual in residuals):
         return None
     tests = {
         i: _f_test(squares[i], dofs[i], total - squares[i], dof - dofs[i])

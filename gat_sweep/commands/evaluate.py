@@ -65,7 +65,7 @@ def evaluate(
 
     \b
     Example:
-      gat-sweep evaluate runs/widths-digits/trials/L-p2-s0-7040bf5d/checkpoints/step_00002000 --set eval.psi=0.9
+      gat-sweep evaluate runs/widths-digits/trials/L-p2-s0-51c502ae/checkpoints/step_00002000 --set eval.psi=0.9
       gat-sweep evaluate samples/samples.npz --recipe digits
       gat-sweep evaluate --reconstruction --set data.path=data/imagenet
     """

@@ -17,7 +17,7 @@ def export(checkpoint: str, out: str, settings: tuple[str, ...]) -> None:
 
     \b
     Example:
-      gat-sweep export runs/widths-digits/trials/L-p2-s0-7040bf5d/checkpoints/step_00002000 gat-l
+      gat-sweep export runs/widths-digits/trials/L-p2-s0-51c502ae/checkpoints/step_00002000 gat-l
     """
     from gat_sweep.files.storage import place
     from gat_sweep.pretrained.folder import from_trial, save_pretrained, shapes_text

@@ -80,7 +80,7 @@ def inspect(
 
     \b
     Example:
-      gat-sweep inspect runs/mng-digits/trials/L-p2-s0-7040bf5d/checkpoints/step_00002000
+      gat-sweep inspect runs/mng-digits/trials/S-p2-s0-90f82dd4/checkpoints/step_00002000
     """
     from gat_sweep.files.storage import place
     from gat_sweep.inspection.inspect import InspectOptions, inspect_command

@@ -35,7 +35,7 @@ def log_model(
 
     \b
     Example:
-      gat-sweep log-model widths-digits L-p2-s0-7040bf5d
+      gat-sweep log-model widths-digits L-p2-s0-51c502ae
       gat-sweep log-model widths-digits --best
     """
     from gat_sweep.pretrained.log_model import log_model_command

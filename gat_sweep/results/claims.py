@@ -92,7 +92,8 @@ def _row(
             load_sweep(sweep_file(study), recipe)
             command = shlex.join(["gat-sweep", "run", study, "--recipe", recipe, *options, *home_words(home)])
         except UserError as reason:
-            here = "; ".join(filter(None, (here, f"sweep {study} does not fit recipe {recipe}: {reason}")))
+            why = str(reason).partition(": ")[2]  # behind the place of the file, which differs between machines
+            here = "; ".join(filter(None, (here, f"sweep {study} does not fit recipe {recipe}: {why}")))
     values = (claim.name, claim.paper, here, found.verdict, source, command)
     return dict(zip(COLUMNS, values, strict=True)) | {"seeds": found.seeds}
 

@@ -133,11 +133,25 @@ def test_parabolas_stand_only_where_four_sizes_meet() -> None:
 def test_all_three_ways_agree_without_noise_on_a_symmetric_law(tmp_path: Path) -> None:
     rows = frontier_rows(lambda cost, images: 10 + (cost / 5e-3) ** -0.4 * 50 + (images / 1e5) ** -0.4 * 50, noise=0.0)
     table = find_checkpoints(load_table(write_rows(tmp_path / "t.csv", rows)))
-    joint, _ = fit_joint(table.data)
+    joint, kept = fit_joint(table.data)
     best = float(joint.optimum([400.0])[0, 0])
-    for approach in (envelope(table), vertices(parabolas(table))):
+    for approach in (envelope(table, kept), vertices(parabolas(table, kept))):
         cost = approach.cost(400.0)
         assert cost is not None and cost == pytest.approx(best, rel=0.25), approach
+
+
+def test_what_the_law_leaves_out_moves_no_way(tmp_path: Path) -> None:
+    """The envelope and the parabolas of a table with a value six times too large, left out, are those without it."""
+    rows = frontier_rows()
+    without = find_checkpoints(load_table(write_rows(tmp_path / "a.csv", rows[:20] + rows[21:])))
+    rows[20]["value"] *= 6
+    found = find_checkpoints(load_table(write_rows(tmp_path / "b.csv", rows)))
+    kept = np.array([(row.trial, row.step) != (rows[20]["trial"], rows[20]["step"]) for row in found.rows])
+    every = np.ones(len(without.rows), dtype=bool)
+    assert (~kept).sum() == 1 and kept.sum() == len(every)
+    assert envelope(found, kept) == envelope(without, every)
+    for a, b in zip(parabolas(found, kept), parabolas(without, every), strict=True):
+        assert a.log_values == pytest.approx(b.log_values) and a.sizes == b.sizes
 
 
 # ---------------------------------------------------------------- what is left out, what is refused

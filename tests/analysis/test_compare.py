@@ -156,7 +156,7 @@ def test_one_seed_has_no_interval_and_sizes_alone_are_arms(tmp_path: Path) -> No
     (difference,) = found.differences
     assert (difference.arm, difference.reference, difference.ratio) == ("B/2", "S/2", pytest.approx(0.5))
     assert difference.ratio_low is difference.p is difference.method is None
-    assert difference.verdict == "one seed: no interval" and found.to_json()["noise"] is None
+    assert difference.verdict == "no interval" and found.to_json()["noise"] is None
     assert "left out: L-exp-0" in summary(found.to_json()) and "one seed" in summary(found.to_json())
 
 
@@ -243,7 +243,7 @@ def test_learning_rates_without_a_config_are_arms_too(tmp_path: Path) -> None:
     found = analyse(study(tmp_path, "lr_g", ["a,S,0,20,1e-4", "b,S,1,40,2e-4"]))
     assert [(arm.label, arm.std) for arm in found.arms] == [("lr_g=0.0001", None), ("lr_g=0.0002", None)]
     (difference,) = found.differences
-    assert (difference.verdict, difference.ratio) == ("one seed: no interval", pytest.approx(2))
+    assert (difference.verdict, difference.ratio) == ("no interval", pytest.approx(2))
 
 
 def test_an_arm_with_one_seed_has_the_noise_of_the_others(tmp_path: Path) -> None:

@@ -280,3 +280,15 @@ def test_json_of_a_law() -> None:
         "generator_size": "S", "discriminator_size": "S", "patch": 2, "gflops": 1e5,
         "g_forward_gflops": 100.0, "value": pytest.approx(60.0), "trials": ["s"], "values": [60.0],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("b", [0.0, -0.05, 0.05])
+def test_a_given_floor_lets_a_metric_rise(b: float) -> None:
+    """The interval covers the planted exponent as often as it says, whether the metric falls, rises or does neither."""
+    c, random = np.geomspace(1e3, 1e6, 9), np.random.default_rng(1)
+    covered = 0
+    for _ in range(60):
+        value = (5 + 5 * (c / 3e4) ** -b) * np.exp(random.normal(0, 0.02, 9))
+        law = fit_curve(c, value, floor=5.0)
+        covered += law.b_low is not None and law.b_high is not None and law.b_low <= b <= law.b_high
+    assert covered >= 53  # of 60 at 95 %: fewer with a chance of 1 %

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis.law import fit_laws
@@ -44,7 +45,9 @@ def test_a_law_takes_five_lines() -> None:
     assert law.startswith(
         "fid = 3.824 + 2964 C^-0.4367, b = 0.4367 [0.3817, 0.4937], E = 3.824 [2.403, 5.006] (6 sizes"
     )
-    assert floor == "floor: found, F(1, 3) = 52.1, p = 0.0027 (one-sided)"
+    assert floor == (
+        "floor: found, F(1, 3) = 52.1, p = 0.0027 (one-sided); a bend of another kind, as of one length, looks the same"
+    )
     assert lack == "lack of fit: no test is possible: no size has two seeds; all sizes are taken as equally noisy"
     assert largest.startswith("S5/2 from the other sizes: 6.8") and largest.endswith("measured 6.323: inside")
     assert "Pearson" in correlation and "Spearman -1.000" in correlation
@@ -107,3 +110,15 @@ def test_what_is_left_out_is_named(tmp_path: Path) -> None:
     text = summary(report)
     assert "left out: t2: no memory" in text and "t3" not in text and "2 more, --verbose lists them" in text
     assert "left out: t4: no memory" in summary(report, verbose=True)
+
+
+def test_a_seed_that_alone_makes_a_floor_is_named(tmp_path: Path) -> None:
+    """A power law without a floor, of which one seed of the largest size failed."""
+    random = np.random.default_rng(12)
+    seeds = {f"S{i}": [500 * 1.9**-i * math.exp(e) for e in random.normal(0, 0.03, 3)] for i in range(9)}
+    report = report_of(written(tmp_path, seeds))
+    assert not report["laws"][0]["floor_test"]["found"] and "found without" not in summary(report)
+    seeds["S8"][1] *= 6
+    report = report_of(written(tmp_path, seeds))
+    assert report["laws"][0]["floor_test"]["found"]
+    assert "a floor is not found without S8-1" in summary(report).splitlines()

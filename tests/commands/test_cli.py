@@ -1,7 +1,9 @@
 """The command line as a user meets it: what it prints, and what a mistake costs."""
 
 import json
+import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -183,3 +185,18 @@ def test_a_sign_of_life_from_the_future_is_no_age() -> None:
 
 def test_seeds_may_be_ranges() -> None:
     assert seed_numbers("0-3") == [0, 1, 2, 3] and seed_numbers("7, 0-1,5-5") == [7, 0, 1, 5]
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_part_of_a_figure(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk: JSON fits, and a figure does not."""
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    table = Path(__file__).parents[2] / "docs" / "study" / "widths.csv"
+    command = [sys.executable, "-m", "gat_sweep.cli", "fit-law", str(table), "--out", str(tmp_path)]
+    environment = {**os.environ, "MPLCONFIGDIR": str(Path.home() / ".cache" / "matplotlib")}  # its cache is large
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, preexec_fn=small_files)
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    assert run.stderr.splitlines()[-1] == "gat-sweep: File too large; free some and run the same command again"
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".json"}
