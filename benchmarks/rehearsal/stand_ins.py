@@ -141,6 +141,9 @@ class Engine:
         diverged = planted_fault(self.config) == "diverges" and beyond >= 0
         return (self.iterated - beyond, "discriminator", float("nan")) if diverged else None
 
+    def make_room(self) -> None:
+        pass
+
     def iterate(self, batch: int) -> dict[str, torch.Tensor]:
         self.world.begun[self.world.number[self.trial.id]] = 1
         self.world.hang_if_planted()

@@ -24,6 +24,7 @@ from gat_sweep.train.loop import train
 from gat_sweep.train.recorder import record_failure
 
 LADDER = ["S", "B", "L", "XL"]
+LENGTH = ("train.steps", "train.eval_every")
 
 
 # ---------------------------------------------------------------- packs, without Ray
@@ -85,14 +86,15 @@ def test_a_pack_mate_changes_nothing(home: Path) -> None:
 
 def four_trials(home: Path, folder: Path, steps: int = 12) -> tuple[Path, list[Trial]]:
     """A sweep file and its trials: one that diverges, a small one, one in between, and a long one on two workers."""
+    short = ", ".join(f"{key}: {TINY[key]}" for key in LENGTH)
     sweep, length = folder / "three.yaml", f"train.steps: {steps}, train.eval_every: {steps // 3}"
     sweep.write_text(
         "about: one that blows up, three sizes\n"
-        f"set: {json.dumps(TINY)}\n"
+        f"set: {json.dumps({key: value for key, value in TINY.items() if key not in LENGTH})}\n"
         "points:\n"
-        "  - {model.generator: S, model.discriminator: B, train.base_lr: 1.0e+30}\n"
-        "  - {model.generator: S, model.discriminator: S}\n"
-        "  - {model.generator: B, model.discriminator: B}\n"
+        f"  - {{model.generator: S, model.discriminator: B, train.base_lr: 1.0e+30, {short}}}\n"
+        f"  - {{model.generator: S, model.discriminator: S, {short}}}\n"
+        f"  - {{model.generator: B, model.discriminator: B, {short}}}\n"
         f"  - {{model.generator: L, model.discriminator: L, {length}, workers.count: 2}}\n"
     )
     configs = load_sweep(sweep, "digits").trials

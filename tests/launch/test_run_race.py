@@ -254,7 +254,7 @@ def test_a_request_to_stop_ends_the_stages(tmp_path: Path) -> None:
     [
         ({"seeds": "[0]"}, "one seed of an arm says nothing about the noise (S/2); give two: --seeds 0,1"),
         ({"more": "product: {model.patch: [2, 4]}\n"}, "S/2 has one arm, and a race needs two"),
-        ({"more": "points: [{}, {train.steps: 32, train.rate_g: 2}]\n"}, "differ in train.steps"),
+        ({"more": "points: [{}, {train.steps: x2, train.rate_g: 2}]\n"}, "differ in train.steps"),
         ({"more": "points: [{}, {eval.psi: 0.5}]\n"}, "differ in eval"),
         ({"steps": 7}, "have 7 steps, and a race needs 8"),
         (

@@ -157,8 +157,11 @@ def test_samples_of_an_evaluation_belong_to_their_captions(home: Path, trained: 
         ({"eval.extras": ["clip_score"]}, "clip_score and eval.clip belong together"),
         ({"eval.null": "official"}, "eval.null=official is about classes"),
         ({"text": None, "eval.extras": ["retrieval"]}, "retrieval needs captions, and this trial has none"),
-        ({"text": None, "eval.guidance": 2.0}, "eval.guidance needs classes or captions"),
-        ({"text": None, "data.classes": 10}, "data set 'emoji32-dct16' has data.classes=0, the config says 10"),
+        ({"text": None, "eval.extras": [], "eval.guidance": 2.0}, "eval.guidance needs classes or captions"),
+        (
+            {"text": None, "eval.extras": [], "data.classes": 10},
+            "data set 'emoji32-dct16' has data.classes=0, the config says 10",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line(settings: dict[str, object], said: str) -> None:
