@@ -26,6 +26,7 @@ PARQUET_REQUIRED = CSV_REQUIRED + CSV_OPTIONAL
 # Columns with one value per trial; each may be absent. Other columns of a CSV are read as config values.
 CONSTANTS = ("lr_g", "lr_d", "g_width", "d_width", "d_forward_flops", "data_images", "flops_per_image", "config")
 
+LARGEST = 1e100  # no value or number of FLOPs; the smallest is its inverse
 LEAST_PER_STEP = 1e3  # FLOP; a step of the smallest networks costs a million
 
 # Columns that vary within a trial and may be absent.
@@ -284,6 +285,10 @@ def _positive(row: Mapping[str, Any], column: str, where: str) -> float:
     number = _float(row[column])
     if not 0 < number < math.inf:
         raise ValueError(f"{where}: {column} must be a positive number, got {row[column]!r}")
+    if not 1 / LARGEST < number < LARGEST:  # squares and powers of it would not be numbers any more
+        raise ValueError(
+            f"{where}: {column} is {row[column]!r}; give it in a unit in which it is between {1 / LARGEST:g} and {LARGEST:g}"
+        )
     return number
 
 

@@ -53,6 +53,8 @@ def open_study(source: str, home: Place, out: Path | None, metric: str = "value"
     if is_table(source):
         path = Path(source)
         return Study(loaded_table(path, metric), out or path.with_suffix("").with_name(f"{path.stem}-{FOLDER}"), None)
+    if Path(source).is_file() and not (home / source / "run.json").exists():
+        raise UserError(f"{source} is a file, but not a table by its name, which ends in .parquet, .csv or .tsv")
     read_run(home, source)
     run = home / source
     here = run / FOLDER if isinstance(run, Path) else Path(f"{source}-{FOLDER}")

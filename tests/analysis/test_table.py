@@ -150,6 +150,14 @@ def test_a_trial_that_failed_and_was_resumed_is_complete(tmp_path: Path) -> None
         ("t1,S,100,1e15,2e9,fd_lite,", "row 3: value must be a positive number, got ''"),
         ("t1,S,100,1e15,2e9,fd_lite,nan", "row 3: value must be a positive number, got 'nan'"),
         ("t1,S,100,1e15,2e9,fd_lite,-1", "row 3: value must be a positive number, got '-1'"),
+        (
+            "t1,S,100,1e15,2e9,fd_lite,1e308",
+            "row 3: value is '1e308'; give it in a unit in which it is between 1e-100 and 1e+100",
+        ),
+        (
+            "t1,S,100,1e15,2e9,fd_lite,1e-310",
+            "row 3: value is '1e-310'; give it in a unit in which it is between 1e-100 and 1e+100",
+        ),
         ("t1,S,1.5,1e15,2e9,fd_lite,1", "row 3: step must be a whole number of at least 0, got '1.5'"),
         ("t1,S,x,1e15,2e9,fd_lite,1", "row 3: step must be a whole number of at least 0, got 'x'"),
         (",S,100,1e15,2e9,fd_lite,1", "row 3: trial is empty"),
