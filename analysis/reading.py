@@ -286,9 +286,8 @@ def _positive(row: Mapping[str, Any], column: str, where: str) -> float:
     if not 0 < number < math.inf:
         raise ValueError(f"{where}: {column} must be a positive number, got {row[column]!r}")
     if not 1 / LARGEST < number < LARGEST:  # squares and powers of it would not be numbers any more
-        raise ValueError(
-            f"{where}: {column} is {row[column]!r}; give it in a unit in which it is between {1 / LARGEST:g} and {LARGEST:g}"
-        )
+        ends = f"between {1 / LARGEST:g} and {LARGEST:g}"
+        raise ValueError(f"{where}: {column} is {row[column]!r}; give it in a unit in which it is {ends}")
     return number
 
 
