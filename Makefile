@@ -1,4 +1,4 @@
-# make run    five sizes on MNIST, their law and frontier, and samples by size (about 17 minutes on 2 slow cores)
+# make run    five sizes on MNIST, their law and frontier, and samples by size (about 15 minutes on 2 slow cores)
 # make test   the default test suite
 # make test-slow  what takes minutes, and every promise of docs/reliability.md, which it writes anew
 # make test-changed  the slow tests of the rooms that the last hours' commits touched
