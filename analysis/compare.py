@@ -18,6 +18,7 @@ from analysis.race_bias import lines as survivor_lines
 from analysis.statistics import mean_interval
 from analysis.table import (
     EVALUATED,
+    RATES,
     SAME_COMPUTE,
     Cell,
     Excluded,
@@ -37,7 +38,6 @@ NAMED = (
     "seed", EVALUATED, "recipe", "model.generator", "model.discriminator", "model.patch", "start",
     "start.trial", "start.step",
 )  # fmt: skip
-COLUMNS = ("lr_g", "lr_d", "g_width", "d_width")  # settings in a table without a config
 NUMBERS = ("mean", "std", "low", "high", "gflops")
 LARGEST_LOG = 700  # of a number that a float holds; an interval with one degree of freedom may end above
 
@@ -194,7 +194,7 @@ def _distinguishing(trial: Trial) -> dict[str, Any]:
     config = {key: value for key, value in trial.facts.config.items() if key not in NAMED}
     steps = config.pop("train.steps", None)  # a trial that starts from another has more of them
     after = "another" if trial.facts.config.get("start.trial") else "nothing"
-    columns = {name: getattr(trial.facts, name) for name in COLUMNS}
+    columns = {name: getattr(trial.facts, name) for name in RATES}
     return config | {"after": after, "train.steps": steps} | columns
 
 

@@ -21,7 +21,7 @@ RACED = "raced"
 BROKEN = ("diverged", "failed")  # ended early; the last row may have no value
 G_ITEMS = ("g_forward", "g_backward")  # prefixes of the items of an iteration that are G's own
 EVALUATED = "train.eval_at"  # the config value on which no step of training depends
-RATES = ("lr_g", "lr_d", "g_width", "d_width")  # of a trial, beside its config
+RATES = ("lr_g", "lr_d", "g_width", "d_width")  # settings that a table without a config may have
 SAME_COMPUTE = 0.01  # trials of one size whose compute differs by more than this share are different points
 # How the names of metrics begin for which a lower, or a higher, value is better.
 DIRECTIONS = {

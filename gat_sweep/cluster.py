@@ -149,8 +149,8 @@ def session(
                 if type(error) not in (Exception, RuntimeError):
                     raise
                 raise UserError(
-                    f"Ray did not start on this machine, too busy or short of memory: {_line(error)}; run the same "
-                    "command again"
+                    f"Ray did not start on this machine: {_line(error)} Free some of its processors and memory, then "
+                    "run the same command again"
                 ) from None
         try:
             with nullcontext() if address else _ours():

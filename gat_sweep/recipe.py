@@ -249,8 +249,8 @@ def _validated(values: Mapping[str, Any]) -> TrialConfig:
 def _variant(values: Mapping[str, Any], name: Any) -> dict[str, Any]:
     """The values of a recipe's variant."""
     known: dict[str, dict[str, Any]] = values.get("variants", {})
-    if name not in known:
-        have = [other for other in recipe_names() if name in load_recipe(other).get("variants", {})]
+    if not isinstance(name, str) or name not in known:
+        have = [other for other in recipe_names() if str(name) in load_recipe(other).get("variants", {})]
         hint = f"recipes that have it: {', '.join(have)}" if have else nearest(str(name), known)
         raise UserError(f"recipe '{values['recipe']}' has no variant '{name}'; {hint}")
     return known[name]

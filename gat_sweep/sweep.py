@@ -172,6 +172,8 @@ def load_sweep(
                 try:
                     config = resolve(recipe, *stack)
                 except UserError as error:
+                    if str(error).partition(":")[0] in overrides:
+                        raise UserError(f"--set {error}") from None
                     raise UserError(f"{_place(path, lines, str(error))}: {error}") from None
                 if parent:
                     config = config.model_copy(update={"start": Start(trial=trial_id(parent), step=parent.train.steps)})

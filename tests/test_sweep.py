@@ -181,6 +181,7 @@ def test_a_part_after_another_goes_on_from_each_of_its_trials(tmp_path: Path) ->
         ("parts:\n  a:\n    set: {train.step: 3}\n", ["s.yaml:4", "did you mean 'train.steps'"]),
         ("parts:\n  a:\n    points:\n      - {}\n      - {train.step: 3}\n", ["s.yaml:6", "did you mean"]),
         ("parts: {}\n", ["parts"]),
+        ("set: {variant: [latent4]}\n", ["no variant '['latent4']'"]),
         ("product: {variant: [latent5]}\n", ["no variant 'latent5'", "did you mean"]),
     ],
 )
@@ -219,6 +220,11 @@ def studies(recipe: str) -> dict[str, dict[str, TrialConfig]]:
     more = {"mng": {"mng.levels": 4, "ladder.S.depth": 4}} if two else {}
     paths = [path for path in SWEEPS.glob("*.yaml") if path.stem != "text" or "text" in load_recipe(recipe)]
     return {path.stem: load_sweep(path, recipe, overrides=more.get(path.stem)).trials for path in paths}
+
+
+def test_a_wrong_value_of_the_command_line_is_not_blamed_on_the_file() -> None:
+    said = message(lambda: load_sweep(WIDTHS, "digits", overrides={"train.batch": -1}))
+    assert said.startswith("--set train.batch: ") and "greater than 1" in said
 
 
 def test_the_study_of_captions_is_refused_by_recipes_without_them() -> None:

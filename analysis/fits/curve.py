@@ -124,6 +124,7 @@ class Region:
     weights: Array  # [n]
     mean_log_compute: float
     open_above: bool  # larger floors than those that were tried would also fit
+    given: bool = False  # the floor is known from elsewhere, and the value may rise from it
 
     def exponents(self) -> tuple[float | None, float | None]:
         """Return the range of b; None for an end where b has no bound."""
@@ -191,8 +192,7 @@ class Region:
     def _within(self, length: Array, step: Array) -> NDArray[np.bool_]:
         theta = self._best[:, None] + length[..., None] * step
         b = theta[..., 1]
-        # A floor that is searched for is one that the value falls to; a given one may be risen from.
-        falls = (self.fits.floors[:, None] == 0) | (b >= 0) | (len(self.fits.floors) == 1)
+        falls = (self.fits.floors[:, None] == 0) | (b >= 0) | self.given
         bounded = falls & (np.abs(b) <= self._steepest)
         # The tolerance keeps the ends of a linear fit, which lie on the limit.
         return bounded & (self._rss(theta) <= self.limit * (1 + 1e-12))
@@ -239,7 +239,7 @@ def region(
     mean = float(np.log(c).mean())
     data = np.log(c) - mean, np.log(v), w, mean
     if len(scanned.floors) == 1:
-        return Region(scanned, limit, *data, open_above=False)
+        return Region(scanned, limit, *data, open_above=False, given=True)
     inside = scanned.floors[scanned.rss <= limit]
     width = float(scanned.floors[-1]) / (FLOORS - 1)
     open_above = bool(inside.max() >= scanned.floors[-1])
