@@ -153,6 +153,7 @@ def _disagreements(law: dict[str, Any]) -> Iterator[str]:
         if row["b"] is not None and _outside(law, row["b"]):
             yield f"b = {row['b']:.4f}, OUTSIDE its interval, without {row['trial']}"
     yield from _other_laws(law)
+    yield from _common_seeds(law["common_seeds"])
     if law["noise"]["p"] is not None and law["noise"]["p"] < 1 - CONFIDENCE:
         yield _noise(law["noise"])
     yield from _flags(law)
@@ -165,6 +166,19 @@ def _other_laws(law: dict[str, Any]) -> Iterator[str]:
     if alone and not law["given_floor"]:
         more = f" and {len(alone) - LISTED} more" if len(alone) > LISTED else ""
         yield f"a floor is {'not ' if found else ''}found without {' or without '.join(alone[:LISTED])}{more}"
+
+
+def _common_seeds(found: dict[str, Any]) -> Iterator[str]:
+    """A seed that moves all sizes bends the law of a table whose sizes have different seeds."""
+    if not (found["unequal"] and found.get("found")):
+        return
+    test = test_text(found["f"], found["degrees_of_freedom"], found["p"])
+    of = f"over the seeds of all sizes, {', '.join(map(str, found['shared']))}, " if found["shared"] else ""
+    b = f"; {of}b = {found['b']:.4f} {interval(found, 'b_low', 'b_high')}" if of else ""
+    yield (
+        f"SEEDS MOVE ALL SIZES TOGETHER ({test}), and sizes have different seeds: the law is bent, and the interval "
+        f"of b does not know it{b}; give all sizes the same seeds"
+    )
 
 
 def _flags(law: dict[str, Any]) -> Iterator[str]:

@@ -10,14 +10,15 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from analysis.fits.curve import fit_floors
+from analysis.fits.dunnett import BY_SEED
 from analysis.law import Law
 from analysis.noise import seed_spread
 from analysis.points import MIN_SIZES, Point, point
-from analysis.statistics import CONFIDENCE, lack_of_fit, pearson, spearman
+from analysis.statistics import CONFIDENCE, ROUNDING, lack_of_fit, pearson, spearman
 from analysis.table import G_ITEMS, Table, Trial, gflops
 
 SENSITIVITY = (0.0, 0.5, 0.9, 1.1)  # factors of the given floor
@@ -32,6 +33,7 @@ def scrutinise(table: Table, law: Law) -> dict[str, Any]:
         "lack_of_fit": lack_of_fit([np.log(p.values) for p in law.points], fitted, degrees),
         "seed_spread_log": spread and spread[0],
         "noise": asdict(law.curve.noise),
+        "common_seeds": common_seeds(table, law),
         "given_floor": given_floor(law),
         "known_floors": known_floors(table, law),
         "correlation": correlation(law.points),
@@ -83,6 +85,43 @@ def correlation(points: Sequence[Point]) -> dict[str, Any]:
         "pearson_log_gflops": asdict(pearson(np.log(forward), value)),
         "spearman": asdict(spearman(forward, value)),
     }
+
+
+def common_seeds(table: Table, law: Law) -> dict[str, Any]:
+    """Test whether a seed moves all sizes together, and whether that can bend the law.
+
+    Where all sizes have the same seeds, it moves the level of the law alone. Otherwise it moves b as well, which no
+    interval of the law knows; b over the seeds that all sizes have is free of it. The test is that of a two-way
+    analysis of variance without interaction.
+    """
+    trials = _trials(table, law)
+    seeds = [[trials[name].last.seed for name in p.trials] for p in law.points]
+    size = np.repeat(np.arange(len(seeds)), [len(of) for of in seeds])
+    log = np.concatenate([np.log(p.values) for p in law.points])
+    each = sorted({seed for of in seeds for seed in of})
+    by_size = np.equal.outer(size, np.arange(len(seeds))).astype(float)
+    by_seed = np.equal.outer([seed for of in seeds for seed in of], each).astype(float)
+    unequal = any(set(of) != set(each) for of in seeds)
+    rank, rest = _rest(by_size, log)
+    both, left = _rest(np.hstack([by_size, by_seed]), log)
+    above, below = both - rank, len(log) - both
+    if not above or not below or left < len(log) * ROUNDING**2:
+        return {"unequal": unequal, "not_possible": "too few seeds are in several sizes"}
+    f = (rest - left) / above / (left / below)
+    p = float(stats.f.sf(f, above, below))
+    shared = set(each).intersection(*seeds)
+    row = {"unequal": unequal, "f": f, "degrees_of_freedom": [above, below], "p": p, "found": p < BY_SEED}
+    if not (unequal and shared):
+        return row | {"shared": sorted(shared)}
+    kept = [point([t for t in (trials[name] for name in p.trials) if t.last.seed in shared]) for p in law.points]
+    fit = law.refit(kept)
+    return row | {"shared": sorted(shared), "b": fit.b, "b_low": fit.b_low, "b_high": fit.b_high}
+
+
+def _rest(design: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[int, float]:
+    """Return the rank of a linear model and the sum of squares that it leaves."""
+    fitted, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
+    return int(rank), float(((values - design @ fitted) ** 2).sum())
 
 
 # ---------------------------------------------------------------- sizes left out

@@ -122,3 +122,23 @@ def test_a_seed_that_alone_makes_a_floor_is_named(tmp_path: Path) -> None:
     report = report_of(written(tmp_path, seeds))
     assert report["laws"][0]["floor_test"]["found"]
     assert "a floor is not found without S8-1" in summary(report).splitlines()
+
+
+def test_seeds_that_bend_the_law_are_said(tmp_path: Path) -> None:
+    """Seeds 2 and 3 are twice as bad at every size, and only the two smallest have them."""
+    exact = {size: 100.0 / 2**i for i, size in enumerate("abcdef")}
+    noise = np.random.default_rng(0).normal(0, 0.02, (6, 4))
+    rows = {
+        size: [value * (1 + seed // 2) * math.exp(noise[i, seed]) for seed in range(4 if i < 2 else 2)]
+        for i, (size, value) in enumerate(exact.items())
+    }
+    line = next(x for x in summary(report_of(written(tmp_path, rows))).splitlines() if x.startswith("SEEDS"))
+    b = float(line.split("b = ")[1].split()[0])
+    assert "over the seeds of all sizes, 0, 1, b = " in line and b == pytest.approx(math.log10(2), abs=0.01)
+    shared = {size: seeds[:2] for size, seeds in rows.items()}
+    assert "SEEDS" not in summary(report_of(written(tmp_path, shared)))
+    apart = {
+        size: [value * math.exp(e) for e in noise[i, : 4 if i < 2 else 2]]
+        for i, (size, value) in enumerate(exact.items())
+    }
+    assert "SEEDS" not in summary(report_of(written(tmp_path, apart)))

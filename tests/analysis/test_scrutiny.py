@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import statsmodels.api as sm
+import statsmodels.formula.api as smf
 
 from analysis.law import Law, fit_curve, fit_laws
 from analysis.noise import estimate_noise
@@ -253,3 +255,20 @@ def test_sizes_that_stray_have_a_variance_of_their_own() -> None:
     weights = 1 / noise.variance([p.gflops for p in points], [len(p.values) for p in points])
     line = sm.WLS(y, sm.add_constant(x), weights=weights).fit()
     assert float(weights @ line.resid**2) == pytest.approx(2) and noise.effect > 0.1
+
+
+def test_an_effect_of_seeds_is_that_of_a_two_way_anova(tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).normal(0, 0.1, (4, 3))
+
+    def value(size: str, seed: int, c: float) -> float:
+        return float(3e3 * c**-0.4 * np.exp(noise[list(SIZES).index(size), seed] + 0.1 * seed))
+
+    table = table_of(tmp_path, value, seeds=3)
+    found = scrutinise(table, only(table))["common_seeds"]
+    logs = noise + 0.1 * np.arange(3) - 0.4 * np.log(list(SIZES.values()))[:, None]
+    frame = pd.DataFrame({"log": logs.ravel(), "size": np.repeat(list(SIZES), 3), "seed": np.tile(["a", "b", "c"], 4)})
+    anova = sm.stats.anova_lm(smf.ols("log ~ size + seed", frame).fit())
+    assert found["f"] == pytest.approx(anova.loc["seed", "F"]) and found["p"] == pytest.approx(
+        anova.loc["seed", "PR(>F)"]
+    )
+    assert found["degrees_of_freedom"] == [2, 6] and not found["unequal"]
