@@ -40,6 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 STEPS = "expected a number of steps, a factor such as x0.5, {flops: 3e15}, or {compute_of: XL}"
 # What pydantic says of a wrong kind of value, in other words.
 KINDS = {
+    "missing": "needs a value",
     "tuple_type": "write a list, such as [kernel_distance]",
     "int_parsing": "write a whole number, or a factor such as x0.5",
     "int_type": "write a whole number, or a factor such as x0.5",
@@ -183,6 +184,8 @@ def check_key(dotted: str, where: str = "--set") -> None:
     if parts[0] == "variants" and len(parts) > 2:
         check_key(".".join(parts[2:]), where)
         return
+    if parts[0] == "ladder" and len(parts) == 2:
+        raise UserError(f"{where}: '{dotted}' is a size; name one of its values, such as {dotted}.width")
     if dotted not in known:
         if below := sorted(key for key in known if key.startswith(f"{dotted}.")):
             raise UserError(f"{where}: '{dotted}' is a section; name one of its values, such as {below[0]}")

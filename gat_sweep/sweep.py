@@ -172,9 +172,8 @@ def load_sweep(
                 try:
                     config = resolve(recipe, *stack)
                 except UserError as error:
-                    if str(error).partition(":")[0] in overrides:
-                        raise UserError(f"--set {error}") from None
-                    raise UserError(f"{_place(path, lines, str(error))}: {error}") from None
+                    said = _of_overrides(str(error), recipe, [PRESETS[preset], overrides])
+                    raise UserError(said or f"{_place(path, lines, str(error))}: {error}") from None
                 if parent:
                     config = config.model_copy(update={"start": Start(trial=trial_id(parent), step=parent.train.steps)})
                     check_continues(config, parent, where=f"{path}: part '{name}'")
@@ -188,6 +187,18 @@ def load_sweep(
                 trials[trial] = config
                 found[name].append((stack, config))
     return Sweep(path.stem, file.about, recipe_name, trials)
+
+
+def _of_overrides(error: str, recipe: Mapping[str, Any], stack: list[Mapping[str, Any]]) -> str:
+    """The error as one of --set, if it names a key given there, or is there without the sweep file; else empty."""
+    if error.partition(":")[0] in stack[-1]:
+        return f"--set {error}"
+    try:
+        resolve(recipe, *stack)
+    except UserError as without:
+        if str(without) == error:
+            return f"--set: {error}"
+    return ""
 
 
 def differences(trials: Mapping[str, TrialConfig]) -> dict[str, dict[str, Any]]:

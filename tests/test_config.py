@@ -107,6 +107,9 @@ def test_unknown_names_get_the_nearest_right_one() -> None:
     assert "did you mean 'train.steps'" in message(lambda: check_key("train.step"))
     assert "did you mean 'mng.schedule'" in message(lambda: check_key("schedule"))
     assert "'train' is a section; name one of its values, such as train." in message(lambda: check_key("train"))
+    assert "'ladder.w9' is a size; name one of its values, such as ladder.w9.width" in message(
+        lambda: check_key("ladder.w9")
+    )
     assert "did you mean 'digits'" in message(lambda: load_recipe("digit"))
 
 

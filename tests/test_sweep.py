@@ -225,6 +225,10 @@ def studies(recipe: str) -> dict[str, dict[str, TrialConfig]]:
 def test_a_wrong_value_of_the_command_line_is_not_blamed_on_the_file() -> None:
     said = message(lambda: load_sweep(WIDTHS, "digits", overrides={"train.batch": -1}))
     assert said.startswith("--set train.batch: ") and "greater than 1" in said
+    said = message(lambda: load_sweep(WIDTHS, "digits", overrides={"variant": "nine"}))
+    assert said.startswith("--set: recipe 'digits' has no variant 'nine'")
+    said = message(lambda: load_sweep(WIDTHS, "digits", overrides={"ladder.w9.width": 9}))
+    assert said.startswith("--set: ladder.w9.depth: needs a value")
 
 
 def test_the_study_of_captions_is_refused_by_recipes_without_them() -> None:
