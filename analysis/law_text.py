@@ -41,6 +41,7 @@ def verdict(report: dict[str, Any]) -> str:
     return "; ".join(
         (f"patch {law['patch']}: " if len(report["laws"]) > 1 else "")
         + f"{law_text(report['metric'], law)}, b {interval(law, 'b_low', 'b_high')}"
+        + (f", {len(law['flagged'])} of its trials flagged" if law["flagged"] else "")
         for law in report["laws"]
     )
 

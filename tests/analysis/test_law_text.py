@@ -52,6 +52,8 @@ def test_a_law_takes_five_lines() -> None:
     assert largest.startswith("S5/2 from the other sizes: 6.8") and largest.endswith("measured 6.323: inside")
     assert "Pearson" in correlation and "Spearman -1.000" in correlation
     assert verdict(report) == "fid = 3.824 + 2964 C^-0.4367, b [0.3817, 0.4937]"
+    report["laws"][0]["flagged"] = [{"trial": "s0", "size": "S0/2", "flags": "D collapsed"}]
+    assert verdict(report).endswith("b [0.3817, 0.4937], 1 of its trials flagged")
 
 
 def test_everything_else_is_there_when_it_is_asked_for() -> None:
