@@ -97,8 +97,11 @@ def test_an_edit_reaches_the_blocks_that_it_names(generator: Generator) -> None:
     with torch.no_grad():
         plain = generator.synthesize(w)
         assert torch.equal(generator.synthesize(moved(w, vector, 0.0, (0, depth - 1), depth)), plain)
-        assert torch.equal(
-            generator.synthesize(moved(w, vector, 2.0, (0, depth - 1), depth)), generator.synthesize(w + 2 * vector)
+        # Some processors fuse w + 2 v into one rounding where memory is aligned, and not elsewhere.
+        assert torch.allclose(
+            generator.synthesize(moved(w, vector, 2.0, (0, depth - 1), depth)),
+            generator.synthesize(w + 2 * vector),
+            atol=1e-5,
         )
         late = generator.synthesize(moved(w, vector, 2.0, (depth - 1, depth - 1), depth))
         early = generator.synthesize(moved(w, vector, 2.0, (0, 0), depth))
