@@ -157,9 +157,9 @@ def _number(value: float) -> str:
 
 
 def _ends(row: dict[str, Any], low: str = "low", high: str = "high", form: str = ".3g", scale: float = 1.0) -> str:
-    """An interval as text; `?` for an end that lies beyond what was tried."""
+    """An interval as text; `open` for an end that lies beyond what was tried."""
     ends = (
-        "?" if row[end] is None else format(row[end] / scale, form) if form != ".3g" else _number(row[end] / scale)
+        "open" if row[end] is None else format(row[end] / scale, form) if form != ".3g" else _number(row[end] / scale)
         for end in (low, high)
     )
     return "[{}, {}]".format(*ends)
