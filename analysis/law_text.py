@@ -174,8 +174,9 @@ def _common_seeds(found: dict[str, Any]) -> Iterator[str]:
     if not (found["unequal"] and found.get("found")):
         return
     test = test_text(found["f"], found["degrees_of_freedom"], found["p"])
-    of = f"over the seeds of all sizes, {', '.join(map(str, found['shared']))}, " if found["shared"] else ""
-    b = f"; {of}b = {found['b']:.4f} {interval(found, 'b_low', 'b_high')}" if of else ""
+    b = ""
+    if shared := ", ".join(map(str, found["shared"])):
+        b = f"; over the seeds of all sizes, {shared}, b = {found['b']:.4f} {interval(found, 'b_low', 'b_high')}"
     yield (
         f"SEEDS MOVE ALL SIZES TOGETHER ({test}), and sizes have different seeds: the law is bent, and the interval "
         f"of b does not know it{b}; give all sizes the same seeds"

@@ -109,13 +109,14 @@ def common_seeds(table: Table, law: Law) -> dict[str, Any]:
         return {"unequal": unequal, "not_possible": "too few seeds are in several sizes"}
     f = (rest - left) / above / (left / below)
     p = float(stats.f.sf(f, above, below))
-    shared = set(each).intersection(*seeds)
-    row = {"unequal": unequal, "f": f, "degrees_of_freedom": [above, below], "p": p, "found": p < BY_SEED}
+    shared = sorted(set(each).intersection(*seeds))
+    row: dict[str, Any] = {"unequal": unequal, "f": f, "degrees_of_freedom": [above, below], "p": p}
+    row |= {"found": p < BY_SEED, "shared": shared}
     if not (unequal and shared):
-        return row | {"shared": sorted(shared)}
+        return row
     kept = [point([t for t in (trials[name] for name in p.trials) if t.last.seed in shared]) for p in law.points]
     fit = law.refit(kept)
-    return row | {"shared": sorted(shared), "b": fit.b, "b_low": fit.b_low, "b_high": fit.b_high}
+    return row | {"b": fit.b, "b_low": fit.b_low, "b_high": fit.b_high}
 
 
 def _rest(design: NDArray[np.float64], values: NDArray[np.float64]) -> tuple[int, float]:
